@@ -1,0 +1,185 @@
+"""Structured pruning of attention heads and MLP channels: torch-pruning ranks them, the config records the new widths.
+
+The pruned model is an ordinary model of a smaller config. The width of the residual stream stays, so that a pruned student
+still matches its teacher's stages.
+"""
+
+# h heads, d head width, C channels of the stage
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from swin_hf import SwinHfForImageClassification
+from swin_hf.modeling_swin_hf import SwinHfAttention, SwinHfBlock
+
+MLP_MULTIPLE = 8  # matrix kernels work in tiles of 8 channels
+
+
+class PruningError(ValueError):
+    """The requested share cannot be removed from this model; the message says how much can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """What stays: for every block, in order, sorted indices of its heads and of its hidden MLP channels."""
+
+    heads: list[list[int]]
+    mlp_channels: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockImportance:
+    """Importance of each head and of each hidden MLP channel of one block; the mean over a block is 1."""
+
+    heads: torch.Tensor
+    mlp_channels: torch.Tensor
+
+
+def blocks_of(model: SwinHfForImageClassification) -> list[SwinHfBlock]:
+    return [block for stage in model.swin.encoder.layers for block in stage.blocks]
+
+
+def measure_importance(
+    model: SwinHfForImageClassification, losses: Iterable[Callable[[], torch.Tensor]]
+) -> list[BlockImportance]:
+    """First-order Taylor importance |w * dL/dw| of torch-pruning, averaged over the losses (Molchanov et al. 2019).
+
+    losses: each call runs one batch through `model` and returns its loss, best the distillation loss.
+    """
+    importance = tp.importance.GroupTaylorImportance(normalizer="mean")
+    groups = [(_head_group(block.attention), _mlp_group(block)) for block in blocks_of(model)]
+    totals = None
+    for compute_loss in losses:
+        model.zero_grad()
+        compute_loss().backward()
+        scores = [(importance(heads), importance(channels)) for heads, channels in groups]
+        totals = scores if totals is None else [
+            (old[0] + new[0], old[1] + new[1]) for old, new in zip(totals, scores)
+        ]
+    model.zero_grad()
+    return [
+        BlockImportance(
+            heads=_mean_one(heads.view(-1, block.attention.head_dim).sum(dim=1)), mlp_channels=_mean_one(channels)
+        )
+        for block, (heads, channels) in zip(blocks_of(model), totals)
+    ]
+
+
+def _mean_one(scores: torch.Tensor) -> torch.Tensor:
+    return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def _mlp_group(block: SwinHfBlock) -> tp.Group:
+    """The rows of fc1 with the columns of fc2 that they feed."""
+    graph = tp.DependencyGraph().build_dependency(block.mlp, torch.zeros(1, 1, block.mlp.fc1.in_features), verbose=False)
+    return graph.get_pruning_group(block.mlp.fc1, tp.prune_linear_out_channels, list(range(block.mlp.fc1.out_features)))
+
+
+class _HeadChannels(nn.Module):
+    """How the channels of the heads hang together, for torch-pruning to trace: q, k and v side by side into the output.
+
+    Attention itself mixes tokens, never channels, so a product of q, k and v has the dependencies of the real thing.
+    """
+
+    def __init__(self, attention: SwinHfAttention):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
+        self.o_proj = attention.o_proj
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        mixed = self.q_proj(hidden_states) * self.k_proj(hidden_states) * self.v_proj(hidden_states)
+        return self.o_proj(mixed)
+
+
+def _head_group(attention: SwinHfAttention) -> tp.Group:
+    """The rows of q, k and v with the columns of the output projection that belong to the same channel of a head."""
+    channels = _HeadChannels(attention)
+    graph = tp.DependencyGraph().build_dependency(channels, torch.zeros(1, 1, attention.q_proj.in_features), verbose=False)
+    every = list(range(attention.q_proj.out_features))
+    return graph.get_pruning_group(channels.q_proj, tp.prune_linear_out_channels, every)
+
+
+def make_plan(importance: list[BlockImportance], heads_share: float, mlp_share: float) -> PruningPlan:
+    """Keep the most important heads and MLP channels, each kind ranked over all blocks, and something in every block.
+
+    MLP widths are multiples of 8 where the dense width allows it.
+
+    Raises:
+        PruningError: so much was asked for that blocks would be empty.
+    """
+    return PruningPlan(
+        heads=_keep([block.heads for block in importance], heads_share, multiple=1, kind="heads"),
+        mlp_channels=_keep([block.mlp_channels for block in importance], mlp_share, MLP_MULTIPLE, kind="mlp"),
+    )
+
+
+def _keep(scores: list[torch.Tensor], share: float, multiple: int, kind: str) -> list[list[int]]:
+    """Indices to keep in each block: repeatedly drop the globally least important unit of `multiple` channels."""
+    # The channels of a block leave in the order of their importance, in units whose score is their mean.
+    total = sum(map(len, scores))
+    to_remove = int(share * total / multiple + 1e-9) * multiple
+    units = []
+    for block, block_scores in enumerate(scores):
+        ascending = block_scores.argsort(stable=True)
+        spare = (len(block_scores) - 1) // multiple * multiple  # the last unit of a block always stays
+        for start in range(0, spare, multiple):
+            unit = ascending[start : start + multiple]
+            units.append((block_scores[unit].mean().item(), block, unit.tolist()))
+    if to_remove > len(units) * multiple:
+        raise PruningError(
+            f"--prune_{kind} must leave something in every block: at most {len(units) * multiple / total:.2f} of the "
+            f"{total} can go, got {share}"
+        )
+    dropped: list[set[int]] = [set() for _ in scores]
+    for _, block, unit in sorted(units, key=lambda entry: (entry[0], entry[1]))[: to_remove // multiple]:
+        dropped[block].update(unit)
+    return [[index for index in range(len(block)) if index not in gone] for block, gone in zip(scores, dropped)]
+
+
+def prune(model: SwinHfForImageClassification, plan: PruningPlan) -> SwinHfForImageClassification:
+    """A new model with only what the plan keeps; `model` is left as it is."""
+    config = copy.deepcopy(model.config)
+    config.block_num_heads = _by_stage(map(len, plan.heads), config.depths)
+    config.block_mlp_dim = _by_stage(map(len, plan.mlp_channels), config.depths)
+    config.block_head_dim = _by_stage((block.attention.head_dim for block in blocks_of(model)), config.depths)
+    pruned = SwinHfForImageClassification(config)
+    pruned.load_state_dict(_kept_weights(model, plan))
+    return pruned.train(model.training)
+
+
+def _by_stage(widths: Iterable[int], depths: Iterable[int]) -> list[list[int]]:
+    widths = iter(widths)
+    return [[next(widths) for _ in range(depth)] for depth in depths]
+
+
+def _kept_weights(model: SwinHfForImageClassification, plan: PruningPlan) -> dict[str, torch.Tensor]:
+    state = dict(model.state_dict())
+    names = {module: name for name, module in model.named_modules()}
+    for block, heads, channels in zip(blocks_of(model), plan.heads, plan.mlp_channels):
+        name, d = names[block], block.attention.head_dim
+        head_channels = [head * d + offset for head in heads for offset in range(d)]
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            _select(state, f"{name}.attention.{projection}", rows=head_channels)
+        _select(state, f"{name}.attention.o_proj", columns=head_channels)
+        table = f"{name}.attention.relative_position_bias.relative_position_bias_table"
+        state[table] = state[table][:, heads]
+        _select(state, f"{name}.mlp.fc1", rows=channels)
+        _select(state, f"{name}.mlp.fc2", columns=channels)
+    return state
+
+
+def _select(
+    state: dict[str, torch.Tensor], layer: str, rows: list[int] | None = None, columns: list[int] | None = None
+) -> None:
+    """Cut a linear layer down to some outputs (rows, with their biases) or some inputs (columns)."""
+    if columns is not None:
+        state[f"{layer}.weight"] = state[f"{layer}.weight"][:, columns]
+    if rows is not None:
+        state[f"{layer}.weight"] = state[f"{layer}.weight"][rows]
+        if f"{layer}.bias" in state:
+            state[f"{layer}.bias"] = state[f"{layer}.bias"][rows]

@@ -1,0 +1,121 @@
+"""Stages of a run: each writes one folder, is skipped while nothing it depends on changed, and survives a kill.
+
+A stage works in a hidden folder beside its own and is moved into place when it is complete, so that a folder with its
+plain name is always whole. `stage.json` in it records the fingerprint: a hash of the settings the stage depends on, of the
+files it reads from outside the run and of the fingerprints of the stages before it.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "stage.json"
+
+
+class StageError(RuntimeError):
+    """A stage cannot run as asked; the message says what to run first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step: `build(work_dir)` fills a folder from the folders of the stages named in `inputs`.
+
+    title: what the step does, for the reader of the log.
+    folder: name of the folder under the run.
+    settings: everything else the outcome depends on, as JSON values.
+    """
+
+    name: str
+    title: str
+    folder: str
+    inputs: tuple[str, ...]
+    settings: dict[str, Any]
+    build: Callable[[Path], None]
+
+
+def fingerprints(stages: list[Stage]) -> dict[str, str]:
+    """Fingerprint of every stage, in order: a change in one reaches all that depend on it."""
+    result = {}
+    for stage in stages:
+        content = [stage.name, stage.settings, [result[name] for name in stage.inputs]]
+        result[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return result
+
+
+def file_listing(folder: Path) -> list[list]:
+    """Names, sizes and change times of all files under a folder: what a fingerprint keeps of data outside the run."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> None:
+    """Run the chosen stages in order, skipping those that are up to date.
+
+    Raises:
+        StageError: a stage that was not chosen is missing or was made with other settings.
+    """
+    wanted = fingerprints(stages)
+    by_name = {stage.name: stage for stage in stages}
+    chosen_stages = [stage for stage in stages if stage.name in chosen]
+    for stage in chosen_stages:
+        for name in stage.inputs:
+            if name not in chosen and _built_fingerprint(run_dir / by_name[name].folder) != wanted[name]:
+                raise StageError(
+                    f"stage {stage.name} reads {run_dir / by_name[name].folder}, which is missing or was made with other "
+                    f"settings; add {name} to --stages"
+                )
+    for number, stage in enumerate(chosen_stages, start=1):
+        folder = run_dir / stage.folder
+        heading = f"[{number}/{len(chosen_stages)}] {stage.name}: {stage.title}"
+        if _built_fingerprint(folder) == wanted[stage.name] and not force:
+            print(f"{heading}\n      up to date in {folder}", flush=True)
+            continue
+        print(heading, flush=True)
+        seconds = _build(stage, folder, wanted[stage.name])
+        print(f"      done in {seconds:.0f} s -> {folder}", flush=True)
+
+
+def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
+    """Fill the stage's folder aside, going on from what an interrupted run with the same settings left, and move it."""
+    started = time.monotonic()
+    work_dir = folder.with_name(f".{folder.name}.{fingerprint[:12]}.partial")
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        if leftover != work_dir:
+            shutil.rmtree(leftover)
+    if work_dir.exists():
+        print("      going on from an interrupted run", flush=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if _built_fingerprint(work_dir) != fingerprint:
+        stage.build(work_dir)
+    seconds = time.monotonic() - started
+    record = {"stage": stage.name, "fingerprint": fingerprint, "settings": stage.settings, "seconds": round(seconds, 1)}
+    write_whole(work_dir / MANIFEST, json.dumps(record, indent=2) + "\n")
+    move_into_place(work_dir, folder)
+    return seconds
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that its name never stands for half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def move_into_place(work_dir: Path, folder: Path) -> None:
+    """Give a finished folder its name; what bore it before goes away only afterwards."""
+    previous = folder.with_name(f".{folder.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    work_dir.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _built_fingerprint(folder: Path) -> str | None:
+    manifest = folder / MANIFEST
+    return json.loads(manifest.read_text())["fingerprint"] if manifest.is_file() else None

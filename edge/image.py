@@ -1,0 +1,73 @@
+"""From an image file to the input of a program, with NumPy and Pillow alone.
+
+`swin_hf.SwinHfImageProcessorPil` does the same for the model; this module stands on its own because a device that runs a
+program has no transformers. A test holds the two equal.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class UnreadableImageError(ValueError):
+    """A file is not an image that can be decoded; the message names it."""
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read an image as people see it: 8-bit RGB, upright.
+
+    The EXIF rotation is applied, palettes and CMYK are converted, transparency is laid on white, 16-bit levels are divided
+    by 257, and deeper or float levels are stretched from their own minimum and maximum.
+
+    Raises:
+        UnreadableImageError: the file is missing, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"{path} is not an image that can be read: {error}") from error
+    return to_rgb(upright)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An 8-bit RGB image from one of any mode."""
+    if image.mode.startswith(("I", "F")):
+        levels = np.asarray(image).astype(np.float64)
+        if image.mode.startswith("I;16") or (image.mode == "I" and 0 <= levels.min() and levels.max() <= 65535):
+            levels = levels / 257
+        else:
+            span = levels.max() - levels.min()
+            levels = (levels - levels.min()) * (255 / span if span else 0)
+        image = Image.fromarray(np.round(levels).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_pixel_values(image: Image.Image, height: int, width: int, resample: int) -> np.ndarray:
+    """Resize an RGB image and lay it out as a program wants it: float32 (1, 3, height, width) in [0, 1]."""
+    if image.size != (width, height):
+        image = image.resize((width, height), resample=resample)
+    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    return np.ascontiguousarray(pixels)
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All files with the name of an image under a folder, in a fixed order.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give a folder of images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give a folder of images")
+    return paths
