@@ -77,7 +77,7 @@ def prepare_data(settings: DataSettings, work_dir: Path) -> None:
         DataError: no images, fewer than two classes, too few images in a class, or too many unreadable ones.
     """
     found = find_labelled_images(settings)
-    _check_classes(found, settings)
+    check_classes(found, settings)
     skipped: list[str] = []
     splits = {}
     for split, indices, source in _split(found, settings):

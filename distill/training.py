@@ -47,6 +47,7 @@ class Classifier(nn.Module):
     def __init__(self, model: PreTrainedModel, processor, class_order: list[int] | None = None):
         super().__init__()
         self.model = model
+        self.processor = processor
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         self.size = (size.height or size.shortest_edge, size.width or size.shortest_edge)
         self.class_order = class_order

@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned -> .pte -> report
+	@echo "== Running the demo: handwritten digits, from a teacher to a .pte (python distill/run.py)"
+	@$(BIN)/python distill/run.py
+
+test: $(VENV)/.installed  ## all tests; no network, no GPU
+	@echo "== Running the tests"
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:  ## remove the environment, the demo run and caches
+	rm -rf $(VENV) runs/demo build *.egg-info .pytest_cache .ruff_cache
+
+# PyTorch comes first and alone: pip then takes a CPU build that PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL names.
+$(VENV)/.installed: pyproject.toml
+	@echo "== Making $(VENV) and installing swin-hf with all its extras (some minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swin-hf needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch>=2.13,<2.14"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all]"
+	@touch $@

@@ -1,0 +1,275 @@
+"""The seven stages of a run, from images to a report."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from distill.augmentation import RandomAffine
+from distill.data import DataError, check_classes, find_labelled_images, image_processor, prepare_data
+from distill.pruning import PruningError, make_plan, measure_importance, prune
+from distill.report import make_report, read_table, write_report
+from distill.settings import Settings, SettingsError
+from distill.stages import Stage, StageError, file_listing
+from distill.training import Classifier, Schedule, TeacherError, collate, kd_loss, load_classifier, train
+from edge.export import ExportError, export
+from swin_hf import SwinHfConfig, SwinHfForImageClassification
+from swin_hf.modeling_swin_hf import classification_loss
+
+
+EXPLAINED_ERRORS = (SettingsError, DataError, TeacherError, StageError, PruningError, ExportError, OSError)
+
+
+class Pipeline:
+    """Builds the stages of a run from its settings; every method that fills a folder is one stage."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.run_dir = settings.run_dir
+
+    def stages(self) -> list[Stage]:
+        """The stages in order, each with exactly the settings that its outcome depends on."""
+        parts = {name: asdict(part) for name, part in vars(self.settings).items()}
+        training = {name: parts[name] for name in ("augmentation", "training")}
+
+        def stage(name: str, title: str, folder: str, inputs: tuple[str, ...], own: dict, build: Callable) -> Stage:
+            return Stage(name=name, title=title, folder=folder, inputs=inputs, settings=own, build=build)
+
+        data_settings = parts["data"] | {"files": outside_files(self.settings.data.dataset)}
+        teacher, model = parts["teacher"], {"model": parts["model"]}
+        if teacher["teacher"]:
+            teacher_settings = {"teacher": teacher["teacher"], "files": outside_files(teacher["teacher"])}
+            teacher_title = f"take {teacher['teacher']}"
+        else:
+            teacher_settings, teacher_title = training | model | {"own": teacher}, "train the large model"
+        return [
+            stage("data", "clean, resize and split the images", "data", (), data_settings, self.build_data),
+            stage("teacher", teacher_title, "teacher", ("data",), teacher_settings, self.build_teacher),
+            stage(
+                "student",
+                "distill the teacher into a small model",
+                "student",
+                ("data", "teacher"),
+                training | model | {"own": parts["student"]},
+                self.build_student,
+            ),
+            stage(
+                "prune",
+                "remove the least important heads and MLP channels",
+                "pruned",
+                ("data", "teacher", "student"),
+                {"own": parts["prune"], "training": parts["training"]},
+                self.build_pruned,
+            ),
+            stage(
+                "recover",
+                "distill again, to win back what pruning cost",
+                "recovered",
+                ("data", "teacher", "prune"),
+                training | {"own": parts["recover"]},
+                self.build_recovered,
+            ),
+            stage(
+                "edge",
+                "quantize, lower to ExecuTorch, and run the program",
+                "edge",
+                ("data", "recover"),
+                parts["edge"],
+                self.build_edge,
+            ),
+            stage(
+                "report",
+                "measure every step on the test images",
+                "report",
+                ("data", "teacher", "student", "prune", "recover", "edge"),
+                parts["report"],
+                self.build_report,
+            ),
+        ]
+
+    def check(self) -> None:
+        """Look at everything from outside the run, so that what is wrong with it is said before any work.
+
+        Raises:
+            DataError: the data set is not there or cannot be used.
+            TeacherError: `--teacher` is not an image classifier for these classes.
+        """
+        stages, teacher = self.settings.run.stage_names, self.settings.teacher.teacher
+        if "data" in stages or (teacher and "teacher" in stages):
+            found = find_labelled_images(self.settings.data)
+            check_classes(found, self.settings.data)
+            if teacher:
+                load_classifier(teacher, found.class_names)
+
+    # -- one method per stage ------------------------------------------------------------------------------------------
+
+    def build_data(self, work_dir: Path) -> None:
+        prepare_data(self.settings.data, work_dir)
+
+    def build_teacher(self, work_dir: Path) -> None:
+        own = self.settings.teacher
+        if own.teacher:
+            classifier = load_classifier(own.teacher, self.class_names)
+            self._save(work_dir, classifier, {"source": own.teacher})
+            return
+        set_seed(self.settings.data.seed)
+        model = SwinHfForImageClassification(
+            self._config(own.teacher_embed_dim, own.teacher_depths, own.teacher_num_heads, own.teacher_drop_path)
+        )
+        self._train(model, work_dir, own.teacher_epochs, own.teacher_learning_rate, teacher=None)
+
+    def build_student(self, work_dir: Path) -> None:
+        own = self.settings.student
+        set_seed(self.settings.data.seed)
+        model = SwinHfForImageClassification(
+            self._config(own.student_embed_dim, own.student_depths, own.student_num_heads, drop_path=0.0)
+        )
+        self._train(model, work_dir, own.student_epochs, own.student_learning_rate, self.load("teacher"))
+
+    def build_pruned(self, work_dir: Path) -> None:
+        own, batch_size = self.settings.prune, self.settings.training.batch_size
+        set_seed(self.settings.data.seed)
+        student, teacher = self.load("student"), self.load("teacher")
+        student.requires_grad_(True)
+        images = self.data["train"].shuffle(seed=self.settings.data.seed)
+        batches = max(min(own.prune_batches, len(images) // batch_size), 1)
+
+        def loss(batch: int) -> torch.Tensor:
+            rows = images.select(range(batch * batch_size, min((batch + 1) * batch_size, len(images))))
+            inputs = collate(list(rows))
+            pixels = inputs["pixels"].float() / 255
+            logits = student(pixels)
+            with torch.no_grad():
+                teacher_logits = teacher(pixels)
+            distillation = self.settings.training.kd_weight * kd_loss(logits, teacher_logits)
+            return classification_loss(logits, inputs["labels"], None) + distillation
+
+        importance = measure_importance(student.model, [lambda batch=batch: loss(batch) for batch in range(batches)])
+        plan = make_plan(importance, own.prune_heads, own.prune_mlp)
+        pruned = prune(student.model, plan)
+        widths = {"heads": plan.heads, "mlp": plan.mlp_channels}
+        removed = {
+            kind: 1 - sum(map(len, widths[kind])) / sum(len(getattr(block, name)) for block in importance)
+            for kind, name in (("heads", "heads"), ("mlp", "mlp_channels"))
+        }
+        print(
+            f"      removed {removed['heads']:.0%} of the heads (asked {own.prune_heads:.0%}) and {removed['mlp']:.0%} of the "
+            f"MLP channels (asked {own.prune_mlp:.0%})"
+        )
+        figures = {"removed_heads": removed["heads"], "removed_mlp": removed["mlp"]}
+        self._save(work_dir, Classifier(pruned, image_processor(self.settings.data)), figures)
+
+    def build_recovered(self, work_dir: Path) -> None:
+        own = self.settings.recover
+        set_seed(self.settings.data.seed)
+        model = self.load("pruned").requires_grad_(True).model
+        self._train(model, work_dir, own.recover_epochs, own.recover_learning_rate, self.load("teacher"))
+
+    def build_edge(self, work_dir: Path) -> None:
+        program_dir = work_dir / "export"
+        manifest = export(self.run_dir / "recovered", program_dir, self.settings.edge.edge_recipe)
+        for file in program_dir.iterdir():
+            file.rename(work_dir / file.name)
+        program_dir.rmdir()
+        print(
+            f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees with "
+            f"the model on {manifest.parity['program_agreement']:.1%} of {manifest.parity['num_images']} training images"
+        )
+
+    def build_report(self, work_dir: Path) -> None:
+        write_report(make_report(self.run_dir, self.settings.run_name, self.settings.report), work_dir)
+
+    # -- what the stages share -----------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> datasets.DatasetDict:
+        return datasets.load_from_disk(str(self.run_dir / "data"))
+
+    @property
+    def class_names(self) -> list[str]:
+        return json.loads((self.run_dir / "data" / "data.json").read_text())["class_names"]
+
+    def load(self, folder: str) -> Classifier:
+        """The classifier of an earlier stage, frozen and in eval mode, its outputs in the order of the data's classes."""
+        return load_classifier(self.run_dir / folder, self.class_names)
+
+    def publish(self) -> None:
+        """Copy what people look for, the samples and the report, to the top of the run folder."""
+        samples, report = self.run_dir / "data" / "samples", self.run_dir / "report"
+        if samples.is_dir():
+            shutil.rmtree(self.run_dir / "samples", ignore_errors=True)
+            shutil.copytree(samples, self.run_dir / "samples")
+        for file in report.glob("report*"):
+            shutil.copy2(file, self.run_dir / file.name)
+
+    def closing_words(self) -> str:
+        """The table and what to type next, as far as the run has come."""
+        words = []
+        if (self.run_dir / "report.json").is_file():
+            words += ["", read_table(self.run_dir / "report.json"), "", f"Report: {self.run_dir / 'report.html'}"]
+        samples = sorted((self.run_dir / "samples").glob("*_0.png"))
+        if (self.run_dir / "edge" / "model.pte").is_file() and samples:
+            sample = self.run_dir / "samples" / "7_0.png"
+            words.append(f"Try: python -m edge run {self.run_dir / 'edge'} {sample if sample in samples else samples[0]}")
+        return "\n".join(words)
+
+    def _config(self, embed_dim: int, depths: list[int], num_heads: list[int], drop_path: float) -> SwinHfConfig:
+        names = self.class_names
+        return SwinHfConfig(
+            image_size=self.settings.data.image_size,
+            patch_size=self.settings.model.patch_size,
+            window_size=self.settings.model.window_size,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            drop_path_rate=drop_path,
+            weight_init="fan_in",  # these models are narrow, and none starts from a checkpoint
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+
+    def _train(
+        self,
+        model: SwinHfForImageClassification,
+        work_dir: Path,
+        epochs: int,
+        learning_rate: float,
+        teacher: Classifier | None,
+    ) -> None:
+        classifier = Classifier(model, image_processor(self.settings.data))
+        figures = train(
+            classifier,
+            self.data,
+            self.settings.training,
+            Schedule(epochs=epochs, learning_rate=learning_rate, seed=self.settings.data.seed),
+            RandomAffine(self.settings.augmentation),
+            work_dir,
+            teacher,
+        )
+        print(f"      validation accuracy {figures['validation_accuracy']:.1%}")
+        self._save(work_dir, classifier, figures)
+
+    def _save(self, work_dir: Path, classifier: Classifier, figures: dict) -> None:
+        """Write an ordinary `from_pretrained` folder with its processor and figures."""
+        processor = classifier.processor
+        classifier.model.save_pretrained(work_dir)
+        processor.save_pretrained(work_dir)
+        (work_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def quieten_libraries() -> None:
+    """Leave the terminal to the stages: no bars and hints for every small file that is read or written."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def outside_files(name: str) -> list[list]:
+    """What a fingerprint keeps of a data set or checkpoint: its files if it is a folder here, else nothing but its name."""
+    return file_listing(Path(name)) if Path(name).is_dir() else []

@@ -1,0 +1,44 @@
+"""From labelled images to a small Swin in a .pte, with a report of what each step cost.
+
+    python distill/run.py                                   # the demo: handwritten digits
+    python distill/run.py --dataset my_photos               # one folder of images per class
+    python distill/run.py --recipe my.yaml --stages edge,report
+"""
+
+import sys
+
+from edge.quiet import quieten
+
+# What `main` needs is imported after `quieten`, which silences messages that PyTorch's packages write on import.
+
+
+def main() -> int:
+    """Run the stages; 0 when all is done, 1 after an error that was explained on stderr."""
+    quieten()
+    from filelock import FileLock, Timeout
+
+    from distill.pipeline import EXPLAINED_ERRORS, Pipeline, quieten_libraries
+    from distill.settings import parse_settings
+    from distill.stages import run_stages
+
+    quieten_libraries()
+    try:
+        settings = parse_settings()
+        pipeline, run_dir = Pipeline(settings), settings.run_dir
+        pipeline.check()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(run_dir / ".lock", timeout=0):
+            run_stages(pipeline.stages(), settings.run.stage_names, run_dir, settings.run.force)
+            pipeline.publish()
+    except Timeout:
+        print(f"error: another run is at work in {run_dir}; wait for it or give another --name", file=sys.stderr)
+        return 1
+    except EXPLAINED_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(pipeline.closing_words())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
