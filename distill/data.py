@@ -205,7 +205,12 @@ def _from_datasets(loaded: datasets.Dataset | datasets.DatasetDict, name: str) -
     return LabelledImages(images, labels, features[label_column].names)
 
 
-def _check_classes(found: LabelledImages, settings: DataSettings) -> None:
+def check_classes(found: LabelledImages, settings: DataSettings) -> None:
+    """Check that there are classes to tell apart and images of each to learn from.
+
+    Raises:
+        DataError: one class only, or a class with hardly any images.
+    """
     counts = Counter(found.labels["all"] if "all" in found.labels else found.labels["train"])
     if len(counts) < 2:
         names = ", ".join(found.class_names[label] for label in counts)

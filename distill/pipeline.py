@@ -172,11 +172,7 @@ class Pipeline:
         self._train(model, work_dir, own.recover_epochs, own.recover_learning_rate, self.load("teacher"))
 
     def build_edge(self, work_dir: Path) -> None:
-        program_dir = work_dir / "export"
-        manifest = export(self.run_dir / "recovered", program_dir, self.settings.edge.edge_recipe)
-        for file in program_dir.iterdir():
-            file.rename(work_dir / file.name)
-        program_dir.rmdir()
+        manifest = export(self.run_dir / "recovered", work_dir, self.settings.edge.edge_recipe)
         print(
             f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees with "
             f"the model on {manifest.parity['program_agreement']:.1%} of {manifest.parity['num_images']} training images"

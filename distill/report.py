@@ -20,7 +20,7 @@ from distill.measure import accuracy_with_interval, classifier_logits, count_mac
 from distill.settings import ReportSettings
 from distill.training import Classifier, load_classifier
 from edge.bench import Latency, describe_machine, measure_latency
-from edge.runner import Runner, set_num_threads
+from edge.runner import Runner
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -77,7 +77,7 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
     test = datasets.load_from_disk(str(run_dir / "data"))["test"]
     labels = np.array(test["label"])
     classifiers = {step: load_classifier(run_dir / step, data_facts["class_names"]) for step in CHECKPOINTS}
-    runner = Runner(run_dir / "edge")
+    runner = Runner(run_dir / "edge", num_threads=settings.latency_threads)
     program_step = f"{runner.manifest.recipe} .pte"
 
     logits = {step: classifier_logits(classifier, test) for step, classifier in classifiers.items()}
@@ -136,7 +136,6 @@ def _latency(
     runs[program_step] = lambda: runner.logits(pixel_values)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.latency_threads)
-    set_num_threads(settings.latency_threads)
     try:
         with torch.inference_mode():
             return measure_latency(runs, settings.latency_repeats, settings.latency_threads)

@@ -192,6 +192,7 @@ def train(
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=2 * settings.batch_size,
         dataloader_num_workers=settings.dataloader_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         bf16=settings.mixed_precision == "bf16",
         fp16=settings.mixed_precision == "fp16",
         seed=schedule.seed,

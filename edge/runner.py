@@ -13,7 +13,7 @@ import torch
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Runtime
 
-from edge.artefact import ArtefactError, Manifest, read_artefact
+from edge.artefact import ArtefactError, read_artefact
 from edge.image import load_image, to_pixel_values
 
 
@@ -31,8 +31,11 @@ class Runner:
     manifest: what `edge.json` says.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, num_threads: int | None = None):
         """Load the artefact in `folder`.
+
+        num_threads: threads of the runtime, by default as many as it thinks best. They belong to the process: a runner made
+            earlier must not be used after another one was made with a number.
 
         Raises:
             ArtefactError: it is missing or damaged, or the runtime does not take the program.
@@ -41,6 +44,9 @@ class Runner:
         contract = self.manifest.input
         try:
             with _held_back_stderr():
+                if num_threads is not None:
+                    # Before loading: a loaded program holds on to the thread pool that this replaces.
+                    portable_lib._unsafe_reset_threadpool(num_threads)
                 self._program = Runtime.get().load_program(self._program_bytes)
                 self._forward = self._program.load_method("forward")
                 shape = (1, contract.channels, contract.height, contract.width)
@@ -84,12 +90,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def set_num_threads(num_threads: int) -> None:
-    """Let the runtime's thread pool use this many threads."""
-    with _held_back_stderr():
-        portable_lib._unsafe_reset_threadpool(num_threads)
-
-
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
     """Keep what native code writes to stderr to itself, unless the block fails.
@@ -109,6 +109,3 @@ def _held_back_stderr() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-__all__ = ["Manifest", "Prediction", "Runner", "set_num_threads", "softmax"]

@@ -1,0 +1,61 @@
+"""Tiny seeded models and images for all tests; no network, no GPU."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.data import image_processor
+from distill.settings import DataSettings
+from swin_hf import SwinHfConfig, SwinHfForImageClassification
+
+TINY = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_model():
+    """A tiny classifier in eval mode whose every parameter is random, biases included, so that each of them matters."""
+
+    def make(**changes) -> SwinHfForImageClassification:
+        config = SwinHfConfig(**(TINY | {"num_labels": 3, "weight_init": "fan_in"} | changes))
+        model = SwinHfForImageClassification(config)
+        for name, parameter in model.named_parameters():
+            if "bias" in name or "position" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Three classes of 16 small RGB images, told apart by their colour: one folder per class."""
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("blue", "green", "red")):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(16):
+            pixels = rng.integers(0, 120, (20, 24, 3))
+            pixels[..., 2 - channel] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def checkpoint(make_model, tmp_path) -> Path:
+    """A saved tiny classifier of the classes of `image_folder`, with its processor."""
+    folder = tmp_path / "checkpoint"
+    make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(folder)
+    image_processor(DataSettings(image_size=16)).save_pretrained(folder)
+    return folder
