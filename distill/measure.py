@@ -43,7 +43,9 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 def classifier_logits(classifier: Classifier, dataset: datasets.Dataset, batch_size: int = 64) -> np.ndarray:
     """Logits (n, K) of all images of a split, without augmentation."""
     classifier.eval()
-    batches = (dataset.select(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size))
+    batches = (
+        dataset.select(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)
+    )
     return np.concatenate([classifier(collate(list(rows))["pixels"].float() / 255).numpy() for rows in batches])
 
 

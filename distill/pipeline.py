@@ -22,7 +22,6 @@ from edge.export import ExportError, export
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.modeling_swin_hf import classification_loss
 
-
 EXPLAINED_ERRORS = (SettingsError, DataError, TeacherError, StageError, PruningError, ExportError, OSError)
 
 

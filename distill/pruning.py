@@ -58,14 +58,10 @@ def measure_importance(
         model.zero_grad()
         compute_loss().backward()
         scores = [(importance(heads), importance(channels)) for heads, channels in groups]
-        totals = scores if totals is None else [
-            (old[0] + new[0], old[1] + new[1]) for old, new in zip(totals, scores)
-        ]
+        totals = scores if totals is None else [(old[0] + new[0], old[1] + new[1]) for old, new in zip(totals, scores)]
     model.zero_grad()
     return [
-        BlockImportance(
-            heads=_mean_one(heads.view(-1, block.attention.head_dim).sum(dim=1)), mlp_channels=_mean_one(channels)
-        )
+        BlockImportance(heads=_mean_one(heads.view(-1, block.attention.head_dim).sum(dim=1)), mlp_channels=_mean_one(channels))
         for block, (heads, channels) in zip(blocks_of(model), totals)
     ]
 

@@ -23,7 +23,7 @@ from edge.bench import Latency, describe_machine, measure_latency
 from edge.runner import Runner
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CHECKPOINTS = ("teacher", "student", "pruned", "recovered")
 PYTORCH, EXECUTORCH = "PyTorch eager", "ExecuTorch"
@@ -174,7 +174,13 @@ def table(report: Report) -> list[dict[str, str]]:
     teacher = report.rows[0]
 
     def ratio(value: float, reference: float) -> str:
-        return "" if value == reference else f" (1/{reference / value:.1f})" if value < reference else f" ({value / reference:.1f}x)"
+        return (
+            ""
+            if value == reference
+            else f" (1/{reference / value:.1f})"
+            if value < reference
+            else f" ({value / reference:.1f}x)"
+        )
 
     return [
         {
@@ -207,7 +213,12 @@ def plot_accuracy_against_latency(report: Report, path: Path) -> None:
         interval = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
         marker = "s" if row.engine == EXECUTORCH else "o"
         axes.errorbar(
-            row.latency.p50_ms, 100 * row.accuracy, yerr=interval, fmt=marker, capsize=4, label=f"{row.step} ({row.engine})",
+            row.latency.p50_ms,
+            100 * row.accuracy,
+            yerr=interval,
+            fmt=marker,
+            capsize=4,
+            label=f"{row.step} ({row.engine})",
             color=f"C{index}",
         )
     axes.set_xscale("log")
@@ -234,6 +245,8 @@ def plot_confusion(report: Report, path: Path) -> None:
     if len(names) <= 30:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                axes.text(column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black")
+                axes.text(
+                    column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
+                )
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,8 +1,8 @@
 """From labelled images to a small Swin in a .pte, with a report of what each step cost.
 
-    python distill/run.py                                   # the demo: handwritten digits
-    python distill/run.py --dataset my_photos               # one folder of images per class
-    python distill/run.py --recipe my.yaml --stages edge,report
+python distill/run.py                                   # the demo: handwritten digits
+python distill/run.py --dataset my_photos               # one folder of images per class
+python distill/run.py --recipe my.yaml --stages edge,report
 """
 
 import sys

@@ -25,7 +25,9 @@ def require(condition: bool, name: str, rule: str, value: Any, hint: str = "") -
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    name: str = field(default="", metadata={"help": "Run folder under --output_root. Default: demo, or the data set's own name."})
+    name: str = field(
+        default="", metadata={"help": "Run folder under --output_root. Default: demo, or the data set's own name."}
+    )
     output_root: str = field(default="runs", metadata={"help": "Folder that holds all runs."})
     stages: str = field(default=",".join(STAGES), metadata={"help": "Comma-separated stages to run."})
     force: bool = field(default=False, metadata={"help": "Run the chosen stages again even where nothing changed."})
@@ -209,9 +211,7 @@ def check_architecture(model: str, embed_dim: int, depths: list[int], num_heads:
     """Check one model's widths and depths, naming the flag that is wrong."""
     require(embed_dim >= 1, f"{model}_embed_dim", "be positive", embed_dim)
     require(bool(depths) and min(depths) >= 1, f"{model}_depths", "hold at least one block per stage", depths)
-    require(
-        len(num_heads) == len(depths), f"{model}_num_heads", f"have one entry per stage like depths {depths}", num_heads
-    )
+    require(len(num_heads) == len(depths), f"{model}_num_heads", f"have one entry per stage like depths {depths}", num_heads)
     for stage, heads in enumerate(num_heads):
         dim = embed_dim * 2**stage
         require(heads >= 1 and dim % heads == 0, f"{model}_num_heads", f"divide {dim} channels in stage {stage}", num_heads)
@@ -230,9 +230,10 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         prog="distill/run.py",
         description="From labelled images to a small Swin in a .pte: data, teacher, student, prune, recover, edge, report.",
         allow_abbrev=False,
-        exit_on_error=False,
     )
-    parser.add_argument("--recipe", help=f"YAML file, or one of {', '.join(sorted(p.stem for p in RECIPE_DIR.glob('*.yaml')))}.")
+    parser.add_argument(
+        "--recipe", help=f"YAML file, or one of {', '.join(sorted(p.stem for p in RECIPE_DIR.glob('*.yaml')))}."
+    )
     parser.error = _raise_settings_error
     recipe_parser_args = [argument for argument in argv if argument not in ("-h", "--help")]
     known, _ = parser.parse_known_args(recipe_parser_args)

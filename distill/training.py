@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -75,7 +76,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {error}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
@@ -110,9 +111,7 @@ class DistillationTrainer(Trainer):
     both (Beyer et al. 2022, arXiv:2106.05237, "consistent teaching"). The teacher is frozen and never in training mode.
     """
 
-    def __init__(
-        self, *args, augmentation: RandomAffine, teacher: Classifier | None = None, kd_weight: float = 1.0, **kwargs
-    ):
+    def __init__(self, *args, augmentation: RandomAffine, teacher: Classifier | None = None, kd_weight: float = 1.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
         self.kd_weight = kd_weight

@@ -1,9 +1,9 @@
 """Command line of the device side.
 
-    python -m edge export runs/demo/recovered --out my_model --recipe int8
-    python -m edge run runs/demo/edge runs/demo/samples/7_0.png
-    python -m edge bench runs/demo/edge
-    python -m edge verify runs/demo/edge --data runs/demo/samples
+python -m edge export runs/demo/recovered --out my_model --recipe int8
+python -m edge run runs/demo/edge runs/demo/samples/7_0.png
+python -m edge bench runs/demo/edge
+python -m edge verify runs/demo/edge --data runs/demo/samples
 """
 
 import argparse
@@ -113,11 +113,15 @@ def run_bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(figures, indent=2))
         return 0
-    print(f"{arguments.artefact}: recipe {figures['recipe']}, {figures['size_bytes'] / 1e3:.0f} kB, loaded and run once in "
-          f"{figures['load_ms']:.0f} ms")
+    print(
+        f"{arguments.artefact}: recipe {figures['recipe']}, {figures['size_bytes'] / 1e3:.0f} kB, loaded and run once in "
+        f"{figures['load_ms']:.0f} ms"
+    )
     for latency in figures["latency"]:
-        print(f"  {latency['threads']} threads: p50 {latency['p50_ms']:.3f} ms, p90 {latency['p90_ms']:.3f} ms "
-              f"({latency['repeats']} runs)")
+        print(
+            f"  {latency['threads']} threads: p50 {latency['p50_ms']:.3f} ms, p90 {latency['p90_ms']:.3f} ms "
+            f"({latency['repeats']} runs)"
+        )
     print(f"  on {figures['machine']}")
     return 0
 

@@ -35,9 +35,7 @@ def deploy(
 
 
 class DeployClassifier(nn.Module):
-    def __init__(
-        self, model: SwinHfForImageClassification, image_mean: tuple[float, ...], image_std: tuple[float, ...]
-    ):
+    def __init__(self, model: SwinHfForImageClassification, image_mean: tuple[float, ...], image_std: tuple[float, ...]):
         super().__init__()
         config, swin = model.config, model.swin
         self.embeddings = DeployEmbeddings(config, swin.embeddings, image_mean, image_std)
@@ -204,7 +202,7 @@ class DeployPatchMerging(nn.Module):
         C = tokens.shape[1]
         feature_map = tokens.view(self.height, self.width, C)
         H, W = self.height + self.height % 2, self.width + self.width % 2
-        if (H, W) != (self.height, self.width):
+        if (self.height, self.width) != (H, W):
             feature_map = nn.functional.pad(feature_map, (0, 0, 0, W - self.width, 0, H - self.height))
         groups = feature_map.view(H // 2, 2, W // 2, 2, C).permute(0, 2, 3, 1, 4)  # (.., column, row, C)
         return self.reduction(self.norm(groups.reshape(-1, 4 * C)))

@@ -21,6 +21,7 @@ from executorch.backends.xnnpack.utils.configs import (
 )
 from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import to_edge_transform_and_lower
+from safetensors import SafetensorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edge.artefact import MANIFEST_FILE, PROGRAM_FILE, InputContract, Manifest
@@ -127,7 +128,7 @@ def load_checkpoint(folder: Path) -> tuple[SwinHfForImageClassification, SwinHfI
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
         processor = SwinHfImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"{folder} cannot be loaded: {error}") from error
     if report["missing_keys"]:
         raise ExportError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")

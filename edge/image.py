@@ -38,7 +38,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An 8-bit RGB image from one of any mode."""
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float64)
-        if image.mode.startswith("I;16") or (image.mode == "I" and 0 <= levels.min() and levels.max() <= 65535):
+        if image.mode.startswith("I;16") or (image.mode == "I" and levels.min() >= 0 and levels.max() <= 65535):
             levels = levels / 257
         else:
             span = levels.max() - levels.min()

@@ -108,9 +108,7 @@ class SwinHfConfig(PreTrainedConfig):
         if not self.depths or min(self.depths) < 1:
             raise ValueError(f"depths must hold at least one block per stage, got {self.depths}")
         if len(self.num_heads) != len(self.depths):
-            raise ValueError(
-                f"num_heads must have one entry per stage like depths {self.depths}, got {self.num_heads}"
-            )
+            raise ValueError(f"num_heads must have one entry per stage like depths {self.depths}, got {self.num_heads}")
         for stage, heads in enumerate(self.num_heads):
             if heads < 1 or (self.block_head_dim is None and self.stage_dim(stage) % heads):
                 raise ValueError(

@@ -16,7 +16,7 @@ def to_eight_bits(image):
     if not isinstance(image, Image.Image) or not image.mode.startswith(("I", "F")):
         return image
     levels = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I;16") or (image.mode == "I" and 0 <= levels.min() and levels.max() <= 65535):
+    if image.mode.startswith("I;16") or (image.mode == "I" and levels.min() >= 0 and levels.max() <= 65535):
         levels = levels / 257
     else:
         span = levels.max() - levels.min()

@@ -92,9 +92,7 @@ class SwinHfEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = SwinHfPatchEmbeddings(config)
         self.norm = nn.LayerNorm(config.embed_dim)  # with PyTorch's default eps, as in every Swin implementation
-        self.grid = tuple(
-            size // patch for size, patch in zip(config.image_height_width, config.patch_height_width)
-        )
+        self.grid = tuple(size // patch for size, patch in zip(config.image_height_width, config.patch_height_width))
         self.position_embeddings = None
         if config.use_absolute_embeddings:
             self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.embed_dim))
@@ -122,9 +120,7 @@ class SwinHfRelativePositionBias(nn.Module):
         super().__init__()
         self.window = (window_size, window_size)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        self.register_buffer(
-            "relative_position_index", relative_position_index(self.window, self.window), persistent=False
-        )
+        self.register_buffer("relative_position_index", relative_position_index(self.window, self.window), persistent=False)
 
     def forward(self, window: tuple[int, int]) -> torch.Tensor:
         """Bias of a window of this size, at most the configured one, (1, h, N, N)."""
@@ -219,9 +215,7 @@ class SwinHfBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SwinHfDropPath(drop_path)
 
-    def forward(
-        self, feature_map: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, weights = self.attend(self.layernorm_before(feature_map), output_attentions)
         feature_map = feature_map + self.drop_path(self.dropout(attended))
         transformed = self.mlp(self.layernorm_after(feature_map))
@@ -282,9 +276,7 @@ class SwinHfStage(nn.Module):
         )
         self.downsample = SwinHfPatchMerging(config, dim) if stage < len(config.depths) - 1 else None
 
-    def forward(
-        self, feature_map: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
         attentions = []
         for block in self.blocks:
             feature_map, weights = block(feature_map, output_attentions)
@@ -379,9 +371,7 @@ class SwinHfModel(SwinHfPreTrainedModel):
             last_hidden_state=last_hidden_state,
             pooler_output=last_hidden_state.mean(dim=1),
             hidden_states=tuple(fm.flatten(1, 2) for fm in feature_maps) if output_hidden_states else None,
-            reshaped_hidden_states=tuple(fm.permute(0, 3, 1, 2) for fm in feature_maps)
-            if output_hidden_states
-            else None,
+            reshaped_hidden_states=tuple(fm.permute(0, 3, 1, 2) for fm in feature_maps) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
@@ -397,9 +387,7 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
-    ) -> SwinHfImageClassifierOutput:
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> SwinHfImageClassifierOutput:
         """Classify images (B, num_channels, height, width).
 
         labels: (B,) class indices, or (B, K) class probabilities (mixup), or what `config.problem_type`

@@ -98,9 +98,7 @@ def test_mask_allows_exactly_the_pairs_that_were_neighbours():
 
 
 def test_per_block_widths_shape_every_layer(make_model):
-    model = make_model(
-        block_num_heads=[[1], [3, 2]], block_head_dim=[[8], [8, 4]], block_mlp_dim=[[24], [40, 8]]
-    )
+    model = make_model(block_num_heads=[[1], [3, 2]], block_head_dim=[[8], [8, 4]], block_mlp_dim=[[24], [40, 8]])
     block = model.swin.encoder.layers[1].blocks[0]
     assert block.attention.q_proj.weight.shape == (24, 32)
     assert block.attention.o_proj.weight.shape == (32, 24)
@@ -150,7 +148,7 @@ def test_reload_in_a_fresh_process_gives_equal_logits(make_model, tmp_path):
 
 
 def test_fan_in_initialisation_scales_with_the_inputs():
-    model = SwinHfForImageClassification(SwinHfConfig(embed_dim=64, weight_init="fan_in"))
+    model = SwinHfForImageClassification(SwinHfConfig(embed_dim=64, num_heads=[2, 4, 8, 16], weight_init="fan_in"))
     fc2 = model.swin.encoder.layers[0].blocks[0].mlp.fc2.weight  # 256 inputs
     assert fc2.std().item() == pytest.approx(1 / 16, rel=0.05)
 
