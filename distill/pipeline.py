@@ -173,8 +173,8 @@ class Pipeline:
     def build_edge(self, work_dir: Path) -> None:
         manifest = export(self.run_dir / "recovered", work_dir, self.settings.edge.edge_recipe)
         print(
-            f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees with "
-            f"the model on {manifest.parity['program_agreement']:.1%} of {manifest.parity['num_images']} training images"
+            f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees "
+            f"with the model on {manifest.parity['program_agreement']:.1%} of {manifest.parity['num_images']} training images"
         )
 
     def build_report(self, work_dir: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import jinja2
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
@@ -222,6 +223,8 @@ def plot_accuracy_against_latency(report: Report, path: Path) -> None:
             color=f"C{index}",
         )
     axes.set_xscale("log")
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axes.set_xlabel(f"median latency of one image, ms ({report.rows[0].latency.threads} thread(s))")
     axes.set_ylabel(f"test accuracy, % (n = {report.rows[0].n}, 95 % interval)")
     axes.grid(alpha=0.3, which="both")

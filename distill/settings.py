@@ -1,4 +1,4 @@
-"""Settings of a distillation run: frozen dataclasses filled from a YAML recipe and the command line, checked before any work."""
+"""Settings of a run: frozen dataclasses filled from a YAML recipe and the command line, checked before any work."""
 
 import difflib
 import sys

@@ -94,7 +94,8 @@ def _class_order(model_names: list[str], class_names: list[str], checkpoint: str
         return [model_names.index(name) for name in class_names]
     raise TeacherError(
         f"{checkpoint} knows {len(model_names)} classes ({', '.join(model_names[:5])}, ...), the data has {len(class_names)} "
-        f"({', '.join(class_names[:5])}, ...); fine-tune the teacher on your classes first, or train one by leaving out --teacher"
+        f"({', '.join(class_names[:5])}, ...); fine-tune the teacher on your classes first, or "
+        "leave out --teacher to train one here"
     )
 
 

@@ -1,4 +1,4 @@
-"""The device artefact: a folder with `model.pte` and `edge.json`, which says what goes in, what comes out and how it was checked."""
+"""The device artefact: a folder with `model.pte` and `edge.json`, which says what goes in and out and how it was checked."""
 
 import hashlib
 import json

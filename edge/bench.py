@@ -29,7 +29,7 @@ def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads
     The caller sets the number of threads; it is only recorded here. Each is warmed up with a tenth of the repeats.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + max(repeats // 10, 1)):
+    for _ in range(repeats + max(repeats // 10, 1)):
         for name, run in runs.items():
             start = time.perf_counter()
             run()

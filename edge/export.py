@@ -173,7 +173,8 @@ def _load_inputs(checkpoint_dir: Path, images: Path | None, contract: InputContr
         raise ExportError(str(error)) from error
     if recipe.quantized_operators and len(paths) < MIN_CALIBRATION_IMAGES:
         raise ExportError(
-            f"recipe {recipe.name} needs at least {MIN_CALIBRATION_IMAGES} images to calibrate on, got {len(paths)} in {images}"
+            f"recipe {recipe.name} needs at least {MIN_CALIBRATION_IMAGES} images to calibrate on, "
+            f"got {len(paths)} in {images}"
         )
     return [to_pixel_values(load_image(path), contract.height, contract.width, contract.resample) for path in paths]
 

@@ -5,7 +5,7 @@ import warnings
 
 
 def quieten() -> None:
-    """Hide what torchao and PyTorch report about kernels of other machines and about each other; call it before importing them."""
+    """Hide what torchao and PyTorch report about kernels of other machines; call it before importing them."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

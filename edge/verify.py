@@ -21,8 +21,8 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
     comparison is with `checkpoint_dir`, by default the checkpoint that `edge.json` names, if it is still there.
 
     Raises:
-        VerificationError: there are neither labels nor a checkpoint, or the program disagrees with the model beyond its recipe's
-            bound.
+        VerificationError: there are neither labels nor a checkpoint, or the program disagrees with the model beyond the
+            bound of its recipe.
     """
     runner = Runner(folder)
     if checkpoint_dir is None:
@@ -75,7 +75,8 @@ def _compare_with_checkpoint(
     if parity.agreement < recipe.min_agreement or parity.sqnr_db < recipe.min_sqnr_db:
         raise VerificationError(
             f"the program agrees with {checkpoint_dir} on {parity.agreement:.1%} of {parity.num_images} images at "
-            f"{parity.sqnr_db:.1f} dB; recipe {recipe.name} promises {recipe.min_agreement:.0%} and {recipe.min_sqnr_db:.0f} dB"
+            f"{parity.sqnr_db:.1f} dB; recipe {recipe.name} promises {recipe.min_agreement:.0%} and "
+            f"{recipe.min_sqnr_db:.0f} dB"
         )
     return {
         "checkpoint": str(checkpoint_dir),

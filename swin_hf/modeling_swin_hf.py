@@ -27,7 +27,8 @@ class SwinHfModelOutput(ModelOutput):
 
     last_hidden_state: (B, H * W, C) normalised tokens of the last stage.
     pooler_output: (B, C), their mean.
-    hidden_states: with `output_hidden_states`, the embeddings and the output of each stage after its downsampling, each (B, H * W, C).
+    hidden_states: with `output_hidden_states`, the embeddings and the output of each stage after its downsampling,
+        each (B, H * W, C).
     reshaped_hidden_states: the same as (B, C, H, W) maps.
     attentions: with `output_attentions`, for every block the probabilities (B * nW, h, N, N).
     """
@@ -41,7 +42,12 @@ class SwinHfModelOutput(ModelOutput):
 
 @dataclass
 class SwinHfImageClassifierOutput(ModelOutput):
-    """Output of `SwinHfForImageClassification`: `loss` (scalar, with labels), `logits` (B, K), the rest as in `SwinHfModelOutput`."""
+    """Output of `SwinHfForImageClassification`.
+
+    loss: scalar, with labels.
+    logits: (B, K).
+    hidden_states, reshaped_hidden_states, attentions: as in `SwinHfModelOutput`.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
