@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 MANIFEST = "stage.json"
+FULL_DISK_BYTES = 2**20  # what is left of a disk that a write has just failed on
 
 
 class StageError(RuntimeError):
@@ -90,8 +93,16 @@ def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
     if work_dir.exists():
         print("      going on from an interrupted run", flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
-    if _built_fingerprint(work_dir) != fingerprint:
-        stage.build(work_dir)
+    try:
+        if _built_fingerprint(work_dir) != fingerprint:
+            stage.build(work_dir)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own words for a full disk
+        if shutil.disk_usage(folder.parent).free < FULL_DISK_BYTES:
+            raise StageError(
+                f"the disk that holds {folder.parent} is full, stage {stage.name} was not finished; free some space and "
+                "start again: the run goes on from its last whole stage or checkpoint"
+            ) from error
+        raise
     seconds = time.monotonic() - started
     record = {"stage": stage.name, "fingerprint": fingerprint, "settings": stage.settings, "seconds": round(seconds, 1)}
     write_whole(work_dir / MANIFEST, json.dumps(record, indent=2) + "\n")

@@ -1,6 +1,8 @@
 """The stage machinery: skipping, invalidation, kills and full disks leave whole folders or none."""
 
 import errno
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +79,17 @@ def test_kill_or_full_disk_leaves_no_half_folder_and_keeps_the_old_one(stages, f
     stages.fail.clear()
     assert run(stages, second_setting=2) == ["second"]
     assert sorted(path.name for path in stages.run_dir.iterdir()) == ["2nd", "first"]
+
+
+def test_full_disk_is_said_in_plain_words(stages, monkeypatch):
+    # torch.save reports a failed write as a RuntimeError about its stream.
+    stages.fail["second"] = RuntimeError("PytorchStreamWriter failed writing file")
+    with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
+        run(stages)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(StageError, match="is full, stage second was not finished; free some space and start again"):
+        run(stages)
+    assert not (stages.run_dir / "2nd").exists()
 
 
 def test_first_build_that_is_killed_leaves_nothing_visible(stages):
