@@ -34,7 +34,7 @@ def main() -> int:
         print(f"error: another run is at work in {run_dir}; wait for it or give another --name", file=sys.stderr)
         return 1
     except EXPLAINED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
         return 1
     print(pipeline.closing_words())
     return 0
