@@ -1,9 +1,7 @@
 """The report of a run: every step measured on the same test images, as JSON, Markdown and one HTML page."""
 
 import base64
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,12 +13,15 @@ import matplotlib
 import matplotlib.ticker
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from distill.measure import accuracy_with_interval, classifier_logits, count_macs, count_parameters
 from distill.settings import ReportSettings
 from distill.training import Classifier, load_classifier
-from edge.bench import Latency, describe_machine, measure_latency
+from edge.bench import Latency, measure_latency
+from edge.environment import describe_machine, installed_versions
+from edge.image import to_pixel_values
 from edge.runner import Runner
 
 matplotlib.use("Agg")
@@ -82,15 +83,17 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
     program_step = f"{runner.manifest.recipe} .pte"
 
     logits = {step: classifier_logits(classifier, test) for step, classifier in classifiers.items()}
-    inputs = [np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in test["image"]]
+    inputs = (_program_input(runner, image) for image in test["image"])
     logits[program_step] = np.stack([runner.logits(pixel_values) for pixel_values in inputs])
     top = {step: values.argmax(axis=1) for step, values in logits.items()}
-    latency = _latency(classifiers, runner, program_step, inputs[0], settings)
+    example = _program_input(runner, test[0]["image"])
+    latency = _latency(classifiers, runner, program_step, example, settings)
+    macs = {step: count_macs(classifier, example.shape[-1]) for step, classifier in classifiers.items()}
 
     rows = []
     for step in top:
         is_program = step == program_step
-        model = classifiers["recovered" if is_program else step]
+        model_step = "recovered" if is_program else step  # the program is this model's
         file = run_dir / "edge" / "model.pte" if is_program else run_dir / step / "model.safetensors"
         measured = accuracy_with_interval(top[step], labels)
         rows.append(
@@ -100,15 +103,14 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
                 low=measured.low,
                 high=measured.high,
                 n=measured.n,
-                parameters=count_parameters(model),
-                macs=count_macs(model, inputs[0].shape[-1]),
+                parameters=count_parameters(classifiers[model_step]),
+                macs=macs[model_step],
                 size_bytes=file.stat().st_size,
                 engine=EXECUTORCH if is_program else PYTORCH,
                 latency=latency[step],
                 agreement=float((top[step] == top["teacher"]).mean()),
             )
         )
-    packages = ("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets")
     return Report(
         name=name,
         dataset=data_facts["dataset"],
@@ -119,9 +121,14 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
         program_agreement=float((top[program_step] == top["recovered"]).mean()),
         confusion=confusion_matrix(labels, top[program_step], labels=range(len(data_facts["class_names"]))).tolist(),
         machine=describe_machine(),
-        versions={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
+        versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
+
+
+def _program_input(runner: Runner, image: Image.Image) -> np.ndarray:
+    contract = runner.manifest.input
+    return to_pixel_values(image, contract.height, contract.width, contract.resample)
 
 
 def _latency(
@@ -175,13 +182,9 @@ def table(report: Report) -> list[dict[str, str]]:
     teacher = report.rows[0]
 
     def ratio(value: float, reference: float) -> str:
-        return (
-            ""
-            if value == reference
-            else f" (1/{reference / value:.1f})"
-            if value < reference
-            else f" ({value / reference:.1f}x)"
-        )
+        if value == reference:
+            return ""
+        return f" (1/{reference / value:.1f})" if value < reference else f" ({value / reference:.1f}x)"
 
     return [
         {

@@ -16,6 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from edge.files import move_into_place, write_whole
+
 MANIFEST = "stage.json"
 FULL_DISK_BYTES = 2**20  # what is left of a disk that a write has just failed on
 
@@ -108,23 +110,6 @@ def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
     write_whole(work_dir / MANIFEST, json.dumps(record, indent=2) + "\n")
     move_into_place(work_dir, folder)
     return seconds
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that its name never stands for half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def move_into_place(work_dir: Path, folder: Path) -> None:
-    """Give a finished folder its name; what bore it before goes away only afterwards."""
-    previous = folder.with_name(f".{folder.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.rename(previous)
-    work_dir.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _built_fingerprint(folder: Path) -> str | None:

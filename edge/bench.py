@@ -1,7 +1,6 @@
 """Latency of a program on this machine."""
 
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.environment import describe_machine
 from edge.runner import Runner
 
 
@@ -64,13 +64,3 @@ def bench(folder: Path, repeats: int = 200) -> dict:
         "latency": [vars(latency) for latency in latencies],
         "machine": describe_machine(),
     }
-
-
-def describe_machine() -> str:
-    """Processor, cores and system in a line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"

@@ -1,13 +1,12 @@
 """Export a checkpoint: deploy form, quantization, lowering, and a check of the finished program on real images."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edge.artefact import MANIFEST_FILE, PROGRAM_FILE, InputContract, Manifest
 from edge.deploy import deploy
+from edge.environment import installed_versions
+from edge.files import move_into_place
 from edge.image import find_images, load_image, to_pixel_values
 from edge.parity import Parity, compare
 from edge.recipes import Recipe, find_recipe
@@ -62,53 +63,59 @@ def export(checkpoint_dir: Path, out: Path, recipe_name: str, images: Path | Non
 
     deployed = deploy(model, processor.image_mean, processor.image_std)
     reference = model_logits(model, processor, inputs)
-    deploy_parity = compare(np.concatenate([deployed(torch.from_numpy(x)).numpy() for x in inputs]), reference)
-    limit = MAX_DEPLOY_DIFFERENCE * max(1.0, float(np.abs(reference).max()))
-    if not deploy_parity.max_difference <= limit:
-        raise ExportError(f"the deploy form differs from the model by {deploy_parity.max_difference:.2e} (limit {limit:.2e})")
+    deploy_difference = _check_deploy_form(deployed, inputs, reference)
     program, program_facts = _lower(deployed, recipe, [torch.from_numpy(x) for x in inputs])
+    manifest = Manifest(
+        labels=[model.config.id2label[index] for index in range(model.config.num_labels)],
+        input=contract,
+        recipe=recipe.name,
+        backend=recipe.backend,
+        parity={"deploy_max_difference": deploy_difference},
+        program={"size_bytes": len(program), **program_facts},
+        source={
+            "checkpoint": os.path.relpath(checkpoint_dir.resolve(), out.resolve()),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        versions=installed_versions("swin-hf", "torch", "executorch", "torchao", "transformers"),
+        sha256=hashlib.sha256(program).hexdigest(),
+    )
+    return _write_checked(manifest, program, recipe, inputs, reference, out)
 
+
+def _check_deploy_form(deployed: torch.nn.Module, inputs: list[np.ndarray], reference: np.ndarray) -> float:
+    """Largest difference of the deploy form's logits from the model's."""
+    parity = compare(np.concatenate([deployed(torch.from_numpy(x)).numpy() for x in inputs]), reference)
+    limit = MAX_DEPLOY_DIFFERENCE * max(1.0, float(np.abs(reference).max()))
+    if not parity.max_difference <= limit:
+        raise ExportError(f"the deploy form differs from the model by {parity.max_difference:.2e} (limit {limit:.2e})")
+    return parity.max_difference
+
+
+def _write_checked(
+    manifest: Manifest, program: bytes, recipe: Recipe, inputs: list[np.ndarray], reference: np.ndarray, out: Path
+) -> Manifest:
+    """Write the artefact aside, run it from there as a device would, and give it its name if it follows the model."""
     work_dir = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
     try:
         (work_dir / PROGRAM_FILE).write_bytes(program)
-
-        def manifest(parity: dict[str, float | int]) -> Manifest:
-            return Manifest(
-                labels=[model.config.id2label[index] for index in range(model.config.num_labels)],
-                input=contract,
-                recipe=recipe.name,
-                backend=recipe.backend,
-                parity=parity,
-                program={"size_bytes": len(program), **program_facts},
-                source={
-                    "checkpoint": os.path.relpath(checkpoint_dir.resolve(), out.resolve()),
-                    "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                },
-                versions=_versions(),
-                sha256=hashlib.sha256(program).hexdigest(),
-            )
-
-        manifest({}).write(work_dir)
+        manifest.write(work_dir)
         runner = Runner(work_dir)
-        program_parity = compare(np.stack([runner.logits(x) for x in inputs]), reference)
-        _require_parity(program_parity, recipe)
-        result = manifest(
-            {
-                "num_images": program_parity.num_images,
-                "deploy_max_difference": deploy_parity.max_difference,
-                "program_max_difference": program_parity.max_difference,
-                "program_sqnr_db": program_parity.sqnr_db,
-                "program_agreement": program_parity.agreement,
-            }
-        )
-        result.write(work_dir)
-        shutil.rmtree(out, ignore_errors=True)
-        work_dir.rename(out)
+        parity = compare(np.stack([runner.logits(x) for x in inputs]), reference)
+        _require_parity(parity, recipe)
+        figures = {
+            "num_images": parity.num_images,
+            "program_max_difference": parity.max_difference,
+            "program_sqnr_db": parity.sqnr_db,
+            "program_agreement": parity.agreement,
+        }
+        manifest = replace(manifest, parity=manifest.parity | figures)
+        manifest.write(work_dir)
+        move_into_place(work_dir, out)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-    return result
+    return manifest
 
 
 def load_checkpoint(folder: Path) -> tuple[SwinHfForImageClassification, SwinHfImageProcessorPil]:
@@ -223,8 +230,3 @@ def _require_parity(parity: Parity, recipe: Recipe) -> None:
             f"model on {parity.num_images} images, got {parity.sqnr_db:.1f} dB and {parity.agreement:.1%}; nothing was "
             "written. Try recipe fp32, or more and more typical images"
         )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("swin-hf", "torch", "executorch", "torchao", "transformers")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -100,12 +100,13 @@ def _held_back_stderr() -> Iterator[None]:
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held_back:
         os.dup2(held_back.fileno(), 2)
+        succeeded = False
         try:
             yield
-        except BaseException:
-            held_back.seek(0)
-            os.write(stderr, held_back.read())
-            raise
+            succeeded = True
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+            if not succeeded:
+                held_back.seek(0)
+                os.write(2, held_back.read())

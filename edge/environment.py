@@ -1,0 +1,21 @@
+"""What a figure was measured on: the machine and the versions of the packages."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+
+def describe_machine() -> str:
+    """Processor, cores and system in a line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Version of Python and of each package."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
