@@ -3,7 +3,9 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -43,11 +45,10 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image file or the bytes of one."""
+    """An image with a name for messages; `open` gives its file, or its encoded bytes where it has none of its own."""
 
     name: str
-    file: Path | None = None
-    content: bytes | None = None
+    open: Callable[[], Path | io.BytesIO]
 
     def load(self) -> Image.Image:
         """The image in RGB.
@@ -56,7 +57,7 @@ class ImageSource:
             UnreadableImageError: it cannot be decoded; the message names it.
         """
         try:
-            return load_image(self.file if self.content is None else io.BytesIO(self.content))
+            return load_image(self.open())
         except UnreadableImageError as error:
             raise UnreadableImageError(f"{self.name} cannot be read: {error.__cause__}") from error
 
@@ -70,14 +71,12 @@ def image_processor(settings: DataSettings) -> SwinHfImageProcessorPil:
     return SwinHfImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def prepare_data(settings: DataSettings, work_dir: Path) -> None:
+def prepare_data(found: LabelledImages, settings: DataSettings, work_dir: Path) -> None:
     """Fill `work_dir` with the three splits, 20 test images to try and training images to calibrate on.
 
     Raises:
-        DataError: no images, fewer than two classes, too few images in a class, or too many unreadable ones.
+        DataError: too many images cannot be read, or a class has no readable ones left in a split.
     """
-    found = find_labelled_images(settings)
-    check_classes(found, settings)
     skipped: list[str] = []
     splits = {}
     for split, indices, source in _split(found, settings):
@@ -116,8 +115,14 @@ def find_labelled_images(settings: DataSettings) -> LabelledImages:
     """Find the images and classes behind `--dataset` without decoding them.
 
     Raises:
-        DataError: there is no such data set, or it has no image or label column.
+        DataError: there is no such data set, it has no images or labels, one class only, or a class with hardly any images.
     """
+    found = _find(settings)
+    _check_classes(found, settings)
+    return found
+
+
+def _find(settings: DataSettings) -> LabelledImages:
     path = Path(settings.dataset)
     if settings.dataset == "digits":
         return _from_digits()
@@ -146,7 +151,7 @@ def _from_digits() -> LabelledImages:
         image = Image.fromarray(np.round(levels * (255 / 16)).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
         content = io.BytesIO()
         image.save(content, format="PNG")
-        sources.append(ImageSource(name=f"digit {number}", content=content.getvalue()))
+        sources.append(ImageSource(f"digit {number}", partial(io.BytesIO, content.getvalue())))
     return LabelledImages({"all": sources}, {"all": digits.target.tolist()}, [str(name) for name in digits.target_names])
 
 
@@ -165,7 +170,7 @@ def _from_folder(folder: Path) -> LabelledImages:
     for split, paths in class_folders.items():
         files = [file for path in paths for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
         root = roots[split]
-        images[split] = [ImageSource(name=str(file), file=file) for file in files]
+        images[split] = [ImageSource(str(file), partial(Path, file)) for file in files]
         labels[split] = [class_names.index(file.relative_to(root).parts[0]) for file in files]
     if not any(images.values()):
         raise DataError(
@@ -190,14 +195,11 @@ def _from_datasets(loaded: datasets.Dataset | datasets.DatasetDict, name: str) -
         split = SPLIT_FOLDERS.get(split, split)
         if split not in (*SPLITS, "all"):
             continue
-        undecoded = dataset.cast_column(image_column, datasets.Image(decode=False))
+        undecoded = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+        paths = undecoded.flatten()[f"{image_column}.path"]
         images[split] = [
-            ImageSource(
-                name=row["path"] or f"{name} {split} {number}",
-                file=Path(row["path"]) if row["bytes"] is None else None,
-                content=row["bytes"],
-            )
-            for number, row in enumerate(undecoded[image_column])
+            ImageSource(path or f"{name} {split} {number}", partial(_open_row, undecoded, image_column, number))
+            for number, path in enumerate(paths)
         ]
         labels[split] = list(dataset[label_column])
     if "test" in labels and min(labels["test"]) < 0:  # Benchmarks hide the labels of their test images.
@@ -205,12 +207,13 @@ def _from_datasets(loaded: datasets.Dataset | datasets.DatasetDict, name: str) -
     return LabelledImages(images, labels, features[label_column].names)
 
 
-def check_classes(found: LabelledImages, settings: DataSettings) -> None:
-    """Check that there are classes to tell apart and images of each to learn from.
+def _open_row(undecoded: datasets.Dataset, column: str, number: int) -> Path | io.BytesIO:
+    row = undecoded[number][column]
+    return Path(row["path"]) if row["bytes"] is None else io.BytesIO(row["bytes"])
 
-    Raises:
-        DataError: one class only, or a class with hardly any images.
-    """
+
+def _check_classes(found: LabelledImages, settings: DataSettings) -> None:
+    """Check that there are classes to tell apart and images of each to learn from."""
     counts = Counter(found.labels["all"] if "all" in found.labels else found.labels["train"])
     if len(counts) < 2:
         names = ", ".join(found.class_names[label] for label in counts)

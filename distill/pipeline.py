@@ -2,25 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import datasets
 import torch
+from filelock import FileLock
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from distill.augmentation import RandomAffine
-from distill.data import DataError, check_classes, find_labelled_images, image_processor, prepare_data
+from distill.data import DataError, LabelledImages, find_labelled_images, image_processor, prepare_data
 from distill.pruning import PruningError, make_plan, measure_importance, prune
 from distill.report import make_report, read_table, write_report
 from distill.settings import Settings, SettingsError
-from distill.stages import Stage, StageError, file_listing
-from distill.training import Classifier, Schedule, TeacherError, collate, kd_loss, load_classifier, train
+from distill.stages import Stage, StageError, file_listing, run_stages, stages_to_build
+from distill.training import Classifier, Schedule, TeacherError, collate, distillation_loss, load_classifier, train
 from edge.export import ExportError, export
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
-from swin_hf.modeling_swin_hf import classification_loss
 
 EXPLAINED_ERRORS = (SettingsError, DataError, TeacherError, StageError, PruningError, ExportError, OSError)
 
@@ -32,6 +33,7 @@ class Pipeline:
         self.settings = settings
         self.run_dir = settings.run_dir
 
+    @cached_property
     def stages(self) -> list[Stage]:
         """The stages in order, each with exactly the settings that its outcome depends on."""
         parts = {name: asdict(part) for name, part in vars(self.settings).items()}
@@ -96,20 +98,27 @@ class Pipeline:
         """Look at everything from outside the run, so that what is wrong with it is said before any work.
 
         Raises:
-            DataError: the data set is not there or cannot be used.
+            StageError: a stage that is needed was not chosen and is not there.
+        DataError: the data set is not there or cannot be used.
             TeacherError: `--teacher` is not an image classifier for these classes.
         """
-        stages, teacher = self.settings.run.stage_names, self.settings.teacher.teacher
-        if "data" in stages or (teacher and "teacher" in stages):
-            found = find_labelled_images(self.settings.data)
-            check_classes(found, self.settings.data)
-            if teacher:
-                load_classifier(teacher, found.class_names)
+        run, teacher = self.settings.run, self.settings.teacher.teacher
+        to_build = stages_to_build(self.stages, run.stage_names, self.run_dir, run.force)
+        class_names = self.labelled_images.class_names if "data" in to_build else None
+        if teacher and "teacher" in to_build:
+            load_classifier(teacher, class_names or self.class_names)
+
+    def run(self) -> None:
+        """Build the chosen stages that are not up to date."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.run_dir / ".lock", timeout=0):
+            run_stages(self.stages, self.settings.run.stage_names, self.run_dir, self.settings.run.force)
+            self.publish()
 
     # -- one method per stage ------------------------------------------------------------------------------------------
 
     def build_data(self, work_dir: Path) -> None:
-        prepare_data(self.settings.data, work_dir)
+        prepare_data(self.labelled_images, self.settings.data, work_dir)
 
     def build_teacher(self, work_dir: Path) -> None:
         own = self.settings.teacher
@@ -137,32 +146,23 @@ class Pipeline:
         student, teacher = self.load("student"), self.load("teacher")
         student.requires_grad_(True)
         images = self.data["train"].shuffle(seed=self.settings.data.seed)
-        batches = max(min(own.prune_batches, len(images) // batch_size), 1)
 
-        def loss(batch: int) -> torch.Tensor:
-            rows = images.select(range(batch * batch_size, min((batch + 1) * batch_size, len(images))))
-            inputs = collate(list(rows))
-            pixels = inputs["pixels"].float() / 255
-            logits = student(pixels)
-            with torch.no_grad():
-                teacher_logits = teacher(pixels)
-            distillation = self.settings.training.kd_weight * kd_loss(logits, teacher_logits)
-            return classification_loss(logits, inputs["labels"], None) + distillation
+        def losses() -> Iterator[torch.Tensor]:
+            for batch in range(max(min(own.prune_batches, len(images) // batch_size), 1)):
+                rows = images.skip(batch * batch_size).take(min(batch_size, len(images)))
+                inputs = collate(list(rows))
+                pixels = inputs["pixels"].float() / 255
+                kd_weight = self.settings.training.kd_weight
+                yield distillation_loss(student(pixels), inputs["labels"], pixels, teacher, kd_weight)[0]
 
-        importance = measure_importance(student.model, [lambda batch=batch: loss(batch) for batch in range(batches)])
+        importance = measure_importance(student.model, losses())
         plan = make_plan(importance, own.prune_heads, own.prune_mlp)
-        pruned = prune(student.model, plan)
-        widths = {"heads": plan.heads, "mlp": plan.mlp_channels}
-        removed = {
-            kind: 1 - sum(map(len, widths[kind])) / sum(len(getattr(block, name)) for block in importance)
-            for kind, name in (("heads", "heads"), ("mlp", "mlp_channels"))
-        }
+        figures = plan.removed_shares(importance)
         print(
-            f"      removed {removed['heads']:.0%} of the heads (asked {own.prune_heads:.0%}) and {removed['mlp']:.0%} of the "
-            f"MLP channels (asked {own.prune_mlp:.0%})"
+            f"      removed {figures['removed_heads']:.0%} of the heads (asked {own.prune_heads:.0%}) and "
+            f"{figures['removed_mlp']:.0%} of the MLP channels (asked {own.prune_mlp:.0%})"
         )
-        figures = {"removed_heads": removed["heads"], "removed_mlp": removed["mlp"]}
-        self._save(work_dir, Classifier(pruned, image_processor(self.settings.data)), figures)
+        self._save(work_dir, Classifier(prune(student.model, plan), image_processor(self.settings.data)), figures)
 
     def build_recovered(self, work_dir: Path) -> None:
         own = self.settings.recover
@@ -181,6 +181,10 @@ class Pipeline:
         write_report(make_report(self.run_dir, self.settings.run_name, self.settings.report), work_dir)
 
     # -- what the stages share -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def labelled_images(self) -> LabelledImages:
+        return find_labelled_images(self.settings.data)
 
     @property
     def data(self) -> datasets.DatasetDict:
@@ -242,6 +246,7 @@ class Pipeline:
             classifier,
             self.data,
             self.settings.training,
+            self.settings.execution,
             Schedule(epochs=epochs, learning_rate=learning_rate, seed=self.settings.data.seed),
             RandomAffine(self.settings.augmentation),
             work_dir,

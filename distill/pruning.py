@@ -7,7 +7,7 @@ still matches its teacher's stages.
 # h heads, d head width, C channels of the stage
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,14 @@ class PruningPlan:
     heads: list[list[int]]
     mlp_channels: list[list[int]]
 
+    def removed_shares(self, importance: list["BlockImportance"]) -> dict[str, float]:
+        """Shares of all the heads and of all the MLP channels that go."""
+        heads, channels = sum(len(block.heads) for block in importance), sum(len(block.mlp_channels) for block in importance)
+        return {
+            "removed_heads": 1 - sum(map(len, self.heads)) / heads,
+            "removed_mlp": 1 - sum(map(len, self.mlp_channels)) / channels,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockImportance:
@@ -44,19 +52,17 @@ def blocks_of(model: SwinHfForImageClassification) -> list[SwinHfBlock]:
     return [block for stage in model.swin.encoder.layers for block in stage.blocks]
 
 
-def measure_importance(
-    model: SwinHfForImageClassification, losses: Iterable[Callable[[], torch.Tensor]]
-) -> list[BlockImportance]:
+def measure_importance(model: SwinHfForImageClassification, losses: Iterable[torch.Tensor]) -> list[BlockImportance]:
     """First-order Taylor importance |w * dL/dw| of torch-pruning, averaged over the losses (Molchanov et al. 2019).
 
-    losses: each call runs one batch through `model` and returns its loss, best the distillation loss.
+    losses: one for each batch, best the distillation loss; made one at a time, each from a forward pass of `model`.
     """
     importance = tp.importance.GroupTaylorImportance(normalizer="mean")
     groups = [(_head_group(block.attention), _mlp_group(block)) for block in blocks_of(model)]
     totals = None
-    for compute_loss in losses:
+    for loss in losses:
         model.zero_grad()
-        compute_loss().backward()
+        loss.backward()
         scores = [(importance(heads), importance(channels)) for heads, channels in groups]
         totals = scores if totals is None else [(old[0] + new[0], old[1] + new[1]) for old, new in zip(totals, scores)]
     model.zero_grad()

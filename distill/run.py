@@ -15,23 +15,19 @@ from edge.quiet import quieten
 def main() -> int:
     """Run the stages; 0 when all is done, 1 after an error that was explained on stderr."""
     quieten()
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     from distill.pipeline import EXPLAINED_ERRORS, Pipeline, quieten_libraries
     from distill.settings import parse_settings
-    from distill.stages import run_stages
 
     quieten_libraries()
     try:
         settings = parse_settings()
-        pipeline, run_dir = Pipeline(settings), settings.run_dir
+        pipeline = Pipeline(settings)
         pipeline.check()
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(run_dir / ".lock", timeout=0):
-            run_stages(pipeline.stages(), settings.run.stage_names, run_dir, settings.run.force)
-            pipeline.publish()
+        pipeline.run()
     except Timeout:
-        print(f"error: another run is at work in {run_dir}; wait for it or give another --name", file=sys.stderr)
+        print(f"error: another run is at work in {settings.run_dir}; wait for it or give another --name", file=sys.stderr)
         return 1
     except EXPLAINED_ERRORS as error:
         print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off

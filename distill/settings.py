@@ -84,8 +84,6 @@ class TrainingSettings:
     max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
     kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss beside cross-entropy."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
-    dataloader_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
-    report_to: str = field(default="none", metadata={"help": "Tracker of transformers.Trainer: tensorboard, wandb, ..."})
 
     def __post_init__(self):
         require(self.batch_size >= 1, "batch_size", "be positive", self.batch_size)
@@ -93,8 +91,18 @@ class TrainingSettings:
         require(0 <= self.warmup_share < 1, "warmup_share", "lie in [0, 1)", self.warmup_share)
         require(self.max_grad_norm > 0, "max_grad_norm", "be positive", self.max_grad_norm)
         require(self.kd_weight >= 0, "kd_weight", "not be negative", self.kd_weight)
-        require(self.dataloader_workers >= 0, "dataloader_workers", "not be negative", self.dataloader_workers)
         require(self.mixed_precision in ("no", "bf16", "fp16"), "mixed_precision", "be no, bf16 or fp16", self.mixed_precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings:
+    """How a training is carried out, without any bearing on what comes out."""
+
+    dataloader_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
+    report_to: str = field(default="none", metadata={"help": "Tracker of transformers.Trainer: tensorboard, wandb, ..."})
+
+    def __post_init__(self):
+        require(self.dataloader_workers >= 0, "dataloader_workers", "not be negative", self.dataloader_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,7 @@ class Settings:
     data: DataSettings
     augmentation: AugmentationSettings
     training: TrainingSettings
+    execution: ExecutionSettings
     model: ModelSettings
     teacher: TeacherSettings
     student: StudentSettings

@@ -58,8 +58,8 @@ def file_listing(folder: Path) -> list[list]:
     return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> None:
-    """Run the chosen stages in order, skipping those that are up to date.
+def stages_to_build(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> list[str]:
+    """Names of the chosen stages that are not up to date.
 
     Raises:
         StageError: a stage that was not chosen is missing or was made with other settings.
@@ -74,10 +74,22 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
                     f"stage {stage.name} reads {run_dir / by_name[name].folder}, which is missing or was made with other "
                     f"settings; add {name} to --stages"
                 )
+    return [stage.name for stage in chosen_stages if force or _built_fingerprint(run_dir / stage.folder) != wanted[stage.name]]
+
+
+def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> None:
+    """Run the chosen stages in order, skipping those that are up to date.
+
+    Raises:
+        StageError: a stage that was not chosen is missing or was made with other settings, or the disk is full.
+    """
+    wanted = fingerprints(stages)
+    to_build = stages_to_build(stages, chosen, run_dir, force)
+    chosen_stages = [stage for stage in stages if stage.name in chosen]
     for number, stage in enumerate(chosen_stages, start=1):
         folder = run_dir / stage.folder
         heading = f"[{number}/{len(chosen_stages)}] {stage.name}: {stage.title}"
-        if _built_fingerprint(folder) == wanted[stage.name] and not force:
+        if stage.name not in to_build:
             print(f"{heading}\n      up to date in {folder}", flush=True)
             continue
         print(heading, flush=True)

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from distill.augmentation import RandomAffine
-from distill.settings import TrainingSettings
+from distill.settings import ExecutionSettings, TrainingSettings
 from swin_hf.modeling_swin_hf import classification_loss
 
 
@@ -124,12 +124,8 @@ class DistillationTrainer(Trainer):
         if model.training:
             pixels = self.augmentation(pixels)
         logits = model(pixels)
-        parts = {"task_loss": classification_loss(logits, inputs["labels"], None)}
-        if self.teacher is not None and model.training:
-            with torch.no_grad():
-                teacher_logits = self.teacher(pixels)
-            parts["kd_loss"] = kd_loss(logits, teacher_logits)
-        loss = parts["task_loss"] + self.kd_weight * parts.get("kd_loss", 0.0)
+        teacher = self.teacher if model.training else None
+        loss, parts = distillation_loss(logits, inputs["labels"], pixels, teacher, self.kd_weight)
         if model.training:
             for name, value in parts.items():
                 self.loss_parts.setdefault(name, []).append(value.detach())
@@ -140,6 +136,22 @@ class DistillationTrainer(Trainer):
             logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self.loss_parts.items()}
             self.loss_parts.clear()
         super().log(logs, *args, **kwargs)
+
+
+def distillation_loss(
+    logits: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor, teacher: Classifier | None, kd_weight: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Cross-entropy plus, if there is a teacher, `kd_weight` times its KL divergence; and both parts by name.
+
+    logits, labels: the student's (B, K) for `pixels` (B, 3, H, W) in [0, 1], and class indices (B,).
+    """
+    parts = {"task_loss": classification_loss(logits, labels, None)}
+    if teacher is None:
+        return parts["task_loss"], parts
+    with torch.no_grad():
+        teacher_logits = teacher(pixels)
+    parts["kd_loss"] = kd_loss(logits, teacher_logits)
+    return parts["task_loss"] + kd_weight * parts["kd_loss"], parts
 
 
 def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
@@ -174,6 +186,7 @@ def train(
     classifier: Classifier,
     data: datasets.DatasetDict,
     settings: TrainingSettings,
+    execution: ExecutionSettings,
     schedule: Schedule,
     augmentation: RandomAffine,
     work_dir: Path,
@@ -191,7 +204,7 @@ def train(
         max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=2 * settings.batch_size,
-        dataloader_num_workers=settings.dataloader_workers,
+        dataloader_num_workers=execution.dataloader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         bf16=settings.mixed_precision == "bf16",
         fp16=settings.mixed_precision == "fp16",
@@ -203,7 +216,7 @@ def train(
         save_total_limit=1,
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to=settings.report_to,
+        report_to=execution.report_to,
     )
     trainer = DistillationTrainer(
         model=classifier,

@@ -8,6 +8,7 @@ python -m edge verify runs/demo/edge --data runs/demo/samples
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--json", action="store_true", help="print JSON")
 
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a checkpoint folder is read in no time
     quieten()
     try:
         return arguments.run(arguments)

@@ -1,5 +1,6 @@
 """Check a device artefact on images: against the checkpoint it came from, and against labels."""
 
+import os
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
     """
     runner = Runner(folder)
     if checkpoint_dir is None:
-        recorded = Path(folder) / runner.manifest.source["checkpoint"]
+        recorded = Path(os.path.normpath(Path(folder).resolve() / runner.manifest.source["checkpoint"]))
         checkpoint_dir = recorded if recorded.is_dir() else None
     inputs, labels, unreadable = [], [], 0
     for path in find_images(data):

@@ -4,14 +4,15 @@ import datasets
 import pytest
 from PIL import Image
 
-from distill.data import DataError, check_classes, find_labelled_images, prepare_data
+from distill.data import DataError, find_labelled_images, prepare_data
 from distill.settings import DataSettings
 
 
 def prepare(source, tmp_path, **changes) -> datasets.DatasetDict:
     work_dir = tmp_path / "data"
     work_dir.mkdir()
-    prepare_data(DataSettings(**({"dataset": str(source), "image_size": 16} | changes)), work_dir)
+    settings = DataSettings(**({"dataset": str(source), "image_size": 16} | changes))
+    prepare_data(find_labelled_images(settings), settings, work_dir)
     return datasets.load_from_disk(str(work_dir))
 
 
@@ -101,12 +102,12 @@ def test_one_class_and_tiny_classes_are_errors(image_folder):
     for image in list((image_folder / "red").iterdir())[3:]:
         image.unlink()
     with pytest.raises(DataError, match="class red has 3 images; every class needs at least 4"):
-        check_classes(find_labelled_images(settings), settings)
+        find_labelled_images(settings)
     for name in ("red", "green"):
         for image in (image_folder / name).iterdir():
             image.unlink()
     with pytest.raises(DataError, match=r"has one class only \(blue\)"):
-        check_classes(find_labelled_images(settings), settings)
+        find_labelled_images(settings)
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):

@@ -14,7 +14,7 @@ PLAN = PruningPlan(heads=[[1], [0, 2, 3], [1]], mlp_channels=[[*range(3, 19)], [
 def test_importance_is_the_taylor_term_of_all_coupled_weights(make_model):
     model = make_model(drop_path_rate=0.0)
     pixel_values, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
-    importance = measure_importance(model, [lambda: model(pixel_values, labels=labels).loss])[1]
+    importance = measure_importance(model, [model(pixel_values, labels=labels).loss])[1]
     model(pixel_values, labels=labels).loss.backward()
 
     def taylor(layer, dim):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distill.stages import Stage, StageError, run_stages
+from distill.stages import Stage, StageError, run_stages, stages_to_build
 
 
 class Kill(BaseException):
@@ -49,6 +49,8 @@ def run(stages, names=("first", "second"), force=False, **settings):
 def test_unchanged_stages_are_skipped(stages):
     assert run(stages) == ["first", "second"]
     assert run(stages) == []
+    assert stages_to_build(stages(), ["first", "second"], stages.run_dir) == []
+    assert stages_to_build(stages(second_setting=2), ["first", "second"], stages.run_dir) == ["second"]
     assert run(stages, force=True) == ["first", "second"]
 
 

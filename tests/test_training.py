@@ -13,7 +13,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 from distill.augmentation import RandomAffine
 from distill.data import image_processor
 from distill.measure import accuracy_with_interval, count_macs, wilson_interval
-from distill.settings import AugmentationSettings, DataSettings, TrainingSettings
+from distill.settings import AugmentationSettings, DataSettings, ExecutionSettings, TrainingSettings
 from distill.training import (
     Classifier,
     DistillationTrainer,
@@ -57,7 +57,7 @@ def test_teacher_and_student_see_the_same_augmented_tensor(make_model, data, tmp
     student.role, teacher.role = "student", "teacher"
     schedule = Schedule(epochs=1, learning_rate=1e-3, seed=0)
     settings = TrainingSettings(batch_size=8)
-    train(student, data, settings, schedule, RandomAffine(AugmentationSettings()), tmp_path, teacher)
+    train(student, data, settings, ExecutionSettings(), schedule, RandomAffine(AugmentationSettings()), tmp_path, teacher)
     assert len(seen["teacher"]) == 3
     for ours, theirs in zip(seen["student"], seen["teacher"]):
         assert torch.equal(ours, theirs)
@@ -74,7 +74,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_model, data, tmp_path, mon
         set_seed(0)
         student = Classifier(make_model(drop_path_rate=0.2), PROCESSOR)
         teacher = Classifier(make_model(), PROCESSOR).requires_grad_(False).eval()
-        train(student, data, settings, schedule, augmentation, folder, teacher)
+        train(student, data, settings, ExecutionSettings(), schedule, augmentation, folder, teacher)
         return student.state_dict()
 
     whole = run(tmp_path / "whole")
