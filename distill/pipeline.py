@@ -20,10 +20,11 @@ from distill.report import make_report, read_table, write_report
 from distill.settings import Settings, SettingsError
 from distill.stages import Stage, StageError, file_listing, run_stages, stages_to_build
 from distill.training import Classifier, Schedule, TeacherError, collate, distillation_loss, load_classifier, train
+from edge.deploy import DeployError
 from edge.export import ExportError, export
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 
-EXPLAINED_ERRORS = (SettingsError, DataError, TeacherError, StageError, PruningError, ExportError, OSError)
+EXPLAINED_ERRORS = (SettingsError, DataError, TeacherError, StageError, PruningError, DeployError, ExportError, OSError)
 
 
 class Pipeline:

@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import nn
 
 from swin_hf import SwinHfForImageClassification
-from swin_hf.modeling_swin_hf import SwinHfAttention, SwinHfBlock
+from swin_hf.layers_swin_hf import SwinHfAttention, SwinHfBlock
 
 MLP_MULTIPLE = 8  # matrix kernels work in tiles of 8 channels
 
@@ -56,7 +56,12 @@ def measure_importance(model: SwinHfForImageClassification, losses: Iterable[tor
     """First-order Taylor importance |w * dL/dw| of torch-pruning, averaged over the losses (Molchanov et al. 2019).
 
     losses: one for each batch, best the distillation loss; made one at a time, each from a forward pass of `model`.
+
+    Raises:
+        PruningError: queries and values have different widths, so that their channels do not belong together.
     """
+    if any(block.attention.head_dim != block.attention.value_head_dim for block in blocks_of(model)):
+        raise PruningError("heads whose queries and values have different widths cannot be ranked")
     importance = tp.importance.GroupTaylorImportance(normalizer="mean")
     groups = [(_head_group(block.attention), _mlp_group(block)) for block in blocks_of(model)]
     totals = None
@@ -163,16 +168,24 @@ def _kept_weights(model: SwinHfForImageClassification, plan: PruningPlan) -> dic
     state = dict(model.state_dict())
     names = {module: name for name, module in model.named_modules()}
     for block, heads, channels in zip(blocks_of(model), plan.heads, plan.mlp_channels):
-        name, d = names[block], block.attention.head_dim
-        head_channels = [head * d + offset for head in heads for offset in range(d)]
-        for projection in ("q_proj", "k_proj", "v_proj"):
-            _select(state, f"{name}.attention.{projection}", rows=head_channels)
-        _select(state, f"{name}.attention.o_proj", columns=head_channels)
-        table = f"{name}.attention.relative_position_bias.relative_position_bias_table"
-        state[table] = state[table][:, heads]
+        name, attention = names[block], block.attention
+        for projection in ("q_proj", "k_proj"):
+            _select(state, f"{name}.attention.{projection}", rows=_channels_of(heads, attention.head_dim))
+        _select(state, f"{name}.attention.v_proj", rows=_channels_of(heads, attention.value_head_dim))
+        _select(state, f"{name}.attention.o_proj", columns=_channels_of(heads, attention.value_head_dim))
+        bias = f"{name}.attention.relative_position_bias"
+        if model.config.version == 2:
+            _select(state, f"{bias}.continuous_position_bias_mlp.2", rows=heads)
+            state[f"{name}.attention.logit_scale"] = state[f"{name}.attention.logit_scale"][heads]
+        else:
+            state[f"{bias}.relative_position_bias_table"] = state[f"{bias}.relative_position_bias_table"][:, heads]
         _select(state, f"{name}.mlp.fc1", rows=channels)
         _select(state, f"{name}.mlp.fc2", columns=channels)
     return state
+
+
+def _channels_of(heads: list[int], head_dim: int) -> list[int]:
+    return [head * head_dim + offset for head in heads for offset in range(head_dim)]
 
 
 def _select(

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from distill.augmentation import RandomAffine
 from distill.settings import ExecutionSettings, TrainingSettings
-from swin_hf.modeling_swin_hf import classification_loss
+from swin_hf.losses_swin_hf import classification_loss
 
 
 class TeacherError(ValueError):
@@ -145,7 +145,7 @@ def distillation_loss(
 
     logits, labels: the student's (B, K) for `pixels` (B, 3, H, W) in [0, 1], and class indices (B,).
     """
-    parts = {"task_loss": classification_loss(logits, labels, None)}
+    parts = {"task_loss": classification_loss(logits, labels)}
     if teacher is None:
         return parts["task_loss"], parts
     with torch.no_grad():

@@ -13,15 +13,20 @@ import torch
 from torch import nn
 
 from swin_hf.configuration_swin_hf import SwinHfConfig
-from swin_hf.modeling_swin_hf import (
-    MASKED_SCORE,
+from swin_hf.layers_swin_hf import (
     SwinHfAttention,
     SwinHfBlock,
     SwinHfEmbeddings,
-    SwinHfForImageClassification,
     SwinHfPatchMerging,
 )
-from swin_hf.windows import fit_window, shifted_window_mask
+from swin_hf.modeling_swin_hf import SwinHfForImageClassification
+from swin_hf.windows import attention_mask, fit_window
+
+MASKED_SCORE = -100.0  # added to the score of a pair of tokens that may not mix, as in the original code
+
+
+class DeployError(ValueError):
+    """A model has a part that the deploy form cannot express yet; the message names it."""
 
 
 def deploy(
@@ -30,8 +35,25 @@ def deploy(
     """Deploy form of `model` for one image of `model.config.image_size`; the model is left as it is.
 
     The result maps pixel values in [0, 1], shape (1, channels, height, width), to logits (1, K).
+
+    Raises:
+        DeployError: the model is of version 2 or has other norms than LayerNorm.
     """
+    check_deployable(model.config)
     return DeployClassifier(copy.deepcopy(model).eval().float(), image_mean, image_std).requires_grad_(False)
+
+
+def check_deployable(config: SwinHfConfig) -> None:
+    """Check that there is a deploy form for models of this config.
+
+    Raises:
+        DeployError: there is none.
+    """
+    for name, supported in (("version", 1), ("norm", "layer")):
+        if getattr(config, name) != supported:
+            raise DeployError(
+                f"a model can be exported with {name} {supported!r} only, this one has {getattr(config, name)!r}"
+            )
 
 
 class DeployClassifier(nn.Module):
@@ -118,7 +140,7 @@ class DeployAttention(nn.Module):
 
     def __init__(self, attention: SwinHfAttention, window: tuple[int, int], mask: torch.Tensor | None):
         super().__init__()
-        self.head_dim = attention.head_dim
+        self.head_dim, self.value_head_dim = attention.head_dim, attention.value_head_dim
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.o_proj = attention.o_proj
         self.q_proj.weight.data = self.q_proj.weight.data * attention.scaling
@@ -131,20 +153,20 @@ class DeployAttention(nn.Module):
         self.num_heads, self.N = bias.shape[1:3]
         self.register_buffer("mask", None if mask is None else (~mask).float()[:, None] * MASKED_SCORE)  # (nW, 1, N, N)
 
-    def heads(self, projected: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    def heads(self, projected: torch.Tensor, head_dim: int, order: tuple[int, ...]) -> torch.Tensor:
         """(nW * N, h * d) to one matrix per window and head, its axes in `order`."""
-        heads = projected.view(-1, self.N, self.num_heads, self.head_dim).permute(order)
+        heads = projected.view(-1, self.N, self.num_heads, head_dim).permute(order)
         return heads.reshape(-1, *heads.shape[2:])  # (nW * h, .., ..)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        query = self.heads(self.q_proj(windows), (0, 2, 1, 3))  # (nW * h, N, d)
-        key = self.heads(self.k_proj(windows), (0, 2, 3, 1))  # (nW * h, d, N)
-        value = self.heads(self.v_proj(windows), (0, 2, 1, 3))
+        query = self.heads(self.q_proj(windows), self.head_dim, (0, 2, 1, 3))  # (nW * h, N, d)
+        key = self.heads(self.k_proj(windows), self.head_dim, (0, 2, 3, 1))  # (nW * h, d, N)
+        value = self.heads(self.v_proj(windows), self.value_head_dim, (0, 2, 1, 3))
         scores = torch.bmm(query, key).view(-1, self.num_heads, self.N, self.N) + self.bias
         if self.mask is not None:
             scores = scores + self.mask
         weights = scores.softmax(dim=-1).view(-1, self.N, self.N)
-        context = torch.bmm(weights, value).view(-1, self.num_heads, self.N, self.head_dim)
+        context = torch.bmm(weights, value).view(-1, self.num_heads, self.N, self.value_head_dim)
         return self.o_proj(context.permute(0, 2, 1, 3).reshape(windows.shape[0], -1))  # (nW * N, C)
 
 
@@ -154,11 +176,11 @@ class DeployBlock(nn.Module):
     def __init__(self, block: SwinHfBlock, height: int, width: int):
         super().__init__()
         self.height, self.width = height, width
-        self.window, self.shift = fit_window(height, width, block.window_size, block.shift_size)
+        self.window, self.shift = fit_window(height, width, block.window, block.shifted)
         self.pad_height, self.pad_width = -height % self.window[0], -width % self.window[1]
         mask = None
-        if self.shift:
-            mask = shifted_window_mask(height + self.pad_height, width + self.pad_width, self.window, self.shift)
+        if self.shift or (block.mask_padding and (self.pad_height or self.pad_width)):
+            mask = attention_mask((height, width), self.window, self.shift, block.mask_padding)
         self.layernorm_before = DeployLayerNorm(block.layernorm_before)
         self.attention = DeployAttention(block.attention, self.window, mask)
         self.layernorm_after = DeployLayerNorm(block.layernorm_after)
@@ -174,7 +196,8 @@ class DeployBlock(nn.Module):
         feature_map = tokens.view(self.height, self.width, C)
         if self.pad_height or self.pad_width:
             feature_map = nn.functional.pad(feature_map, (0, 0, 0, self.pad_width, 0, self.pad_height))
-        feature_map = roll(feature_map, self.shift)
+        if self.shift:
+            feature_map = roll(feature_map, *self.shift)
         H, W = feature_map.shape[:2]
         return feature_map.view(H // wh, wh, W // ww, ww, C).permute(0, 2, 1, 3, 4).reshape(-1, C)
 
@@ -183,7 +206,8 @@ class DeployBlock(nn.Module):
         C, (wh, ww) = tokens.shape[1], self.window
         H, W = self.height + self.pad_height, self.width + self.pad_width
         feature_map = tokens.view(H // wh, W // ww, wh, ww, C).permute(0, 2, 1, 3, 4).reshape(H, W, C)
-        feature_map = roll(feature_map, -self.shift)
+        if self.shift:
+            feature_map = roll(feature_map, -self.shift[0], -self.shift[1])
         if self.pad_height or self.pad_width:
             feature_map = feature_map[: self.height, : self.width]
         return feature_map.reshape(-1, C)
@@ -208,9 +232,10 @@ class DeployPatchMerging(nn.Module):
         return self.reduction(self.norm(groups.reshape(-1, 4 * C)))
 
 
-def roll(feature_map: torch.Tensor, shift: int) -> torch.Tensor:
-    """Cyclic shift of an (H, W, C) map up and to the left by `shift`, as slices and concatenations."""
-    if shift:
-        feature_map = torch.cat((feature_map[shift:], feature_map[:shift]), dim=0)
-        feature_map = torch.cat((feature_map[:, shift:], feature_map[:, :shift]), dim=1)
+def roll(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Cyclic shift of an (H, W, C) map up by `rows` and to the left by `columns`, as slices and concatenations."""
+    if rows:
+        feature_map = torch.cat((feature_map[rows:], feature_map[:rows]), dim=0)
+    if columns:
+        feature_map = torch.cat((feature_map[:, columns:], feature_map[:, :columns]), dim=1)
     return feature_map

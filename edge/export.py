@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edge.artefact import MANIFEST_FILE, PROGRAM_FILE, InputContract, Manifest
-from edge.deploy import deploy
+from edge.deploy import check_deployable, deploy
 from edge.environment import installed_versions
 from edge.files import move_into_place
 from edge.image import find_images, load_image, to_pixel_values
@@ -49,6 +49,7 @@ def export(checkpoint_dir: Path, out: Path, recipe_name: str, images: Path | Non
         `calibration` images of the run that the checkpoint belongs to.
 
     Raises:
+        DeployError: a model that the deploy form cannot express.
         ExportError: no such checkpoint, an image processor that a device cannot repeat, too few images to calibrate on, or
             a program that is too far from the model.
         ValueError: an unknown recipe.
@@ -56,6 +57,7 @@ def export(checkpoint_dir: Path, out: Path, recipe_name: str, images: Path | Non
     recipe = find_recipe(recipe_name)
     checkpoint_dir, out = Path(checkpoint_dir), Path(out)
     model, processor = load_checkpoint(checkpoint_dir)
+    check_deployable(model.config)
     contract = input_contract(model.config, processor)
     if out.exists() and any(path.name not in (PROGRAM_FILE, MANIFEST_FILE) for path in out.iterdir()):
         raise ExportError(f"--out {out} must be a new folder or an earlier export, got a folder with other files in it")

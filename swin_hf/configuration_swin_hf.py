@@ -1,85 +1,166 @@
-"""Configuration of the Swin models: the stock `SwinConfig` fields plus the widths of each block."""
+"""Configuration of the Swin models: the stock `SwinConfig` fields plus the version and the widths of every part."""
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, fields
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+
+# What `PreTrainedConfig` takes beside its fields, or older versions of transformers wrote into `config.json`.
+BASE_CLASS_KEYWORDS = frozenset(
+    {"num_labels", "name_or_path", "torch_dtype", "attn_implementation", "output_attentions", "auto_map", "model_type"}
+    | {"out_features", "out_indices", "hidden_size", "num_layers", "num_hidden_layers", "num_attention_heads", "stage_names"}
+    | {"quantization_config"}
+)
+BLOCK_WIDTHS = ("block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWidths:
-    """Widths of one block: `num_heads` heads of `head_dim` channels each, an MLP of `mlp_dim` hidden channels."""
+    """Widths of one block.
+
+    num_heads: attention heads.
+    head_dim: channels of queries and keys in each head.
+    value_head_dim: channels of values in each head.
+    mlp_dim: hidden channels of the MLP.
+    """
 
     num_heads: int
     head_dim: int
+    value_head_dim: int
     mlp_dim: int
 
 
 @strict
-class SwinHfConfig(PreTrainedConfig):
-    """Configuration of a Swin Transformer (Liu et al. 2021, arXiv:2103.14030) with optional widths for each block.
+class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of a Swin Transformer, version 1 or 2, with optional widths for each stage and block.
 
-    Fields that the stock `transformers.SwinConfig` has keep its name, meaning and default. The number of stages is
-    `len(depths)`; stage `s` works on `embed_dim * 2**s` channels.
+    Fields that the stock `transformers.SwinConfig` and `Swinv2Config` have keep their name, meaning and default. The number
+    of stages is `len(depths)`.
 
+    version:
+        1 for Swin (Liu et al. 2021, arXiv:2103.14030): scaled dot-product attention, a table of position biases, norms
+        before each branch. 2 for Swin V2 (Liu et al. 2022, arXiv:2111.09883): cosine attention, log-spaced continuous
+        position biases, norms after each branch.
     image_size:
-        Size of the input in pixels, one integer or (height, width). The model itself takes any size; this is the
-        size that absolute position embeddings, image processors and exports are made for.
+        Size of the input in pixels, one integer or (height, width). The model itself takes any size; this is the size that
+        absolute position embeddings, V2's position biases, image processors and exports are made for.
     patch_size, window_size:
-        In pixels and in patches. Any positive integer.
-    block_num_heads, block_head_dim, block_mlp_dim:
+        In pixels and in patches, one integer or (height, width).
+    pretrained_window_sizes:
+        V2 only: for each stage the window, one integer or (height, width), that its position network was trained with; 0
+        if it is the present one.
+    stage_dims:
+        Channels of each stage. `None` is the dense rule, `embed_dim * 2**stage`.
+    block_num_heads, block_head_dim, block_value_head_dim, block_mlp_dim:
         One list per stage with one integer per block, as a pruned model has them. `None` is the dense rule:
-        `num_heads[stage]` heads, `stage_dim // num_heads[stage]` channels a head, `int(mlp_ratio * stage_dim)`
-        hidden channels in the MLP. Attention is always scaled by the block's own `head_dim ** -0.5`.
+        `num_heads[stage]` heads, `stage_dim // num_heads[stage]` channels of queries and keys a head, as many of values,
+        `int(mlp_ratio * stage_dim)` hidden channels in the MLP. V1 attention is scaled by the block's own `head_dim ** -0.5`.
+    hidden_act:
+        Any name in `transformers.activations.ACT2FN`.
+    norm:
+        "layer" (the published models), "rms" or "batch", for every norm of the model.
+    mask_padding:
+        Keep tokens that only pad a map to whole windows out of the attention of real ones. The published models were trained
+        without.
+    label_smoothing:
+        Share of the label that is spread evenly over all classes (Szegedy et al. 2016), for single-label classification.
     weight_init:
         "normal" draws matrices with standard deviation `initializer_range`, the stock rule, right from about 96
         channels up. "fan_in" draws them with `1 / sqrt(fan_in)`: narrower models need it to leave the start.
+    out_features, out_indices:
+        Stages that `SwinHfBackbone` returns, by name ("stem", "stage1", ...) or number. Default: the last one.
 
     Raises:
-        ValueError: a field is out of its range or two fields contradict each other; the message names them.
+        ValueError: a field is unknown but close to a known one, out of its range, or two fields contradict each other; the
+            message names them.
     """
 
     model_type = "swin_hf"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
+    version: int = 1
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 4
     num_channels: int = 3
     embed_dim: int = 96
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    window_size: int | list[int] | tuple[int, int] = 7
+    pretrained_window_sizes: list[int | list[int]] | tuple[int | list[int], ...] | None = None
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.1
     hidden_act: str = "gelu"
+    norm: str = "layer"
     use_absolute_embeddings: bool = False
+    mask_padding: bool = False
+    label_smoothing: float | int = 0.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     encoder_stride: int = 32
+    stage_dims: list[int] | tuple[int, ...] | None = None
     block_num_heads: list[list[int]] | None = None
     block_head_dim: list[list[int]] | None = None
+    block_value_head_dim: list[list[int]] | None = None
     block_mlp_dim: list[list[int]] | None = None
     weight_init: str = "normal"
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        self._refuse_typos(kwargs)
+        for derived in ("num_layers", "num_hidden_layers", "hidden_size", "stage_names"):
+            kwargs.pop(derived, None)
         self.num_layers = len(self.depths)
+        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, self.num_layers + 1))]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
         # The channels after the last stage, under the name that composite models such as VisionEncoderDecoder read.
         self.hidden_size = self.stage_dim(self.num_layers - 1)
         super().__post_init__(**kwargs)
 
+    def _refuse_typos(self, unknown: dict) -> None:
+        """Names that are close to a field are mistakes; others are kept, as every config of transformers does."""
+        known = [field.name for field in fields(self) if not field.name.startswith("_")]
+        for name in unknown:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            if near and name not in BASE_CLASS_KEYWORDS:
+                raise ValueError(f"SwinHfConfig has no field {name}; did you mean {near[0]}?")
+
     def stage_dim(self, stage: int) -> int:
         """Number of channels of the feature map in `stage` (from 0)."""
-        return self.embed_dim * 2**stage
+        return self.stage_dims[stage] if self.stage_dims else self.embed_dim * 2**stage
+
+    def stage_window(self, stage: int) -> tuple[int, int]:
+        """Window (height, width) that the position biases of `stage` are made for.
+
+        In V1 it is `window_size`. V2 never makes it larger than the stage's map of a `image_size` image: its biases are
+        functions of offsets in units of the window.
+        """
+        window = _pair(self.window_size)
+        if self.version == 1:
+            return window
+        return tuple(max(min(side, length // 2**stage), 1) for side, length in zip(window, self.grid))
+
+    def pretrained_window(self, stage: int) -> tuple[int, int]:
+        """V2: the window (height, width) whose span is the unit of the position network's coordinates in `stage`."""
+        pretrained = _pair(self.pretrained_window_sizes[stage]) if self.pretrained_window_sizes else (0, 0)
+        return pretrained if min(pretrained) > 0 else self.stage_window(stage)
 
     def block_widths(self, stage: int, block: int) -> BlockWidths:
         """Widths of one block, from the per-block lists where they are given, else by the dense rule."""
         dim, dense_heads = self.stage_dim(stage), self.num_heads[stage]
+        head_dim = self.block_head_dim[stage][block] if self.block_head_dim else dim // dense_heads
         return BlockWidths(
             num_heads=self.block_num_heads[stage][block] if self.block_num_heads else dense_heads,
-            head_dim=self.block_head_dim[stage][block] if self.block_head_dim else dim // dense_heads,
+            head_dim=head_dim,
+            value_head_dim=self.block_value_head_dim[stage][block] if self.block_value_head_dim else head_dim,
             mlp_dim=self.block_mlp_dim[stage][block] if self.block_mlp_dim else int(self.mlp_ratio * dim),
         )
 
@@ -93,22 +174,33 @@ class SwinHfConfig(PreTrainedConfig):
         """`patch_size` as (height, width) in pixels."""
         return _pair(self.patch_size)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Whole patches (height, width) in an image of `image_size`."""
+        return tuple(size // patch for size, patch in zip(self.image_height_width, self.patch_height_width))
+
     def validate_sizes(self):
-        for name in ("image_size", "patch_size"):
+        for name in ("image_size", "patch_size", "window_size"):
             value = getattr(self, name)
             if not isinstance(value, int) and len(value) != 2:
                 raise ValueError(f"{name} must be one integer or (height, width), got {value}")
             if min(_pair(value)) < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
-        for name in ("num_channels", "embed_dim", "window_size"):
+        for name in ("num_channels", "embed_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def validate_stages(self):
         if not self.depths or min(self.depths) < 1:
             raise ValueError(f"depths must hold at least one block per stage, got {self.depths}")
-        if len(self.num_heads) != len(self.depths):
-            raise ValueError(f"num_heads must have one entry per stage like depths {self.depths}, got {self.num_heads}")
+        for name in ("num_heads", "pretrained_window_sizes", "stage_dims"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.depths):
+                raise ValueError(f"{name} must have one entry per stage like depths {self.depths}, got {values}")
+        if self.stage_dims and (min(self.stage_dims) < 1 or self.stage_dims[0] != self.embed_dim):
+            raise ValueError(f"stage_dims must be positive and start with embed_dim {self.embed_dim}, got {self.stage_dims}")
+        if min((min(_pair(window)) for window in self.pretrained_window_sizes or ()), default=0) < 0:
+            raise ValueError(f"pretrained_window_sizes must not be negative, got {self.pretrained_window_sizes}")
         for stage, heads in enumerate(self.num_heads):
             if heads < 1 or (self.block_head_dim is None and self.stage_dim(stage) % heads):
                 raise ValueError(
@@ -117,7 +209,7 @@ class SwinHfConfig(PreTrainedConfig):
                 )
 
     def validate_block_widths(self):
-        for name in ("block_num_heads", "block_head_dim", "block_mlp_dim"):
+        for name in BLOCK_WIDTHS:
             widths = getattr(self, name)
             if widths is None:
                 continue
@@ -126,9 +218,20 @@ class SwinHfConfig(PreTrainedConfig):
             if min(min(stage) for stage in widths) < 1:
                 raise ValueError(f"{name} must be positive everywhere, got {widths}")
 
-    def validate_weight_init(self):
-        if self.weight_init not in ("normal", "fan_in"):
-            raise ValueError(f"weight_init must be 'normal' or 'fan_in', got {self.weight_init!r}")
+    def validate_choices(self):
+        for name, choices in (("version", (1, 2)), ("norm", ("layer", "rms", "batch")), ("weight_init", ("normal", "fan_in"))):
+            if getattr(self, name) not in choices:
+                expected = " or ".join(map(repr, choices))
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+        if self.hidden_act not in ACT2FN:
+            near = difflib.get_close_matches(self.hidden_act, list(ACT2FN), n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; one of {', '.join(ACT2FN)}"
+            raise ValueError(f"hidden_act must name an activation of transformers, got {self.hidden_act!r}{hint}")
+
+    def validate_shares(self):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

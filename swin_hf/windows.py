@@ -2,17 +2,49 @@
 
 # B batch, H W feature map, C channels, wh ww window, nW windows, N tokens of a window = wh * ww
 
+import math
+from collections.abc import Callable
+from functools import lru_cache, wraps
+
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+REMEMBERED_CONSTANTS = 32  # of each kind: four stages at a few image sizes
 
 
-def fit_window(height: int, width: int, window_size: int, shift_size: int) -> tuple[tuple[int, int], int]:
-    """Window (height, width) and shift that a block uses on a map of this size.
+def remembered(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keep the latest results of a function that builds a constant tensor from hashable arguments.
+
+    They live in the process, not in a model, so that no model carries state and nothing but weights is ever saved. While
+    PyTorch traces or fakes tensors, the constant is built anew and becomes part of what is traced.
+    """
+
+    @lru_cache(maxsize=REMEMBERED_CONSTANTS)
+    def build_once(*args) -> torch.Tensor:
+        with torch.inference_mode(False):  # also when first used for inference, it must serve a training later
+            return build(*args)
+
+    @wraps(build)
+    def call(*args) -> torch.Tensor:
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return build(*args)
+        return build_once(*args)
+
+    return call
+
+
+def fit_window(
+    height: int, width: int, window: tuple[int, int], shifted: bool
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Window (height, width) and shift (rows, columns), if any, that a block uses on a map of this size.
 
     A window never exceeds the map, and a map that a window spans in either direction is not shifted, which is the
     rule of the original code.
     """
-    window = (min(window_size, height), min(window_size, width))
-    return window, 0 if min(height, width) <= window_size else shift_size
+    fitted = (min(window[0], height), min(window[1], width))
+    if not shifted or height <= window[0] or width <= window[1]:
+        return fitted, None
+    return fitted, (window[0] // 2, window[1] // 2)
 
 
 def window_partition(feature_map: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
@@ -31,32 +63,67 @@ def window_reverse(windows: torch.Tensor, window: tuple[int, int], height: int, 
     return blocks.reshape(-1, height, width, C)
 
 
-def relative_position_index(window: tuple[int, int], table_window: tuple[int, int]) -> torch.Tensor:
+@remembered
+def relative_position_index(
+    window: tuple[int, int], table_window: tuple[int, int], device: torch.device | None = None
+) -> torch.Tensor:
     """Rows of a `table_window` bias table for all token pairs of `window`, shape (N * N,), dtype int64.
 
     The table has one row per offset (row difference, column difference), row-major from the most negative one. A
     `window` smaller than `table_window` reads the middle of the table, so an offset keeps its bias.
     """
-    rows, columns = torch.meshgrid(torch.arange(window[0]), torch.arange(window[1]), indexing="ij")
-    rows, columns = rows.flatten(), columns.flatten()
+    rows, columns = (torch.arange(side, device=device) for side in window)
+    rows, columns = rows.repeat_interleave(window[1]), columns.repeat(window[0])  # of the N tokens
     row_offset = rows[:, None] - rows[None, :] + table_window[0] - 1  # (N, N)
     column_offset = columns[:, None] - columns[None, :] + table_window[1] - 1
     return (row_offset * (2 * table_window[1] - 1) + column_offset).flatten()
 
 
-def shifted_window_mask(
-    height: int, width: int, window: tuple[int, int], shift_size: int, device: torch.device | None = None
+@remembered
+def log_spaced_offsets(
+    window: tuple[int, int], unit_window: tuple[int, int], device: torch.device | None = None
 ) -> torch.Tensor:
-    """Which token pairs of each shifted window were neighbours before the cyclic shift, shape (nW, N, N), dtype bool.
+    """Log-spaced coordinates of all offsets inside `window`, ((2wh-1) * (2ww-1), 2) in the order of a bias table.
 
-    `True` marks pairs that may attend to each other. The shift brings rows from the far edge next to rows of the near
-    edge; the regions of a map that may not mix are numbered and compared (figure 4 of the paper).
+    An offset that spans `unit_window` is 8 before and log2(9) / 3 after the logarithm (Liu et al. 2022, arXiv:2111.09883,
+    equation 4, with the constants of the authors' code).
+    """
+    sides = []
+    for side, unit in zip(window, unit_window):
+        offsets = torch.arange(1 - side, side, device=device, dtype=torch.float32) / max(unit - 1, 1) * 8
+        sides.append(offsets.sign() * torch.log2(offsets.abs() + 1.0) / math.log2(8))
+    rows, columns = sides
+    return torch.stack((rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), dim=1)
+
+
+@remembered
+def attention_mask(
+    map_size: tuple[int, int],
+    window: tuple[int, int],
+    shift: tuple[int, int] | None,
+    mask_padding: bool,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Which token pairs of each window may attend to each other, shape (nW, N, N), dtype bool.
+
+    A map of `map_size` is padded on the right and bottom to whole windows, then rolled by `shift`, which brings rows from
+    the far edge next to rows of the near edge. The regions that were not neighbours before are numbered and compared (figure
+    4 of the paper). With `mask_padding`, padded tokens see padded tokens only.
     """
 
-    def region(size: int, window_side: int) -> torch.Tensor:
+    def region(size: int, side: int, shift: int, device: torch.device | None) -> torch.Tensor:
         index = torch.arange(size, device=device)
-        return (index >= size - window_side).long() + (index >= size - shift_size).long()
+        return (index >= size - side).long() + (index >= size - shift).long()
 
-    regions = region(height, window[0])[:, None] * 3 + region(width, window[1])[None, :]  # (H, W)
+    height, width = (length + -length % side for length, side in zip(map_size, window))
+    rows, columns = shift or (0, 0)
+    if shift:
+        regions = region(height, window[0], rows, device)[:, None] * 3 + region(width, window[1], columns, device)  # (H, W)
+    else:
+        regions = torch.zeros(height, width, dtype=torch.long, device=device)
+    if mask_padding:
+        inside = [(torch.arange(padded, device=device) + moved) % padded < length
+                  for padded, moved, length in zip((height, width), (rows, columns), map_size)]  # fmt: skip
+        regions = torch.where(inside[0][:, None] & inside[1], regions, -1)
     regions = window_partition(regions[None, :, :, None], window).squeeze(-1)  # (nW, N)
     return regions[:, :, None] == regions[:, None, :]

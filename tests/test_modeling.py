@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfModel
-from swin_hf.modeling_swin_hf import classification_loss
-from swin_hf.windows import relative_position_index, shifted_window_mask, window_partition, window_reverse
+from swin_hf.losses_swin_hf import classification_loss
+from swin_hf.windows import attention_mask, relative_position_index, window_partition, window_reverse
 
 # Sizes at which stock itself is right: no map smaller than a window.
 PARITY_CASES = {
@@ -89,7 +89,7 @@ def test_window_reverse_undoes_window_partition():
 
 def test_mask_allows_exactly_the_pairs_that_were_neighbours():
     # Brute force: after a roll of a 4 x 4 map by 1, two tokens of a window may mix if both kept their side of the seam.
-    mask = shifted_window_mask(4, 4, (2, 2), 1)
+    mask = attention_mask((4, 4), (2, 2), (1, 1), False)
     seam = [[(row == 3, column == 3) for column in range(4)] for row in range(4)]
     for window, (top, left) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
         tokens = [seam[top + row][left + column] for row in range(2) for column in range(2)]

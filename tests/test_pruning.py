@@ -29,8 +29,9 @@ def test_importance_is_the_taylor_term_of_all_coupled_weights(make_model):
     torch.testing.assert_close(importance.heads, heads / heads.mean())
 
 
-def test_pruned_model_equals_dense_model_with_zeros(make_model):
-    model = make_model()
+@pytest.mark.parametrize("version", [1, 2])
+def test_pruned_model_equals_dense_model_with_zeros(make_model, version):
+    model = make_model(version=version)
     zeroed = copy.deepcopy(model)
     for block, heads, channels in zip(blocks_of(zeroed), PLAN.heads, PLAN.mlp_channels):
         d = block.attention.head_dim

@@ -1,0 +1,345 @@
+"""Layers of the Swin Transformers: V1 (Liu et al. 2021, arXiv:2103.14030) and V2 (Liu et al. 2022, arXiv:2111.09883).
+
+All of them work on (B, H, W, C) feature maps, keep nothing between two calls, and derive windows from the map they get.
+"""
+
+# B batch, H W feature map in patches, C channels, nW windows, N tokens of a window, h heads, d head width
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_swin_hf import BlockWidths, SwinHfConfig
+from .resizing_swin_hf import resize_position_embeddings
+from .windows import (
+    attention_mask,
+    fit_window,
+    log_spaced_offsets,
+    relative_position_index,
+    window_partition,
+    window_reverse,
+)
+
+MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature of at least 0.01 (V2, section 3.3)
+POSITION_NETWORK_DIM = 512  # hidden channels of V2's position network, in the authors' code
+MAX_POSITION_BIAS = 16.0  # the position network's output goes through 16 * sigmoid, in the authors' code
+
+
+class SwinHfBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over all tokens of a (..., C) map."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states.flatten(0, -2)).view_as(hidden_states)
+
+
+def make_norm(config: SwinHfConfig, dim: int, eps: float = 1e-5) -> nn.Module:
+    """The norm that the config asks for, over the last of the dimensions of a map."""
+    norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": SwinHfBatchNorm}
+    return norms[config.norm](dim, eps=eps)
+
+
+class SwinHfDropPath(nn.Module):
+    """Stochastic depth per sample (Huang et al. 2016, arXiv:1603.09382): identity outside training."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        keep_prob = 1.0 - self.drop_prob
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep_prob).div_(keep_prob)
+
+
+class SwinHfPatchEmbeddings(nn.Module):
+    """Cut the image into patches, padding it on the right and bottom to whole patches, and project each to C channels."""
+
+    def __init__(self, config: SwinHfConfig):
+        super().__init__()
+        self.patch_size = config.patch_height_width
+        self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, stride=self.patch_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        expected = self.projection.in_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {expected}, height, width), got {tuple(pixel_values.shape)}"
+            )
+        pad_height, pad_width = (-size % patch for size, patch in zip(pixel_values.shape[2:], self.patch_size))
+        if pad_height or pad_width:
+            pixel_values = nn.functional.pad(pixel_values, (0, pad_width, 0, pad_height))
+        return self.projection(pixel_values).permute(0, 2, 3, 1)  # (B, H, W, C)
+
+
+class SwinHfEmbeddings(nn.Module):
+    """Patch embeddings, normalised, with a token for masked patches and absolute positions where they are wanted."""
+
+    def __init__(self, config: SwinHfConfig, use_mask_token: bool = False):
+        super().__init__()
+        self.patch_embeddings = SwinHfPatchEmbeddings(config)
+        self.norm = make_norm(config, config.embed_dim)  # with PyTorch's default eps, as in every Swin implementation
+        self.grid = config.grid
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if use_mask_token else None
+        self.position_embeddings = None
+        if config.use_absolute_embeddings:
+            self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.embed_dim))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def positions(self, height: int, width: int) -> torch.Tensor:
+        """Position embeddings for a (height, width) grid, (1, H, W, C): interpolated where it is not the trained one."""
+        positions = resize_position_embeddings(self.position_embeddings, self.grid, (height, width))
+        return positions.view(1, height, width, -1)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        feature_map = self.norm(self.patch_embeddings(pixel_values))
+        if bool_masked_pos is not None:
+            masked = self.masked_patches(bool_masked_pos, feature_map)
+            feature_map = torch.where(masked, self.mask_token.to(feature_map.dtype), feature_map)
+        if self.position_embeddings is not None:
+            feature_map = feature_map + self.positions(*feature_map.shape[1:3])
+        return self.dropout(feature_map)
+
+    def masked_patches(self, bool_masked_pos: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
+        """`bool_masked_pos` (B, H * W) or (B, H, W) as a (B, H, W, 1) map."""
+        B, H, W, _ = feature_map.shape
+        if self.mask_token is None:
+            raise ValueError("bool_masked_pos needs a model made with use_mask_token=True")
+        if bool_masked_pos.shape[0] != B or bool_masked_pos.numel() != B * H * W:
+            raise ValueError(
+                f"bool_masked_pos must have shape ({B}, {H * W}) for {H} x {W} patches, got {tuple(bool_masked_pos.shape)}"
+            )
+        return bool_masked_pos.bool().view(B, H, W, 1)
+
+
+def bias_of_pairs(table: torch.Tensor, window: tuple[int, int], table_window: tuple[int, int]) -> torch.Tensor:
+    """Biases (1, h, N, N) of all token pairs of `window`, out of a table ((2wh-1) * (2ww-1), h) for `table_window`."""
+    N = window[0] * window[1]
+    index = relative_position_index(window, table_window, table.device)
+    return table.t().index_select(1, index).view(1, -1, N, N)
+
+
+class SwinHfRelativePositionBias(nn.Module):
+    """V1: a learned bias for every offset between two tokens of a window, one per head (section 3.2, equation 4)."""
+
+    def __init__(self, num_heads: int, window: tuple[int, int]):
+        super().__init__()
+        self.window = window
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+
+    def forward(self, window: tuple[int, int]) -> torch.Tensor:
+        """Bias of a window of this size, at most the configured one, (1, h, N, N)."""
+        return bias_of_pairs(self.relative_position_bias_table, window, self.window)
+
+
+class SwinHfContinuousPositionBias(nn.Module):
+    """V2: the bias of an offset is a small network's output for its log-spaced coordinates (section 3.2, equation 4).
+
+    unit_window: the window whose span is the unit of the coordinates: the one the network was trained with.
+    """
+
+    def __init__(self, num_heads: int, window: tuple[int, int], unit_window: tuple[int, int]):
+        super().__init__()
+        self.window, self.unit_window = window, unit_window
+        self.continuous_position_bias_mlp = nn.Sequential(
+            nn.Linear(2, POSITION_NETWORK_DIM), nn.ReLU(), nn.Linear(POSITION_NETWORK_DIM, num_heads, bias=False)
+        )
+
+    def forward(self, window: tuple[int, int]) -> torch.Tensor:
+        """Bias of a window of this size, at most the configured one, (1, h, N, N)."""
+        weight = self.continuous_position_bias_mlp[0].weight
+        offsets = log_spaced_offsets(window, self.unit_window, weight.device)
+        table = MAX_POSITION_BIAS * torch.sigmoid(self.continuous_position_bias_mlp(offsets.to(weight.dtype)))
+        return bias_of_pairs(table, window, window)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain matrix products: queries, keys and values (B * nW, h, N, d) to (B * nW, N, h, d) and weights."""
+    weights = query @ key.transpose(2, 3) * scaling + attention_mask
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SwinHfAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a bias for the relative position."""
+
+    def __init__(self, config: SwinHfConfig, dim: int, widths: BlockWidths, window: tuple[int, int]):
+        super().__init__()
+        self.config = config
+        self.head_dim, self.value_head_dim = widths.head_dim, widths.value_head_dim
+        self.scaling = widths.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(dim, widths.num_heads * widths.value_head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(widths.num_heads * widths.value_head_dim, dim)
+        self.relative_position_bias = SwinHfRelativePositionBias(widths.num_heads, window)
+
+    def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Queries, keys and the factor of their products that make the scores."""
+        return query, key, self.scaling
+
+    def forward(
+        self, windows: torch.Tensor, window: tuple[int, int], mask: torch.Tensor | None, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend inside each of the (B * nW, N, C) windows; `mask` (nW, N, N) is True where a pair may mix."""
+        total_windows, N, _ = windows.shape
+        query = self.q_proj(windows).view(total_windows, N, -1, self.head_dim).transpose(1, 2)  # (B * nW, h, N, d)
+        key = self.k_proj(windows).view(total_windows, N, -1, self.head_dim).transpose(1, 2)
+        value = self.v_proj(windows).view(total_windows, N, -1, self.value_head_dim).transpose(1, 2)
+        query, key, scaling = self.scaled(query, key)
+        bias = self.relative_position_bias(window).to(query.dtype)  # (1, h, N, N)
+        if mask is not None:
+            bias = torch.where(mask[:, None], bias, -math.inf)  # (nW, h, N, N)
+            bias = bias.expand(total_windows // mask.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B * nW, h, N, N)
+
+        attention: Callable = eager_attention_forward
+        if not output_attentions:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
+        dropout = self.dropout if self.training else 0.0
+        context, weights = attention(self, query, key, value, bias, scaling=scaling, dropout=dropout)
+        return self.o_proj(context.reshape(total_windows, N, -1)), weights
+
+
+class SwinHfCosineAttention(SwinHfAttention):
+    """V2: scores are cosines of queries and keys times a learned scale of each head (section 3.3, equation 2)."""
+
+    def __init__(
+        self, config: SwinHfConfig, dim: int, widths: BlockWidths, window: tuple[int, int], unit_window: tuple[int, int]
+    ):
+        super().__init__(config, dim, widths, window)
+        self.k_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.full((widths.num_heads, 1, 1), math.log(10.0)))
+        self.relative_position_bias = SwinHfContinuousPositionBias(widths.num_heads, window, unit_window)
+
+    def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        query, key = (nn.functional.normalize(heads, dim=-1).to(heads.dtype) for heads in (query, key))
+        return query * scale.to(query.dtype), key, 1.0
+
+
+class SwinHfMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: SwinHfConfig, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class SwinHfBlock(GradientCheckpointingLayer):
+    """Window attention and an MLP, each added to its input; normalised before (V1, figure 3b) or after (V2, figure 1)."""
+
+    def __init__(self, config: SwinHfConfig, stage: int, block: int):
+        super().__init__()
+        dim, widths = config.stage_dim(stage), config.block_widths(stage, block)
+        self.window = config.stage_window(stage)
+        self.shifted = block % 2 == 1
+        self.mask_padding = config.mask_padding
+        self.post_norm = config.version == 2
+        self.layernorm_before = make_norm(config, dim, config.layer_norm_eps)
+        if config.version == 2:
+            self.attention = SwinHfCosineAttention(config, dim, widths, self.window, config.pretrained_window(stage))
+        else:
+            self.attention = SwinHfAttention(config, dim, widths, self.window)
+        self.layernorm_after = make_norm(config, dim, config.layer_norm_eps)
+        self.mlp = SwinHfMLP(config, dim, widths.mlp_dim)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        last_block = max(sum(config.depths) - 1, 1)
+        self.drop_path = SwinHfDropPath(config.drop_path_rate * (sum(config.depths[:stage]) + block) / last_block)
+
+    def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.post_norm:
+            attended, weights = self.attend(feature_map, output_attentions)
+            feature_map = feature_map + self.drop_path(self.layernorm_before(self.dropout(attended)))
+            transformed = self.layernorm_after(self.dropout(self.mlp(feature_map)))
+            return feature_map + self.drop_path(transformed), weights
+        attended, weights = self.attend(self.layernorm_before(feature_map), output_attentions)
+        feature_map = feature_map + self.drop_path(self.dropout(attended))
+        transformed = self.dropout(self.mlp(self.layernorm_after(feature_map)))
+        return feature_map + self.drop_path(transformed), weights
+
+    def attend(self, feature_map: torch.Tensor, output_attentions: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention in (shifted) windows over a (B, H, W, C) map, which is padded to whole windows in between."""
+        _, H, W, _ = feature_map.shape
+        window, shift = fit_window(H, W, self.window, self.shifted)
+        pad_height, pad_width = -H % window[0], -W % window[1]
+        padded = pad_height or pad_width
+        if padded:
+            feature_map = nn.functional.pad(feature_map, (0, 0, 0, pad_width, 0, pad_height))
+        mask = None
+        if shift or (padded and self.mask_padding):
+            mask = attention_mask((H, W), window, shift, self.mask_padding, feature_map.device)
+
+        if shift:
+            feature_map = feature_map.roll((-shift[0], -shift[1]), dims=(1, 2))
+        windows, weights = self.attention(window_partition(feature_map, window), window, mask, output_attentions)
+        feature_map = window_reverse(windows, window, H + pad_height, W + pad_width)
+        if shift:
+            feature_map = feature_map.roll(shift, dims=(1, 2))
+        return (feature_map[:, :H, :W] if padded else feature_map), weights
+
+
+class SwinHfPatchMerging(nn.Module):
+    """Join each 2 x 2 group of tokens into one of more channels (section 3.1), padding odd maps.
+
+    Normalised before the projection in V1, after it in V2.
+    """
+
+    def __init__(self, config: SwinHfConfig, stage: int):
+        super().__init__()
+        dim, out_dim = config.stage_dim(stage), config.stage_dim(stage + 1)
+        self.post_norm = config.version == 2
+        self.norm = make_norm(config, out_dim if self.post_norm else 4 * dim)  # with PyTorch's default eps, as everywhere
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = feature_map.shape
+        if H % 2 or W % 2:
+            feature_map = nn.functional.pad(feature_map, (0, 0, 0, W % 2, 0, H % 2))
+            H, W = H + H % 2, W + W % 2
+        groups = feature_map.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5)  # (.., column, row, C)
+        groups = groups.flatten(3)  # (B, H/2, W/2, 4C)
+        return self.norm(self.reduction(groups)) if self.post_norm else self.reduction(self.norm(groups))
+
+
+class SwinHfStage(nn.Module):
+    """Blocks at one resolution, plain and shifted in turn, then patch merging if there is a next stage."""
+
+    def __init__(self, config: SwinHfConfig, stage: int, downsample: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(SwinHfBlock(config, stage, block) for block in range(config.depths[stage]))
+        self.downsample = SwinHfPatchMerging(config, stage) if downsample else None
+
+    def forward(
+        self, feature_map: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """The map for the next stage, the maps after each block, and their attention weights if asked for."""
+        block_maps, attentions = [], []
+        for block in self.blocks:
+            feature_map, weights = block(feature_map, output_attentions)
+            block_maps.append(feature_map)
+            if output_attentions:
+                attentions.append(weights)
+        return feature_map if self.downsample is None else self.downsample(feature_map), block_maps, attentions
