@@ -21,13 +21,59 @@ from .windows import (
     fit_window,
     log_spaced_offsets,
     relative_position_index,
+    shifted_token_order,
+    shifted_token_places,
     window_partition,
     window_reverse,
 )
 
 MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature of at least 0.01 (V2, section 3.3)
 POSITION_NETWORK_DIM = 512  # hidden channels of V2's position network, in the authors' code
+MIN_NORM = 1e-12  # of queries and keys in cosine attention, as in torch.nn.functional.normalize
 MAX_POSITION_BIAS = 16.0  # the position network's output goes through 16 * sigmoid, in the authors' code
+
+
+CPU_TOKENS = 1024  # that a CPU works on at a time: what their layers compute in between then stays in its cache
+
+
+def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -> tuple[torch.Tensor, ...]:
+    """Parts of (rows, ...) that a CPU had better work on one after the other; on other devices, and of little, one part.
+
+    A part holds whole groups of `group` rows.
+    """
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return (rows,)
+    num_groups = len(rows) // group
+    num_parts = max(len(rows) * tokens_per_row // CPU_TOKENS, 1)
+    return rows.split(-(-num_groups // num_parts) * group)
+
+
+def join(parts: list[torch.Tensor]) -> torch.Tensor:
+    """What was computed from the parts of `split_for_cpu`, in one piece."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Reorder(torch.autograd.Function):
+    """Tokens (B, L, C) in another order; unlike that of indexing, its gradient is a reordering too.
+
+    order: (L,) the token that each place gets. places: (L,) its inverse.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tokens: torch.Tensor, order: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return tokens.index_select(1, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, order, places = inputs
+        ctx.save_for_backward(order, places)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        order, places = ctx.saved_tensors
+        return Reorder.apply(gradient, places, order), None, None
 
 
 class SwinHfBatchNorm(nn.BatchNorm1d):
@@ -170,7 +216,7 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in plain matrix products: queries, keys and values (B * nW, h, N, d) to (B * nW, N, h, d) and weights."""
-    weights = query @ key.transpose(2, 3) * scaling + attention_mask
+    weights = (query * scaling) @ key.transpose(2, 3) + attention_mask
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -200,19 +246,27 @@ class SwinHfAttention(nn.Module):
         self, windows: torch.Tensor, window: tuple[int, int], mask: torch.Tensor | None, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend inside each of the (B * nW, N, C) windows; `mask` (nW, N, N) is True where a pair may mix."""
+        bias = self.relative_position_bias(window)  # (1, h, N, N)
+        if mask is not None:
+            bias = torch.where(mask[:, None], bias, -math.inf)  # (nW, h, N, N)
+        if output_attentions:
+            return self.attend(windows, bias, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        parts = split_for_cpu(windows, windows.shape[1], bias.shape[0])
+        return join([self.attend(part, bias, attention)[0] for part in parts]), None
+
+    def attend(
+        self, windows: torch.Tensor, bias: torch.Tensor, attention: Callable
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention with one of the backends, with a bias (1 or nW, h, N, N)."""
         total_windows, N, _ = windows.shape
         query = self.q_proj(windows).view(total_windows, N, -1, self.head_dim).transpose(1, 2)  # (B * nW, h, N, d)
         key = self.k_proj(windows).view(total_windows, N, -1, self.head_dim).transpose(1, 2)
         value = self.v_proj(windows).view(total_windows, N, -1, self.value_head_dim).transpose(1, 2)
         query, key, scaling = self.scaled(query, key)
-        bias = self.relative_position_bias(window).to(query.dtype)  # (1, h, N, N)
-        if mask is not None:
-            bias = torch.where(mask[:, None], bias, -math.inf)  # (nW, h, N, N)
-            bias = bias.expand(total_windows // mask.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B * nW, h, N, N)
-
-        attention: Callable = eager_attention_forward
-        if not output_attentions:
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
+        if 1 < bias.shape[0] < total_windows:
+            bias = bias.expand(total_windows // bias.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B * nW, h, N, N)
+        bias = bias.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         context, weights = attention(self, query, key, value, bias, scaling=scaling, dropout=dropout)
         return self.o_proj(context.reshape(total_windows, N, -1)), weights
@@ -231,8 +285,9 @@ class SwinHfCosineAttention(SwinHfAttention):
 
     def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        query, key = (nn.functional.normalize(heads, dim=-1).to(heads.dtype) for heads in (query, key))
-        return query * scale.to(query.dtype), key, 1.0
+        query_norm, key_norm = (torch.linalg.vector_norm(heads, dim=-1, keepdim=True) for heads in (query, key))
+        scaled_query = query * (scale / query_norm.clamp_min(MIN_NORM))
+        return scaled_query.to(query.dtype), (key / key_norm.clamp_min(MIN_NORM)).to(key.dtype), 1.0
 
 
 class SwinHfMLP(nn.Module):
@@ -245,7 +300,9 @@ class SwinHfMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        parts = split_for_cpu(hidden_states.flatten(0, -2))
+        transformed = join([self.fc2(self.activation_fn(self.fc1(part))) for part in parts])
+        return transformed.view(*hidden_states.shape[:-1], -1)
 
 
 class SwinHfBlock(GradientCheckpointingLayer):
@@ -282,7 +339,7 @@ class SwinHfBlock(GradientCheckpointingLayer):
 
     def attend(self, feature_map: torch.Tensor, output_attentions: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention in (shifted) windows over a (B, H, W, C) map, which is padded to whole windows in between."""
-        _, H, W, _ = feature_map.shape
+        B, H, W, C = feature_map.shape
         window, shift = fit_window(H, W, self.window, self.shifted)
         pad_height, pad_width = -H % window[0], -W % window[1]
         padded = pad_height or pad_width
@@ -292,12 +349,16 @@ class SwinHfBlock(GradientCheckpointingLayer):
         if shift or (padded and self.mask_padding):
             mask = attention_mask((H, W), window, shift, self.mask_padding, feature_map.device)
 
+        height, width = H + pad_height, W + pad_width
         if shift:
-            feature_map = feature_map.roll((-shift[0], -shift[1]), dims=(1, 2))
-        windows, weights = self.attention(window_partition(feature_map, window), window, mask, output_attentions)
-        feature_map = window_reverse(windows, window, H + pad_height, W + pad_width)
-        if shift:
-            feature_map = feature_map.roll(shift, dims=(1, 2))
+            cut = (height, width, window, shift, feature_map.device)
+            order, places = shifted_token_order(*cut), shifted_token_places(*cut)
+            windows = Reorder.apply(feature_map.flatten(1, 2), order, places).view(-1, window[0] * window[1], C)
+            windows, weights = self.attention(windows, window, mask, output_attentions)
+            feature_map = Reorder.apply(windows.view(B, -1, C), places, order).view(B, height, width, C)
+        else:
+            windows, weights = self.attention(window_partition(feature_map, window), window, mask, output_attentions)
+            feature_map = window_reverse(windows, window, height, width)
         return (feature_map[:, :H, :W] if padded else feature_map), weights
 
 

@@ -64,6 +64,24 @@ def window_reverse(windows: torch.Tensor, window: tuple[int, int], height: int, 
 
 
 @remembered
+def shifted_token_order(
+    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
+) -> torch.Tensor:
+    """Numbers of the tokens of an (H, W) map in the order of its shifted windows, shape (H * W,), dtype int64."""
+    numbers = torch.arange(height * width, device=device).view(1, height, width, 1)
+    return window_partition(numbers.roll((-shift[0], -shift[1]), dims=(1, 2)), window).flatten()
+
+
+@remembered
+def shifted_token_places(
+    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
+) -> torch.Tensor:
+    """Where each token of an (H, W) map stands in the order of its shifted windows: the inverse of that order."""
+    places = torch.arange(height * width, device=device).view(-1, window[0] * window[1], 1)
+    return window_reverse(places, window, height, width).roll(shift, dims=(1, 2)).flatten()
+
+
+@remembered
 def relative_position_index(
     window: tuple[int, int], table_window: tuple[int, int], device: torch.device | None = None
 ) -> torch.Tensor:
