@@ -12,7 +12,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 BASE_CLASS_KEYWORDS = frozenset(
     {"num_labels", "name_or_path", "torch_dtype", "attn_implementation", "output_attentions", "auto_map", "model_type"}
     | {"out_features", "out_indices", "hidden_size", "num_layers", "num_hidden_layers", "num_attention_heads", "stage_names"}
-    | {"quantization_config"}
+    | {"quantization_config", "pruned_heads", "tie_word_embeddings", "is_decoder", "tie_encoder_decoder", "num_beams"}
+    | {"output_scores", "return_dict_in_generate", "decoder_start_token_id"}
 )
 BLOCK_WIDTHS = ("block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
 
@@ -127,9 +128,9 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _refuse_typos(self, unknown: dict) -> None:
         """Names that are close to a field are mistakes; others are kept, as every config of transformers does."""
-        known = [field.name for field in fields(self) if not field.name.startswith("_")]
+        known = ["num_labels", *(field.name for field in fields(self) if not field.name.startswith("_"))]
         for name in unknown:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            near = difflib.get_close_matches(name, known, n=1)
             if near and name not in BASE_CLASS_KEYWORDS:
                 raise ValueError(f"SwinHfConfig has no field {name}; did you mean {near[0]}?")
 

@@ -24,12 +24,19 @@ def seeded():
 
 
 @pytest.fixture
-def make_model():
+def make_config():
+    def make(**changes) -> SwinHfConfig:
+        return SwinHfConfig(**(TINY | {"num_labels": 3, "weight_init": "fan_in"} | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_config):
     """A tiny classifier in eval mode whose every parameter is random, biases included, so that each of them matters."""
 
     def make(**changes) -> SwinHfForImageClassification:
-        config = SwinHfConfig(**(TINY | {"num_labels": 3, "weight_init": "fan_in"} | changes))
-        model = SwinHfForImageClassification(config)
+        model = SwinHfForImageClassification(make_config(**changes))
         for name, parameter in model.named_parameters():
             if "bias" in name or "position" in name:
                 torch.nn.init.normal_(parameter, std=0.3)

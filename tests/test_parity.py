@@ -17,7 +17,8 @@ from transformers import (
 
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfForMaskedImageModeling
 
-# Sizes at which stock itself is right: no map smaller than a window, no V2 map that the rounded-down grid calls spanned by its window.
+# Sizes at which stock itself is right: no map smaller than a window, and for V2, which rounds the sizes of maps down, none
+# that a window seems to span.
 CASES = {
     "shifted windows": {"image_size": 64, "window_size": 4, "depths": [2, 2, 2], "num_heads": [2, 4, 4]},
     "one stage": {"image_size": 32, "window_size": 4, "depths": [3], "num_heads": [3]},
