@@ -210,13 +210,13 @@ def eager_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: None,
     scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    dropout: float,
+    position_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in plain matrix products: queries, keys and values (B * nW, h, N, d) to (B * nW, N, h, d) and weights."""
-    weights = (query * scaling) @ key.transpose(2, 3) + attention_mask
+    weights = (query * scaling) @ key.transpose(2, 3) + position_bias
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -266,9 +266,13 @@ class SwinHfAttention(nn.Module):
         query, key, scaling = self.scaled(query, key)
         if 1 < bias.shape[0] < total_windows:
             bias = bias.expand(total_windows // bias.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B * nW, h, N, N)
-        bias = bias.to(query.dtype)
+        if self.config._attn_implementation == "flex_attention":
+            bias = bias.expand(total_windows, -1, -1, -1)  # a view, since it looks biases up by window
         dropout = self.dropout if self.training else 0.0
-        context, weights = attention(self, query, key, value, bias, scaling=scaling, dropout=dropout)
+        # As a bias, not as a mask: transformers' flex_attention takes a mask for one that all heads share.
+        context, weights = attention(
+            self, query, key, value, None, scaling=scaling, dropout=dropout, position_bias=bias.to(query.dtype)
+        )
         return self.o_proj(context.reshape(total_windows, N, -1)), weights
 
 
