@@ -1,0 +1,164 @@
+"""The heads: every loss by hand, masked images of any shape, backbones inside stock models, no parameter without gradient."""
+
+import pytest
+import torch
+from transformers import AutoBackbone, Trainer, TrainingArguments, UperNetConfig, UperNetForSemanticSegmentation
+
+from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling
+from swin_hf.losses_swin_hf import classification_loss, masked_reconstruction_loss
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+
+
+def test_label_smoothing_by_hand():
+    log_probabilities = LOGITS.log_softmax(dim=1)
+    labels, share = torch.tensor([0, 1]), 0.1
+    target = torch.full((2, 3), share / 3)
+    target[[0, 1], labels] += 1 - share
+    expected = -(target * log_probabilities).sum(dim=1).mean()
+    torch.testing.assert_close(classification_loss(LOGITS, labels, label_smoothing=share), expected)
+
+
+def test_soft_labels_are_probabilities_not_a_multi_label_problem():
+    soft = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])
+    expected = -(soft * LOGITS.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(classification_loss(LOGITS, soft), expected)
+    torch.testing.assert_close(classification_loss(LOGITS, soft, "single_label_classification"), expected)
+
+
+def test_multi_label_and_regression_by_hand():
+    labels = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    p = LOGITS.sigmoid()
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    torch.testing.assert_close(classification_loss(LOGITS, labels, "multi_label_classification"), expected)
+    values = torch.tensor([1.0, 2.0])
+    expected = ((LOGITS[:, :1].flatten() - values) ** 2).mean()
+    torch.testing.assert_close(classification_loss(LOGITS[:, :1], values, "regression"), expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "message"),
+    [
+        (torch.tensor([[0, 1]]), None, r"labels must be class indices of shape \(2,\) or class probabilities"),
+        (torch.rand(2, 4), None, r"or class probabilities of shape \(2, 3\), got torch.float32 \(2, 4\)"),
+        (torch.tensor([0, 1]), "multi_label_classification", r"multi-label labels must have shape \(2, 3\)"),
+        (torch.rand(2), "regression", "regression labels must hold 2 x 3 numbers"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(labels, problem_type, message):
+    with pytest.raises(ValueError, match=message):
+        classification_loss(LOGITS, labels, problem_type)
+
+
+def test_classifier_uses_the_configs_problem_type_and_smoothing(make_model):
+    pixel_values, labels = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    model = make_model(label_smoothing=0.2)
+    output = model(pixel_values, labels=labels)
+    torch.testing.assert_close(output.loss, classification_loss(output.logits, labels, label_smoothing=0.2))
+    model = make_model(problem_type="multi_label_classification")
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    output = model(pixel_values, labels=labels)
+    torch.testing.assert_close(output.loss, classification_loss(output.logits, labels, "multi_label_classification"))
+
+
+def test_accumulated_gradients_are_averaged_by_the_trainer(make_model, tmp_path):
+    # A forward with **kwargs makes the Trainer leave this to the model.
+    trainer = Trainer(make_model(), TrainingArguments(output_dir=str(tmp_path), report_to="none"))
+    assert not trainer.model_accepts_loss_kwargs
+    with pytest.raises(TypeError, match="output_atentions"):
+        make_model()(torch.randn(1, 3, 16, 16), output_atentions=True)
+
+
+@pytest.mark.parametrize(("size", "patch_size"), [((16, 32), 2), ((13, 9), 2), ((16, 16), [2, 2])])
+def test_masked_image_modeling_of_any_size(make_config, size, patch_size):
+    model = SwinHfForMaskedImageModeling(make_config(encoder_stride=4, patch_size=patch_size)).eval()
+    pixel_values = torch.randn(2, 3, *size)
+    rows, columns = (-(-side // 2) for side in size)
+    mask = torch.rand(2, rows * columns) < 0.5
+    output = model(pixel_values, bool_masked_pos=mask)
+    assert output.reconstruction.shape == pixel_values.shape
+    total, count = 0.0, 0
+    for image in range(2):
+        for row in range(size[0]):
+            for column in range(size[1]):
+                if mask[image, (row // 2) * columns + column // 2]:
+                    difference = output.reconstruction[image, :, row, column] - pixel_values[image, :, row, column]
+                    total, count = total + difference.abs().sum().item(), count + 3
+    assert output.loss.item() == pytest.approx(total / count, rel=1e-4)
+    with torch.no_grad():  # what lies under the mask cannot be seen
+        changed = pixel_values.clone()
+        hidden = mask.view(2, rows, columns).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None, : size[0], : size[1]]
+        changed = torch.where(hidden, torch.zeros(()), changed)
+        torch.testing.assert_close(model(changed, bool_masked_pos=mask).reconstruction, output.reconstruction)
+    assert masked_reconstruction_loss(pixel_values, pixel_values, hidden) == 0
+
+
+def test_wrong_masks_and_strides_are_refused(make_config, make_model):
+    model = SwinHfForMaskedImageModeling(make_config(encoder_stride=4))
+    with pytest.raises(ValueError, match=r"bool_masked_pos must have shape \(1, 64\) for 8 x 8 patches, got \(1, 60\)"):
+        model(torch.randn(1, 3, 16, 16), bool_masked_pos=torch.zeros(1, 60))
+    with pytest.raises(ValueError, match="encoder_stride must be .* = 4 x 4 and square, got 32"):
+        SwinHfForMaskedImageModeling(make_config())
+    with pytest.raises(ValueError, match="use_mask_token=True"):
+        make_model().swin(torch.randn(1, 3, 16, 16), torch.zeros(1, 64))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
+@pytest.mark.parametrize("head", ["classification", "masked image", "backbone"])
+def test_every_parameter_gets_a_gradient(make_config, version, norm, head):
+    config = make_config(
+        version=version,
+        norm=norm,
+        encoder_stride=4,
+        use_absolute_embeddings=True,
+        out_features=["stem", "stage1"],
+        depths=[2, 2],
+    )
+    pixel_values = torch.randn(2, 3, 16, 16)
+    if head == "classification":
+        model = SwinHfForImageClassification(config)
+        loss = model(pixel_values, labels=torch.tensor([0, 1])).loss
+    elif head == "masked image":
+        model = SwinHfForMaskedImageModeling(config)
+        loss = model(pixel_values, bool_masked_pos=torch.rand(2, 64) < 0.5).loss
+    else:
+        model = SwinHfBackbone(config)
+        loss = sum(feature_map.square().mean() for feature_map in model(pixel_values).feature_maps)
+    loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_backbone_takes_the_weights_of_a_classifier(make_model, tmp_path):
+    model = make_model(depths=[1, 2])
+    model.save_pretrained(tmp_path)
+    backbone, info = SwinHfBackbone.from_pretrained(tmp_path, out_features=["stage1"], output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"hidden_states_norms"}
+    assert not info["unexpected_keys"]
+    assert len(backbone.swin.encoder.layers) == 1
+    pixel_values = torch.randn(1, 3, 16, 24)
+    (feature_map,) = backbone.eval()(pixel_values).feature_maps
+    expected = model(pixel_values, output_block_hidden_states=True).block_hidden_states[0]
+    expected = torch.nn.functional.layer_norm(expected.permute(0, 2, 3, 1), (16,)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(feature_map, expected, atol=1e-5, rtol=1e-5)
+    assert feature_map.shape == (1, 16, 8, 12)
+
+
+def test_backbone_carries_a_stock_segmentation_head(make_config):
+    stages = {"depths": [2, 1, 2], "num_heads": [2, 2, 4], "out_features": ["stage1", "stage2", "stage3"]}
+    backbone = make_config(**stages)
+    assert isinstance(AutoBackbone.from_config(backbone), SwinHfBackbone)
+    heads = {"hidden_size": 16, "pool_scales": [1, 2], "auxiliary_in_channels": 64, "auxiliary_channels": 8}
+    config = UperNetConfig(backbone_config=backbone, num_labels=4, **heads)
+    model = UperNetForSemanticSegmentation(config)
+    output = model(torch.randn(2, 3, 32, 48), labels=torch.randint(0, 4, (2, 32, 48)))
+    assert output.logits.shape == (2, 4, 32, 48)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
+
+
+def test_hidden_states_of_every_block(make_model):
+    model = make_model()
+    output = model(torch.randn(1, 3, 16, 24), output_block_hidden_states=True, output_hidden_states=True)
+    assert [tuple(fm.shape) for fm in output.block_hidden_states] == [(1, 16, 8, 12), (1, 32, 4, 6), (1, 32, 4, 6)]
+    torch.testing.assert_close(output.block_hidden_states[-1], output.reshaped_hidden_states[-1])
