@@ -30,6 +30,7 @@ def remembered(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
             return build(*args)
         return build_once(*args)
 
+    call.remembered = build_once
     return call
 
 
