@@ -1,0 +1,115 @@
+"""Loading is safe: nothing random, nothing garbage, no surprise in the dtype; what is missing is said and initialised."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+
+from swin_hf import (
+    SwinHfBackbone,
+    SwinHfConfig,
+    SwinHfForImageClassification,
+    SwinHfForMaskedImageModeling,
+    SwinHfModel,
+)
+
+WIDTHS = {"block_num_heads": [[1], [3, 2]], "block_head_dim": [[8], [8, 8]], "block_mlp_dim": [[24], [40, 8]]}
+KINDS = {
+    "V1": {},
+    "V2": {"version": 2},
+    "pruned": WIDTHS,
+    "V2 with other widths": WIDTHS | {"version": 2, "block_value_head_dim": [[4], [16, 8]], "stage_dims": [16, 40]},
+    "batch norm, rectangles": {
+        "norm": "batch",
+        "window_size": [4, 2],
+        "image_size": [16, 24],
+        "use_absolute_embeddings": True,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reload_in_a_fresh_process_gives_equal_logits(make_model, tmp_path, kind):
+    model = make_model(**KINDS[kind])
+    for buffer in model.buffers():  # statistics of batch norms
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    pixel_values = torch.randn(2, 3, 20, 20)
+    model.save_pretrained(tmp_path)
+    torch.save((pixel_values, model(pixel_values).logits), tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, swin_hf; from transformers import AutoModelForImageClassification as A;"
+        "x, expected = torch.load(sys.argv[1] + '/expected.pt'); model = A.from_pretrained(sys.argv[1]);"
+        "sys.exit(not torch.equal(model(x).logits, expected))"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 0
+
+
+def test_auto_classes_know_the_models(checkpoint, make_config):
+    assert type(AutoConfig.from_pretrained(checkpoint)) is SwinHfConfig
+    assert type(AutoModel.from_pretrained(checkpoint)) is SwinHfModel
+    assert type(AutoModelForImageClassification.from_pretrained(checkpoint)) is SwinHfForImageClassification
+    config = make_config(encoder_stride=4)
+    assert type(AutoModelForMaskedImageModeling.from_config(config)) is SwinHfForMaskedImageModeling
+    assert type(AutoBackbone.from_config(config)) is SwinHfBackbone
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_missing_weights_are_named_and_initialised(make_model, tmp_path, version):
+    model = make_model(version=version)
+    missing = {name for name in model.state_dict() if "layers.1.blocks.0" in name}
+    kept = {name: weight for name, weight in model.state_dict().items() if name not in missing}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded, info = SwinHfForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == missing
+    fresh = SwinHfForImageClassification(model.config).state_dict()
+    for name, weight in loaded.state_dict().items():
+        if name not in missing:
+            assert torch.equal(weight, model.state_dict()[name])
+        elif fresh[name].std() < 1e-6:  # norms, biases, tables, scales: constants
+            torch.testing.assert_close(weight, fresh[name])
+        elif weight.numel() > 100:
+            assert weight.std() == pytest.approx(fresh[name].std(), rel=0.35)
+
+
+def test_new_head_on_a_loaded_body(make_model, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    loaded = SwinHfForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert loaded.classifier.weight.shape == (7, 32)
+    assert loaded.classifier.weight.std().item() == pytest.approx(32**-0.5, rel=0.3)  # fan-in
+    body, expected = loaded.swin.state_dict(), model.swin.state_dict()
+    assert all(torch.equal(body[name], weight) for name, weight in expected.items())
+
+
+def test_masked_image_model_becomes_a_classifier(make_config, tmp_path):
+    pretrained = SwinHfForMaskedImageModeling(make_config(encoder_stride=4))
+    pretrained.save_pretrained(tmp_path)
+    model, info = SwinHfForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"}
+    pixel_values = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = pretrained.eval().swin(pixel_values).last_hidden_state
+        torch.testing.assert_close(model.swin(pixel_values).last_hidden_state, expected)
+
+
+def test_dtype_is_what_was_asked_for(make_model, tmp_path):
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert SwinHfForImageClassification.from_pretrained(tmp_path).dtype == torch.bfloat16
+    model = SwinHfForImageClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model(torch.randn(1, 3, 16, 16)).logits.dtype == torch.float32
+
+
+def test_initialisation_by_hand(make_config):
+    model = SwinHfForImageClassification(SwinHfConfig(embed_dim=64, num_heads=[2, 4, 8, 16], weight_init="fan_in"))
+    assert model.swin.encoder.layers[0].blocks[0].mlp.fc2.weight.std().item() == pytest.approx(1 / 16, rel=0.05)
+    model = SwinHfForImageClassification(SwinHfConfig(version=2))
+    block = model.swin.encoder.layers[2].blocks[0]
+    assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.attention.logit_scale.exp().flatten().tolist() == pytest.approx([10.0] * 12)
+    assert block.attention.k_proj.bias is None
+    table = SwinHfForImageClassification(make_config()).swin.encoder.layers[0].blocks[0].attention.relative_position_bias
+    assert not table.relative_position_bias_table.any()
