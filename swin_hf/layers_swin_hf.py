@@ -34,6 +34,7 @@ MAX_POSITION_BIAS = 16.0  # the position network's output goes through 16 * sigm
 
 
 CPU_TOKENS = 1024  # that a CPU works on at a time: what their layers compute in between then stays in its cache
+MIN_PARTS_IN_TRAINING = 6  # with fewer the sums of the parts' gradients cost more than that saves
 
 
 def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -> tuple[torch.Tensor, ...]:
@@ -44,7 +45,9 @@ def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         return (rows,)
     num_groups = len(rows) // group
-    num_parts = max(len(rows) * tokens_per_row // CPU_TOKENS, 1)
+    num_parts = len(rows) * tokens_per_row // CPU_TOKENS
+    if num_parts < (MIN_PARTS_IN_TRAINING if torch.is_grad_enabled() else 2):
+        return (rows,)
     return rows.split(-(-num_groups // num_parts) * group)
 
 

@@ -1,0 +1,258 @@
+"""Measure this project against its peers, interleaved in one run, and write what was found as JSON and as a table.
+
+python scripts/benchmark.py model                                  # forward and training of Swin-T and SwinV2-T
+python scripts/benchmark.py model --batch-sizes 1 --modes eager    # a part of it
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # also where the package is not installed
+
+import torch
+from torch import nn
+from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
+
+from edge.environment import describe_machine, installed_versions
+from swin_hf import SwinHfConfig, SwinHfForImageClassification
+from swin_hf.presets_swin_hf import PRESETS
+
+SIDES = ("ours", "stock", "timm")
+TIMM_NAMES = {"swin_tiny": "swin_tiny_patch4_window7_224", "swinv2_tiny": "swinv2_tiny_window8_256"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to measure: a pass of a model over a batch.
+
+    mode: "eager" or "compiled". work: "forward" or "training", which is a forward and a backward pass.
+    """
+
+    model: str
+    batch_size: int
+    dtype: str
+    mode: str
+    work: str
+
+    def __str__(self) -> str:
+        return f"{self.model}, batch {self.batch_size}, {self.dtype}, {self.mode}, {self.work}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one contender needed for a case: median milliseconds of a pass and megabytes above the loaded model."""
+
+    side: str
+    attention: str
+    milliseconds: float
+    peak_megabytes: float
+    repeats: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the measurements that the command line asks for."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("model", help="time and memory of the models against stock transformers and timm")
+    command.add_argument("--models", nargs="+", default=["swin_tiny", "swinv2_tiny"], choices=sorted(PRESETS))
+    command.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
+    command.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
+    command.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    command.add_argument("--works", nargs="+", default=["forward", "training"], choices=["forward", "training"])
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU")
+    command.add_argument("--seconds", type=float, default=20.0, help="for all contenders of a case, after warm-up")
+    command.add_argument("--out", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_models)
+    command = commands.add_parser("peak-memory", help="peak memory of one contender in a process of its own (CPU)")
+    command.add_argument("case", type=json.loads)
+    command.add_argument("side", choices=SIDES)
+    command.add_argument("attention")
+    command.set_defaults(run=lambda arguments: print(_peak_megabytes_of_this_process(arguments)))
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)
+    return 0
+
+
+def benchmark_models(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    cases = [
+        Case(model=model, batch_size=batch_size, dtype=dtype, mode=mode, work=work)
+        for model in arguments.models
+        for mode in arguments.modes
+        for dtype in arguments.dtypes
+        for batch_size in arguments.batch_sizes
+        for work in arguments.works
+    ]
+    device = torch.device(arguments.device)
+    report = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_machine(),
+        "threads": arguments.threads,
+        "versions": installed_versions("torch", "transformers", *(["timm"] if _timm() else [])),
+        "cases": [],
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    print(HEADER)
+    for case in cases:
+        measurements = measure_case(case, device, arguments.seconds)
+        report["cases"].append(asdict(case) | {"measurements": [asdict(measurement) for measurement in measurements]})
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each case: a long run loses nothing
+        print(table_row(case, measurements), flush=True)
+    print(f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']} -> {arguments.out}")
+
+
+def measure_case(case: Case, device: torch.device, seconds: float) -> list[Measurement]:
+    """Time all contenders in turn, and each one's memory alone."""
+    contenders = {}
+    for side in SIDES:
+        for attention in attentions_of(side, case):
+            model = build(side, case.model, attention)
+            if model is not None:
+                contenders[side, attention] = make_pass(model.to(device), case, device)
+    for run in contenders.values():  # compiles, and fills the caches of allocators
+        for _ in range(2):
+            run()
+    times: dict[tuple, list[float]] = {key: [] for key in contenders}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for key, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            times[key].append(time.perf_counter() - start)
+    peaks = {key: peak_megabytes(case, key, contenders[key], device) for key in contenders}
+    return [
+        Measurement(
+            side=key[0],
+            attention=key[1],
+            milliseconds=round(1e3 * median(values), 3),
+            peak_megabytes=round(peaks[key], 1),
+            repeats=len(values),
+        )
+        for key, values in times.items()
+    ]
+
+
+def attentions_of(side: str, case: Case) -> list[str]:
+    """Attention backends among which a contender's best is taken; stock V2 and timm have one each."""
+    if side == "ours" or (side == "stock" and PRESETS[case.model]().version == 1):
+        return ["sdpa", "eager"]
+    return ["eager"] if side == "stock" else ["timm"]
+
+
+def build(side: str, name: str, attention: str) -> nn.Module | None:
+    """The model of one contender with 1,000 classes and no stochastic depth; None if it is not installed."""
+    torch.manual_seed(0)
+    config = PRESETS[name](num_labels=1000, drop_path_rate=0.0)
+    if side == "timm":
+        return _timm() and _timm().create_model(TIMM_NAMES[name], num_classes=1000)
+    if side == "ours":
+        model = SwinHfForImageClassification(config)
+    else:
+        model_class, config = stock_model(config)
+        model = model_class(config)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def stock_model(config: SwinHfConfig) -> tuple[type, SwinConfig | Swinv2Config]:
+    """The stock class of the same architecture and its config."""
+    names = ("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "drop_path_rate", "num_labels")
+    fields = {name: getattr(config, name) for name in names}
+    if config.version == 1:
+        return SwinForImageClassification, SwinConfig(**fields)
+    return Swinv2ForImageClassification, Swinv2Config(**fields)
+
+
+def make_pass(model: nn.Module, case: Case, device: torch.device) -> Callable[[], None]:
+    """One pass of the case, to its end also on a GPU."""
+    size = PRESETS[case.model]().image_size
+    pixel_values = torch.randn(case.batch_size, 3, size, size, device=device)
+    labels = torch.randint(0, 1000, (case.batch_size,), device=device)
+    model.train(case.work == "training")
+    called = torch.compile(model) if case.mode == "compiled" else model
+
+    def run() -> None:
+        lowered = torch.autocast(device.type, dtype=torch.bfloat16, enabled=case.dtype == "bf16")
+        if case.work == "forward":
+            with torch.no_grad(), lowered:
+                called(pixel_values)
+        else:
+            model.zero_grad()
+            with lowered:
+                output = called(pixel_values)
+                loss = nn.functional.cross_entropy(getattr(output, "logits", output).float(), labels)
+            loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def peak_megabytes(case: Case, contender: tuple[str, str], run: Callable[[], None], device: torch.device) -> float:
+    """Memory at the peak of a pass, above what the model itself takes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    command = [sys.executable, __file__, "peak-memory", json.dumps(asdict(case)), *contender]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _peak_megabytes_of_this_process(arguments: argparse.Namespace) -> float:
+    case = Case(**arguments.case | {"mode": "eager"})  # the compiler itself would be the peak
+    torch.set_num_threads(1)
+    run = make_pass(build(arguments.side, case.model, arguments.attention), case, torch.device("cpu"))
+    before = _memory_of_this_process("VmRSS")
+    run()
+    return _memory_of_this_process("VmHWM") - before
+
+
+def _memory_of_this_process(kind: str) -> float:
+    """Megabytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; getrusage carries the parent's peak over."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6
+
+
+HEADER = "| case | ours, ms | stock, ms | timm, ms | stock / ours | timm / ours | ours, MB | stock, MB |\n" + "|---" * 8 + "|"
+
+
+def table_row(case: Case, measurements: list[Measurement]) -> str:
+    """A case as a row of Markdown: each side with the faster of its attentions."""
+    best = {}
+    for measurement in sorted(measurements, key=lambda entry: -entry.milliseconds):
+        best[measurement.side] = measurement
+
+    def ratio(side: str) -> str:
+        return f"{best[side].milliseconds / best['ours'].milliseconds:.2f}" if side in best else "-"
+
+    cells = [str(case), *(f"{best[side].milliseconds:.1f}" if side in best else "-" for side in SIDES)]
+    cells += [ratio("stock"), ratio("timm"), *(f"{best[side].peak_megabytes:.0f}" for side in ("ours", "stock"))]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _timm():
+    """timm, if it can be imported: it needs torchvision."""
+    try:
+        import timm
+    except (ImportError, RuntimeError):
+        return None
+    return timm
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Configs by name: the published sizes of Swin and Swin V2, and three small ones for phones.
+
+Each is a function that returns a new `SwinHfConfig`; keywords change fields of it, as in `swin_tiny(num_labels=10)`. The
+README lists their parameters and multiply-accumulate operations.
+"""
+
+from .configuration_swin_hf import SwinHfConfig
+
+EDGE = {"image_size": 224, "window_size": 7, "hidden_act": "relu", "drop_path_rate": 0.0, "weight_init": "fan_in"}
+
+
+def swin_tiny(**changes) -> SwinHfConfig:
+    """Swin-T (Liu et al. 2021, arXiv:2103.14030, section 3.3)."""
+    return _config(changes, embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], drop_path_rate=0.2)
+
+
+def swin_small(**changes) -> SwinHfConfig:
+    """Swin-S."""
+    return _config(changes, embed_dim=96, depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24], drop_path_rate=0.3)
+
+
+def swin_base(**changes) -> SwinHfConfig:
+    """Swin-B."""
+    return _config(changes, embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], drop_path_rate=0.5)
+
+
+def swin_large(**changes) -> SwinHfConfig:
+    """Swin-L."""
+    return _config(changes, embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], drop_path_rate=0.2)
+
+
+def swinv2_tiny(**changes) -> SwinHfConfig:
+    """SwinV2-T for 256 x 256 (Liu et al. 2022, arXiv:2111.09883, section 4)."""
+    return swin_tiny(**_V2 | changes)
+
+
+def swinv2_small(**changes) -> SwinHfConfig:
+    """SwinV2-S for 256 x 256."""
+    return swin_small(**_V2 | changes)
+
+
+def swinv2_base(**changes) -> SwinHfConfig:
+    """SwinV2-B for 256 x 256."""
+    return swin_base(**_V2 | changes)
+
+
+def swinv2_large(**changes) -> SwinHfConfig:
+    """SwinV2-L for 256 x 256, as fine-tuned from 192 x 192 and windows of 12."""
+    return swin_large(**_V2 | {"window_size": 16, "pretrained_window_sizes": [12, 12, 12, 6]} | changes)
+
+
+_V2 = {"version": 2, "image_size": 256, "window_size": 8}
+
+# For phones: most blocks in the third stage, where a map is small enough for attention to cost little, heads of at least 16
+# channels, since the softmax costs by the head, and ReLU, which the backend merges into the layer before it.
+
+
+def swin_edge_small(**changes) -> SwinHfConfig:
+    """The smallest student, for the weakest phones."""
+    return _config(changes, **EDGE, embed_dim=32, depths=[1, 1, 4, 1], num_heads=[2, 2, 4, 8], mlp_ratio=3.0)
+
+
+def swin_edge_medium(**changes) -> SwinHfConfig:
+    """The middle student: where to begin."""
+    return _config(changes, **EDGE, embed_dim=48, depths=[1, 1, 5, 1], num_heads=[2, 3, 6, 12])
+
+
+def swin_edge_large(**changes) -> SwinHfConfig:
+    """The largest student, for where accuracy counts more than a few milliseconds."""
+    return _config(changes, **EDGE, embed_dim=64, depths=[1, 1, 6, 1], num_heads=[2, 4, 8, 16])
+
+
+def _config(changes: dict, **preset) -> SwinHfConfig:
+    return SwinHfConfig(**preset | changes)
+
+
+PRESETS = {
+    preset.__name__: preset
+    for preset in (
+        swin_tiny,
+        swin_small,
+        swin_base,
+        swin_large,
+        swinv2_tiny,
+        swinv2_small,
+        swinv2_base,
+        swinv2_large,
+        swin_edge_small,
+        swin_edge_medium,
+        swin_edge_large,
+    )
+}
