@@ -191,7 +191,7 @@ def train(
     augmentation: RandomAffine,
     work_dir: Path,
     teacher: Classifier | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | int | list[float]]:
     """Train `classifier` in place, going on from the last whole checkpoint under `work_dir`, and return its figures."""
     checkpoints = work_dir / "checkpoints"
     arguments = TrainingArguments(
@@ -236,10 +236,12 @@ def train(
     figures = trainer.state.log_history
     classifier.eval().cpu()
     shutil.rmtree(checkpoints, ignore_errors=True)
+    accuracies = [row["eval_accuracy"] for row in figures if "eval_accuracy" in row]
     return {
-        "validation_accuracy": next(row["eval_accuracy"] for row in reversed(figures) if "eval_accuracy" in row),
+        "validation_accuracy": accuracies[-1],
         "train_loss": next(row["loss"] for row in reversed(figures) if "loss" in row),
         "epochs": schedule.epochs,
+        "validation_accuracy_by_epoch": accuracies,
     }
 
 

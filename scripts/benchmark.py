@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,13 +20,23 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # also where the package is not installed
 
+import datasets
+import matplotlib
 import torch
 from torch import nn
-from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
+from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification, set_seed
 
+from distill.augmentation import RandomAffine
+from distill.data import find_labelled_images, image_processor, prepare_data
+from distill.pipeline import quieten_libraries
+from distill.settings import parse_settings
+from distill.training import Classifier, Schedule, train
 from edge.environment import describe_machine, installed_versions
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 SIDES = ("ours", "stock", "timm")
 TIMM_NAMES = {"swin_tiny": "swin_tiny_patch4_window7_224", "swinv2_tiny": "swinv2_tiny_window8_256"}
@@ -76,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seconds", type=float, default=20.0, help="for all contenders of a case, after warm-up")
     command.add_argument("--out", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
     command.set_defaults(run=benchmark_models)
+    command = commands.add_parser("weight-init", help="training curves of a narrow model from two initialisations")
+    command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command.add_argument("--epochs", type=int, default=30)
+    command.add_argument("--out", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
+    command.set_defaults(run=compare_weight_inits)
     command = commands.add_parser("peak-memory", help="peak memory of one contender in a process of its own (CPU)")
     command.add_argument("case", type=json.loads)
     command.add_argument("side", choices=SIDES)
@@ -226,6 +242,61 @@ def _memory_of_this_process(kind: str) -> float:
     """Megabytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; getrusage carries the parent's peak over."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6
+
+
+def compare_weight_inits(arguments: argparse.Namespace) -> None:
+    """Train a Swin of width 24 on the digits from both values of `weight_init`, without a teacher; curves as JSON and PNG."""
+    quieten_libraries()
+    settings = parse_settings(["--recipe", "digits"])
+    augmentation = RandomAffine(settings.augmentation)
+    architecture = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 2]}
+    curves: dict[str, list[list[float]]] = {"normal": [], "fan_in": []}
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder) / "data"
+        data_dir.mkdir()
+        prepare_data(find_labelled_images(settings.data), settings.data, data_dir)
+        data = datasets.load_from_disk(str(data_dir))
+        for seed in arguments.seeds:
+            for weight_init, results in curves.items():
+                set_seed(seed)
+                config = SwinHfConfig(
+                    num_heads=[2, 3, 6], num_labels=10, drop_path_rate=0.0, weight_init=weight_init, **architecture
+                )
+                classifier = Classifier(SwinHfForImageClassification(config), image_processor(settings.data))
+                schedule = Schedule(epochs=arguments.epochs, learning_rate=1e-3, seed=seed)
+                figures = train(
+                    classifier, data, settings.training, settings.execution, schedule, augmentation, Path(folder) / "training"
+                )
+                results.append(figures["validation_accuracy_by_epoch"])
+                print(f"{weight_init}, seed {seed}: {results[-1][-1]:.1%} of {len(data['validation'])} validation images")
+    report = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "versions": installed_versions("torch", "transformers"),
+        "architecture": architecture,
+        "num_validation_images": len(data["validation"]),
+        "validation_accuracy_by_epoch": curves,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    plot_weight_inits(report, arguments.out.with_suffix(".png"))
+    print(f"-> {arguments.out} and {arguments.out.with_suffix('.png')}")
+
+
+def plot_weight_inits(report: dict, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    labels = {"normal": 'weight_init="normal": standard deviation 0.02', "fan_in": 'weight_init="fan_in": 1 / sqrt(inputs)'}
+    for (weight_init, runs), colour in zip(report["validation_accuracy_by_epoch"].items(), ("C3", "C0")):
+        for number, run in enumerate(runs):
+            epochs = range(1, len(run) + 1)
+            axes.plot(epochs, [100 * value for value in run], color=colour, label=labels[weight_init] if number == 0 else None)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"validation accuracy, % (n = {report['num_validation_images']})")
+    axes.set_title(f"Swin of width {report['architecture']['embed_dim']} on digits, no teacher; one line per seed")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 HEADER = "| case | ours, ms | stock, ms | timm, ms | stock / ours | timm / ours | ours, MB | stock, MB |\n" + "|---" * 8 + "|"
