@@ -249,7 +249,8 @@ def compare_weight_inits(arguments: argparse.Namespace) -> None:
     quieten_libraries()
     settings = parse_settings(["--recipe", "digits"])
     augmentation = RandomAffine(settings.augmentation)
-    architecture = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 2]}
+    architecture = {"image_size": 32, "patch_size": 2, "window_size": 4}
+    architecture |= {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 3, 6]}
     curves: dict[str, list[list[float]]] = {"normal": [], "fan_in": []}
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
@@ -259,9 +260,7 @@ def compare_weight_inits(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds:
             for weight_init, results in curves.items():
                 set_seed(seed)
-                config = SwinHfConfig(
-                    num_heads=[2, 3, 6], num_labels=10, drop_path_rate=0.0, weight_init=weight_init, **architecture
-                )
+                config = SwinHfConfig(num_labels=10, drop_path_rate=0.0, weight_init=weight_init, **architecture)
                 classifier = Classifier(SwinHfForImageClassification(config), image_processor(settings.data))
                 schedule = Schedule(epochs=arguments.epochs, learning_rate=1e-3, seed=seed)
                 figures = train(
