@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_swin_hf import BlockWidths, SwinHfConfig
 from .resizing_swin_hf import resize_position_embeddings
+from .tokens_swin_hf import Reorder, join, split_for_cpu
 from .windows import (
     attention_mask,
     fit_window,
@@ -31,52 +32,6 @@ MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature o
 POSITION_NETWORK_DIM = 512  # hidden channels of V2's position network, in the authors' code
 MIN_NORM = 1e-12  # of queries and keys in cosine attention, as in torch.nn.functional.normalize
 MAX_POSITION_BIAS = 16.0  # the position network's output goes through 16 * sigmoid, in the authors' code
-
-
-CPU_TOKENS = 1024  # that a CPU works on at a time: what their layers compute in between then stays in its cache
-MIN_PARTS_IN_TRAINING = 6  # with fewer the sums of the parts' gradients cost more than that saves
-
-
-def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -> tuple[torch.Tensor, ...]:
-    """Parts of (rows, ...) that a CPU had better work on one after the other; on other devices, and of little, one part.
-
-    A part holds whole groups of `group` rows.
-    """
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return (rows,)
-    num_groups = len(rows) // group
-    num_parts = len(rows) * tokens_per_row // CPU_TOKENS
-    if num_parts < (MIN_PARTS_IN_TRAINING if torch.is_grad_enabled() else 2):
-        return (rows,)
-    return rows.split(-(-num_groups // num_parts) * group)
-
-
-def join(parts: list[torch.Tensor]) -> torch.Tensor:
-    """What was computed from the parts of `split_for_cpu`, in one piece."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-class Reorder(torch.autograd.Function):
-    """Tokens (B, L, C) in another order; unlike that of indexing, its gradient is a reordering too.
-
-    order: (L,) the token that each place gets. places: (L,) its inverse.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(tokens: torch.Tensor, order: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return tokens.index_select(1, order)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, order, places = inputs
-        ctx.save_for_backward(order, places)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        order, places = ctx.saved_tensors
-        return Reorder.apply(gradient, places, order), None, None
 
 
 class SwinHfBatchNorm(nn.BatchNorm1d):

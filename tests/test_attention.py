@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from swin_hf.layers_swin_hf import CPU_TOKENS, SwinHfBlock, split_for_cpu
+from swin_hf.layers_swin_hf import SwinHfBlock
+from swin_hf.tokens_swin_hf import CPU_TOKENS, split_for_cpu
 from swin_hf.windows import shifted_token_order, shifted_token_places
 
 
@@ -84,7 +85,7 @@ def test_parts_for_the_cpu_add_up(make_model, monkeypatch, version, attention):
         return [logits, *(parameter.grad.clone() for parameter in model.parameters())]
 
     whole = logits_and_gradients()
-    monkeypatch.setattr("swin_hf.layers_swin_hf.CPU_TOKENS", 100)
+    monkeypatch.setattr("swin_hf.tokens_swin_hf.CPU_TOKENS", 100)
     for part, one in zip(logits_and_gradients(), whole, strict=True):
         torch.testing.assert_close(part, one, atol=1e-4, rtol=1e-4)
 
