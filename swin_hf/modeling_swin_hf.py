@@ -89,8 +89,9 @@ class SwinHfPreTrainedModel(PreTrainedModel):
                 setattr(kwargs["config"], name, getattr(saved, name))
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)  # a pair with output_loading_info
-        if sizes:
-            model = model.resize(**sizes)
+        changed = {name: size for name, size in sizes.items() if _listed(size) != _listed(getattr(model.config, name))}
+        if changed:
+            model = model.resize(**changed)
         return (model, *info) if info else model
 
     def resize(
@@ -198,6 +199,10 @@ class SwinHfModel(SwinHfPreTrainedModel):
     ) -> SwinHfEncoderOutput:
         """All maps of the encoder for images (B, num_channels, height, width)."""
         return self.encoder(self.embeddings(pixel_values, bool_masked_pos), output_attentions)
+
+
+def _listed(size: int | list[int] | tuple[int, int]) -> list[int]:
+    return [size] if isinstance(size, int) else list(size)
 
 
 def _channels_first(feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -94,6 +94,12 @@ def test_loading_in_another_size_is_resizing(make_model, tmp_path, version):
     torch.testing.assert_close(again(pixel_values).logits, expected)
 
 
+def test_loading_in_the_same_size_copies_nothing(make_model, tmp_path, monkeypatch):
+    make_model(image_size=[16, 24]).save_pretrained(tmp_path)
+    monkeypatch.setattr(SwinHfForImageClassification, "resize", None)
+    AutoModelForImageClassification.from_pretrained(tmp_path, image_size=(16, 24), window_size=4)
+
+
 def test_every_kind_of_model_can_be_resized(make_config):
     model = SwinHfForMaskedImageModeling(make_config(encoder_stride=4))
     assert model.swin.resize(window_size=2).embeddings.mask_token is not None
