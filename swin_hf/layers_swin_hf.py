@@ -173,11 +173,17 @@ def eager_attention_forward(
     dropout: float,
     position_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain matrix products: queries, keys and values (B * nW, h, N, d) to (B * nW, N, h, d) and weights."""
-    weights = (query * scaling) @ key.transpose(2, 3) + position_bias
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    """Attention in plain matrix products: queries, keys and values (B * nW, h, N, d) to (B * nW, N, h, d) and weights.
+
+    position_bias: (1 or nW, h, N, N).
+    """
+    images = (-1, position_bias.shape[0])
+    query, key, value = (heads.unflatten(0, images) for heads in (query * scaling, key, value))  # (B, nW, h, N, d)
+    scores = query @ key.transpose(3, 4)
+    scores += position_bias  # in place: no backward needs the products themselves
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    return (weights @ value).flatten(0, 1).transpose(1, 2).contiguous(), weights.flatten(0, 1)
 
 
 class SwinHfAttention(nn.Module):
@@ -222,7 +228,7 @@ class SwinHfAttention(nn.Module):
         key = self.k_proj(windows).view(total_windows, N, -1, self.head_dim).transpose(1, 2)
         value = self.v_proj(windows).view(total_windows, N, -1, self.value_head_dim).transpose(1, 2)
         query, key, scaling = self.scaled(query, key)
-        if 1 < bias.shape[0] < total_windows:
+        if attention is not eager_attention_forward and 1 < bias.shape[0] < total_windows:
             bias = bias.expand(total_windows // bias.shape[0], -1, -1, -1, -1).flatten(0, 1)  # (B * nW, h, N, N)
         if self.config._attn_implementation == "flex_attention":
             bias = bias.expand(total_windows, -1, -1, -1)  # a view, since it looks biases up by window
