@@ -63,7 +63,7 @@ class SwinHfPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SwinHfBlock", "SwinHfPatchMerging", "SwinHfEmbeddings"]
+    _no_split_modules = ["SwinHfBlock", "SwinHfEmbeddings"]  # in every model: FSDP refuses a unit that it does not find
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -319,7 +319,8 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
 class SwinHfBackbone(BackboneMixin, SwinHfPreTrainedModel):
     """The Swin encoder as a backbone: the maps of `config.out_features` before their downsampling, each with its own norm.
 
-    Stages after the last one asked for are not built, so that every parameter gets a gradient.
+    Stages after the last one asked for are not built, so that every parameter gets a gradient. A map that a window spans is
+    not shifted, as in the classifier; the stock backbone shifts it, which matters for small images only.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"swin\.layernorm\.", r"swin\.encoder\.layers\.", r"classifier\.", r"decoder\."]
