@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+from transformers.activations import ACT2FN
 
 from swin_hf import (
     SwinHfBackbone,
@@ -45,6 +46,17 @@ def test_reload_in_a_fresh_process_gives_equal_logits(make_model, tmp_path, kind
         "sys.exit(not torch.equal(model(x).logits, expected))"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 0
+
+
+@pytest.mark.parametrize("hidden_act", list(ACT2FN))
+def test_every_activation_trains_and_reloads(make_model, tmp_path, hidden_act):
+    model, pixel_values = make_model(hidden_act=hidden_act), torch.randn(2, 3, 16, 16)
+    model(pixel_values, labels=torch.tensor([0, 1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    loaded, info = SwinHfForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
 
 
 def test_auto_classes_know_the_models(checkpoint, make_config):

@@ -69,19 +69,20 @@ def test_compiles_whole_and_once_for_training_and_inference(make_model, version)
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_bfloat16_autocast_and_weights_stay_close(make_model, version, attention):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_autocast_and_weights_stay_close(make_model, version, attention, dtype):
     model = make_model(version=version, mask_padding=True, image_size=28)
     model.set_attn_implementation(attention)
     pixel_values = torch.randn(2, 3, 28, 28)
     expected = model(pixel_values).logits
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         output = model(pixel_values, labels=torch.tensor([0, 1]))
     output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     scale = expected.abs().max()
     assert (output.logits - expected).abs().max() < 0.05 * scale
-    lowered = model.to(torch.bfloat16)(pixel_values.bfloat16()).logits
-    assert lowered.dtype == torch.bfloat16 and (lowered - expected).abs().max() < 0.1 * scale
+    lowered = model.to(dtype)(pixel_values.to(dtype)).logits
+    assert lowered.dtype == dtype and (lowered - expected).abs().max() < 0.1 * scale
 
 
 def test_flex_attention_gives_the_same_logits(make_model):
