@@ -240,6 +240,15 @@ class SwinHfAttention(nn.Module):
         return self.o_proj(context.reshape(total_windows, N, -1)), weights
 
 
+def inverse_norm(heads: torch.Tensor) -> torch.Tensor:
+    """1 / norm of (..., d) vectors; 1 for those of length 0, the keys of padding.
+
+    `torch.nn.functional.normalize` divides them by 1e-12, and in half precision their gradients overflow.
+    """
+    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True)
+    return norm.masked_fill(norm <= MIN_NORM, 1.0).reciprocal()
+
+
 class SwinHfCosineAttention(SwinHfAttention):
     """V2: scores are cosines of queries and keys times a learned scale of each head (section 3.3, equation 2)."""
 
@@ -253,9 +262,8 @@ class SwinHfCosineAttention(SwinHfAttention):
 
     def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        query_norm, key_norm = (torch.linalg.vector_norm(heads, dim=-1, keepdim=True) for heads in (query, key))
-        scaled_query = query * (scale / query_norm.clamp_min(MIN_NORM))
-        return scaled_query.to(query.dtype), (key / key_norm.clamp_min(MIN_NORM)).to(key.dtype), 1.0
+        scaled_query = query * (scale * inverse_norm(query))
+        return scaled_query.to(query.dtype), (key * inverse_norm(key)).to(key.dtype), 1.0
 
 
 class SwinHfMLP(nn.Module):
