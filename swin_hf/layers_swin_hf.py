@@ -370,13 +370,13 @@ class SwinHfStage(nn.Module):
         self.downsample = SwinHfPatchMerging(config, stage) if downsample else None
 
     def forward(
-        self, feature_map: torch.Tensor, output_attentions: bool = False
+        self, feature_map: torch.Tensor, output_attentions: bool = False, output_block_maps: bool = False
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The map for the next stage, the maps after each block, and their attention weights if asked for."""
+        """The map for the next stage, the maps after every block or only the last, and attention weights if asked for."""
         block_maps, attentions = [], []
         for block in self.blocks:
             feature_map, weights = block(feature_map, output_attentions)
-            block_maps.append(feature_map)
+            block_maps = [*block_maps, feature_map] if output_block_maps else [feature_map]
             if output_attentions:
                 attentions.append(weights)
         return feature_map if self.downsample is None else self.downsample(feature_map), block_maps, attentions

@@ -44,10 +44,12 @@ class SwinHfEncoder(nn.Module):
             SwinHfStage(config, stage, downsample=stage + 1 < num_stages) for stage in range(num_stages)
         )
 
-    def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> SwinHfEncoderOutput:
+    def forward(
+        self, feature_map: torch.Tensor, output_attentions: bool = False, output_block_maps: bool = False
+    ) -> SwinHfEncoderOutput:
         output = SwinHfEncoderOutput([feature_map], [feature_map], [], [])
         for stage in self.layers:
-            feature_map, block_maps, attentions = stage(feature_map, output_attentions)
+            feature_map, block_maps, attentions = stage(feature_map, output_attentions, output_block_maps)
             output.feature_maps.append(feature_map)
             output.stage_maps.append(block_maps[-1])
             output.block_maps.extend(block_maps)
@@ -181,7 +183,7 @@ class SwinHfModel(SwinHfPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        maps = self.encode(pixel_values, bool_masked_pos, output_attentions)
+        maps = self.encode(pixel_values, bool_masked_pos, output_attentions, output_block_hidden_states)
         last_hidden_state = maps.stage_maps[-1].flatten(1, 2)  # (B, H * W, C)
         if self.layernorm is not None:
             last_hidden_state = self.layernorm(last_hidden_state)
@@ -195,10 +197,14 @@ class SwinHfModel(SwinHfPreTrainedModel):
         )
 
     def encode(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, output_attentions: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        output_block_maps: bool = False,
     ) -> SwinHfEncoderOutput:
-        """All maps of the encoder for images (B, num_channels, height, width)."""
-        return self.encoder(self.embeddings(pixel_values, bool_masked_pos), output_attentions)
+        """The maps of the encoder for images (B, num_channels, height, width)."""
+        return self.encoder(self.embeddings(pixel_values, bool_masked_pos), output_attentions, output_block_maps)
 
 
 def _listed(size: int | list[int] | tuple[int, int]) -> list[int]:

@@ -65,11 +65,11 @@ class SwinHfMaskedImageModelingOutput(ModelOutput):
 
 @dataclass
 class SwinHfEncoderOutput:
-    """All maps of the encoder, (B, H, W, C), and the attention weights of all blocks if asked for.
+    """Maps of the encoder, (B, H, W, C), and the attention weights of all blocks if asked for.
 
     feature_maps: the embeddings and the output of each stage after its downsampling.
     stage_maps: the embeddings and the output of each stage before its downsampling.
-    block_maps: the output of every block.
+    block_maps: the output of every block if asked for, else of the last one of each stage.
     """
 
     feature_maps: list[torch.Tensor]
