@@ -92,18 +92,19 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--epochs", type=int, default=30)
     command.add_argument("--out", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
-    command = commands.add_parser("peak-memory", help="peak memory of one contender in a process of its own (CPU)")
+    command = commands.add_parser("worker", help="one contender; runs a pass for every line that it reads (internal)")
     command.add_argument("case", type=json.loads)
     command.add_argument("side", choices=SIDES)
     command.add_argument("attention")
-    command.set_defaults(run=lambda arguments: print(_peak_megabytes_of_this_process(arguments)))
+    command.add_argument("device", type=torch.device)
+    command.add_argument("threads", type=int)
+    command.set_defaults(run=work)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
     return 0
 
 
 def benchmark_models(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
     cases = [
         Case(model=model, batch_size=batch_size, dtype=dtype, mode=mode, work=work)
         for model in arguments.models
@@ -123,57 +124,81 @@ def benchmark_models(arguments: argparse.Namespace) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     print(HEADER)
     for case in cases:
-        measurements = measure_case(case, device, arguments.seconds)
+        measurements = measure_case(case, device, arguments.threads, arguments.seconds)
         report["cases"].append(asdict(case) | {"measurements": [asdict(measurement) for measurement in measurements]})
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each case: a long run loses nothing
         print(table_row(case, measurements), flush=True)
     print(f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']} -> {arguments.out}")
 
 
-def measure_case(case: Case, device: torch.device, seconds: float) -> list[Measurement]:
-    """Time all contenders in turn, and each one's memory alone."""
-    contenders = {}
-    for side in SIDES:
-        for attention in attentions_of(side, case):
-            model = build(side, case.model, attention)
-            if model is not None:
-                contenders[side, attention] = make_pass(model.to(device), case, device)
-    for run in contenders.values():  # compiles, and fills the caches of allocators
-        for _ in range(2):
-            run()
-    times: dict[tuple, list[float]] = {key: [] for key in contenders}
+def measure_case(case: Case, device: torch.device, threads: int, seconds: float) -> list[Measurement]:
+    """Time all contenders in turn, each in a process of its own, so that none finds the memory that another one left."""
+    contenders = [(side, attention) for side in SIDES for attention in attentions_of(side, case)]
+    workers = {}
+    for contender in contenders:
+        command = [sys.executable, __file__, "worker", json.dumps(asdict(case)), *contender, str(device), str(threads)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        workers[contender] = subprocess.Popen(command, text=True, **pipes)
+
+    def answer(worker: subprocess.Popen) -> float:
+        worker.stdin.write("pass\n")
+        worker.stdin.flush()
+        line = worker.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contender died in {case}; run its command alone to see why: {worker.args}")
+        return float(line)
+
+    peaks = {contender: answer(worker) for contender, worker in workers.items()}
+    for worker in workers.values():
+        answer(worker)  # a second pass to warm up
+    times: dict[tuple, list[float]] = {contender: [] for contender in contenders}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for key, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            times[key].append(time.perf_counter() - start)
-    peaks = {key: peak_megabytes(case, key, contenders[key], device) for key in contenders}
+    while time.perf_counter() < end or len(times[contenders[0]]) < 5:
+        for contender, worker in workers.items():
+            times[contender].append(answer(worker))
+    for worker in workers.values():
+        worker.communicate("")
     return [
         Measurement(
-            side=key[0],
-            attention=key[1],
-            milliseconds=round(1e3 * median(values), 3),
-            peak_megabytes=round(peaks[key], 1),
-            repeats=len(values),
+            side=side,
+            attention=attention,
+            milliseconds=round(median(times[side, attention]), 3),
+            peak_megabytes=round(peaks[side, attention], 1),
+            repeats=len(times[side, attention]),
         )
-        for key, values in times.items()
+        for side, attention in contenders
     ]
 
 
+def work(arguments: argparse.Namespace) -> None:
+    """Answer the first line read with the peak memory of a pass in megabytes, every other one with its milliseconds."""
+    case, device = Case(**arguments.case), arguments.device
+    torch.set_num_threads(arguments.threads)
+    run = make_pass(build(arguments.side, case.model, arguments.attention).to(device), case, device)
+    for number, _ in enumerate(sys.stdin):
+        if number == 0:
+            print(peak_megabytes(run, device), flush=True)
+            continue
+        start = time.perf_counter()
+        run()
+        print(1e3 * (time.perf_counter() - start), flush=True)
+
+
 def attentions_of(side: str, case: Case) -> list[str]:
-    """Attention backends among which a contender's best is taken; stock V2 and timm have one each."""
+    """Attention backends among which a contender's best is taken; stock V2 and timm have one each, if timm is there."""
+    if side == "timm":
+        return ["timm"] if _timm() else []
     if side == "ours" or (side == "stock" and PRESETS[case.model]().version == 1):
         return ["sdpa", "eager"]
-    return ["eager"] if side == "stock" else ["timm"]
+    return ["eager"]
 
 
-def build(side: str, name: str, attention: str) -> nn.Module | None:
-    """The model of one contender with 1,000 classes and no stochastic depth; None if it is not installed."""
+def build(side: str, name: str, attention: str) -> nn.Module:
+    """The model of one contender with 1,000 classes and no stochastic depth."""
     torch.manual_seed(0)
     config = PRESETS[name](num_labels=1000, drop_path_rate=0.0)
     if side == "timm":
-        return _timm() and _timm().create_model(TIMM_NAMES[name], num_classes=1000)
+        return _timm().create_model(TIMM_NAMES[name], num_classes=1000)
     if side == "ours":
         model = SwinHfForImageClassification(config)
     else:
@@ -217,22 +242,12 @@ def make_pass(model: nn.Module, case: Case, device: torch.device) -> Callable[[]
     return run
 
 
-def peak_megabytes(case: Case, contender: tuple[str, str], run: Callable[[], None], device: torch.device) -> float:
-    """Memory at the peak of a pass, above what the model itself takes."""
+def peak_megabytes(run: Callable[[], None], device: torch.device) -> float:
+    """Memory at the peak of a pass, above what the model itself takes; of a compiled model, the compiler's peak too."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    command = [sys.executable, __file__, "peak-memory", json.dumps(asdict(case)), *contender]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def _peak_megabytes_of_this_process(arguments: argparse.Namespace) -> float:
-    case = Case(**arguments.case | {"mode": "eager"})  # the compiler itself would be the peak
-    torch.set_num_threads(1)
-    run = make_pass(build(arguments.side, case.model, arguments.attention), case, torch.device("cpu"))
     before = _memory_of_this_process("VmRSS")
     run()
     return _memory_of_this_process("VmHWM") - before
