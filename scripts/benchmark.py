@@ -6,7 +6,6 @@ python scripts/benchmark.py model --batch-sizes 1 --modes eager    # a part of i
 
 import argparse
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -19,6 +18,10 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # also where the package is not installed
+
+from edge.quiet import quieten
+
+quieten()  # before the imports that have something to say
 
 import datasets
 import matplotlib
@@ -73,7 +76,6 @@ class Measurement:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the measurements that the command line asks for."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("model", help="time and memory of the models against stock transformers and timm")
