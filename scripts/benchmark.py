@@ -212,8 +212,8 @@ def build(side: str, name: str, attention: str) -> nn.Module:
 
 def stock_model(config: SwinHfConfig) -> tuple[type, SwinConfig | Swinv2Config]:
     """The stock class of the same architecture and its config."""
-    names = ("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "drop_path_rate", "num_labels")
-    fields = {name: getattr(config, name) for name in names}
+    names = "image_size patch_size embed_dim depths num_heads window_size mlp_ratio hidden_act drop_path_rate num_labels"
+    fields = {name: getattr(config, name) for name in names.split()}
     if config.version == 1:
         return SwinForImageClassification, SwinConfig(**fields)
     return Swinv2ForImageClassification, Swinv2Config(**fields)
