@@ -100,7 +100,7 @@ class Pipeline:
 
         Raises:
             StageError: a stage that is needed was not chosen and is not there.
-        DataError: the data set is not there or cannot be used.
+            DataError: the data set is not there or cannot be used.
             TeacherError: `--teacher` is not an image classifier for these classes.
         """
         run, teacher = self.settings.run, self.settings.teacher.teacher

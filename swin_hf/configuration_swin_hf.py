@@ -144,14 +144,14 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
         In V1 it is `window_size`. V2 never makes it larger than the stage's map of a `image_size` image: its biases are
         functions of offsets in units of the window.
         """
-        window = _pair(self.window_size)
+        window = height_width(self.window_size)
         if self.version == 1:
             return window
         return tuple(max(min(side, length // 2**stage), 1) for side, length in zip(window, self.grid))
 
     def pretrained_window(self, stage: int) -> tuple[int, int]:
         """V2: the window (height, width) whose span is the unit of the position network's coordinates in `stage`."""
-        pretrained = _pair(self.pretrained_window_sizes[stage]) if self.pretrained_window_sizes else (0, 0)
+        pretrained = height_width(self.pretrained_window_sizes[stage]) if self.pretrained_window_sizes else (0, 0)
         return pretrained if min(pretrained) > 0 else self.stage_window(stage)
 
     def block_widths(self, stage: int, block: int) -> BlockWidths:
@@ -168,12 +168,12 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width) in pixels."""
-        return _pair(self.image_size)
+        return height_width(self.image_size)
 
     @property
     def patch_height_width(self) -> tuple[int, int]:
         """`patch_size` as (height, width) in pixels."""
-        return _pair(self.patch_size)
+        return height_width(self.patch_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -185,7 +185,7 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) and len(value) != 2:
                 raise ValueError(f"{name} must be one integer or (height, width), got {value}")
-            if min(_pair(value)) < 1:
+            if min(height_width(value)) < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("num_channels", "embed_dim"):
             if getattr(self, name) < 1:
@@ -200,7 +200,7 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must have one entry per stage like depths {self.depths}, got {values}")
         if self.stage_dims and (min(self.stage_dims) < 1 or self.stage_dims[0] != self.embed_dim):
             raise ValueError(f"stage_dims must be positive and start with embed_dim {self.embed_dim}, got {self.stage_dims}")
-        if min((min(_pair(window)) for window in self.pretrained_window_sizes or ()), default=0) < 0:
+        if min((min(height_width(window)) for window in self.pretrained_window_sizes or ()), default=0) < 0:
             raise ValueError(f"pretrained_window_sizes must not be negative, got {self.pretrained_window_sizes}")
         for stage, heads in enumerate(self.num_heads):
             if heads < 1 or (self.block_head_dim is None and self.stage_dim(stage) % heads):
@@ -235,5 +235,6 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def height_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A size that may be given as one integer, as (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

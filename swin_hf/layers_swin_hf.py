@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_swin_hf import BlockWidths, SwinHfConfig
+from .configuration_swin_hf import SwinHfConfig
 from .resizing_swin_hf import resize_position_embeddings
 from .tokens_swin_hf import Reorder, join, split_for_cpu
 from .windows import (
@@ -163,6 +163,14 @@ class SwinHfContinuousPositionBias(nn.Module):
         return bias_of_pairs(table, window, window)
 
 
+def make_position_bias(config: SwinHfConfig, stage: int, num_heads: int) -> nn.Module:
+    """The position bias of the config's version."""
+    window = config.stage_window(stage)
+    if config.version == 2:
+        return SwinHfContinuousPositionBias(num_heads, window, config.pretrained_window(stage))
+    return SwinHfRelativePositionBias(num_heads, window)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -189,18 +197,19 @@ def eager_attention_forward(
 class SwinHfAttention(nn.Module):
     """Multi-head self-attention inside windows, with a bias for the relative position."""
 
-    def __init__(self, config: SwinHfConfig, dim: int, widths: BlockWidths, window: tuple[int, int]):
+    def __init__(self, config: SwinHfConfig, stage: int, block: int):
         super().__init__()
+        dim, widths = config.stage_dim(stage), config.block_widths(stage, block)
         self.config = config
         self.head_dim, self.value_head_dim = widths.head_dim, widths.value_head_dim
         self.scaling = widths.head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
         self.is_causal = False
         self.q_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=config.qkv_bias and config.version == 1)
         self.v_proj = nn.Linear(dim, widths.num_heads * widths.value_head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(widths.num_heads * widths.value_head_dim, dim)
-        self.relative_position_bias = SwinHfRelativePositionBias(widths.num_heads, window)
+        self.relative_position_bias = make_position_bias(config, stage, widths.num_heads)
 
     def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Queries, keys and the factor of their products that make the scores."""
@@ -252,13 +261,10 @@ def inverse_norm(heads: torch.Tensor) -> torch.Tensor:
 class SwinHfCosineAttention(SwinHfAttention):
     """V2: scores are cosines of queries and keys times a learned scale of each head (section 3.3, equation 2)."""
 
-    def __init__(
-        self, config: SwinHfConfig, dim: int, widths: BlockWidths, window: tuple[int, int], unit_window: tuple[int, int]
-    ):
-        super().__init__(config, dim, widths, window)
-        self.k_proj = nn.Linear(dim, widths.num_heads * widths.head_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.full((widths.num_heads, 1, 1), math.log(10.0)))
-        self.relative_position_bias = SwinHfContinuousPositionBias(widths.num_heads, window, unit_window)
+    def __init__(self, config: SwinHfConfig, stage: int, block: int):
+        super().__init__(config, stage, block)
+        num_heads = config.block_widths(stage, block).num_heads
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
 
     def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
@@ -286,18 +292,15 @@ class SwinHfBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: SwinHfConfig, stage: int, block: int):
         super().__init__()
-        dim, widths = config.stage_dim(stage), config.block_widths(stage, block)
+        dim = config.stage_dim(stage)
         self.window = config.stage_window(stage)
         self.shifted = block % 2 == 1
         self.mask_padding = config.mask_padding
         self.post_norm = config.version == 2
         self.layernorm_before = make_norm(config, dim, config.layer_norm_eps)
-        if config.version == 2:
-            self.attention = SwinHfCosineAttention(config, dim, widths, self.window, config.pretrained_window(stage))
-        else:
-            self.attention = SwinHfAttention(config, dim, widths, self.window)
+        self.attention = (SwinHfCosineAttention if config.version == 2 else SwinHfAttention)(config, stage, block)
         self.layernorm_after = make_norm(config, dim, config.layer_norm_eps)
-        self.mlp = SwinHfMLP(config, dim, widths.mlp_dim)
+        self.mlp = SwinHfMLP(config, dim, config.block_widths(stage, block).mlp_dim)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         last_block = max(sum(config.depths) - 1, 1)
         self.drop_path = SwinHfDropPath(config.drop_path_rate * (sum(config.depths[:stage]) + block) / last_block)

@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_swin_hf import SwinHfConfig
+from .configuration_swin_hf import SwinHfConfig, height_width
 from .layers_swin_hf import (
     SwinHfBatchNorm,
     SwinHfCosineAttention,
@@ -91,7 +91,9 @@ class SwinHfPreTrainedModel(PreTrainedModel):
                 setattr(kwargs["config"], name, getattr(saved, name))
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)  # a pair with output_loading_info
-        changed = {name: size for name, size in sizes.items() if _listed(size) != _listed(getattr(model.config, name))}
+        changed = {
+            name: size for name, size in sizes.items() if height_width(size) != height_width(getattr(model.config, name))
+        }
         if changed:
             model = model.resize(**changed)
         return (model, *info) if info else model
@@ -207,10 +209,6 @@ class SwinHfModel(SwinHfPreTrainedModel):
         return self.encoder(self.embeddings(pixel_values, bool_masked_pos), output_attentions, output_block_maps)
 
 
-def _listed(size: int | list[int] | tuple[int, int]) -> list[int]:
-    return [size] if isinstance(size, int) else list(size)
-
-
 def _channels_first(feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return tuple(feature_map.permute(0, 3, 1, 2) for feature_map in feature_maps)
 
@@ -251,14 +249,7 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type, self.config.label_smoothing)
-        return SwinHfImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
-            block_hidden_states=outputs.block_hidden_states,
-            attentions=outputs.attentions,
-        )
+        return SwinHfImageClassifierOutput(loss=loss, logits=logits, **outputs.intermediates())
 
 
 class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
@@ -312,14 +303,7 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
             masked_pixels = bool_masked_pos.view(B, 1, -(-height // patch_height), -(-width // patch_width))
             masked_pixels = masked_pixels.repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)
             loss = masked_reconstruction_loss(reconstruction, pixel_values, masked_pixels[:, :, :height, :width])
-        return SwinHfMaskedImageModelingOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
-            block_hidden_states=outputs.block_hidden_states,
-            attentions=outputs.attentions,
-        )
+        return SwinHfMaskedImageModelingOutput(loss=loss, reconstruction=reconstruction, **outputs.intermediates())
 
 
 class SwinHfBackbone(BackboneMixin, SwinHfPreTrainedModel):

@@ -28,6 +28,11 @@ class SwinHfModelOutput(ModelOutput):
     block_hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
+    def intermediates(self) -> dict[str, tuple[torch.Tensor, ...] | None]:
+        """What the outputs of the heads pass on."""
+        names = ("hidden_states", "reshaped_hidden_states", "block_hidden_states", "attentions")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass
 class SwinHfImageClassifierOutput(ModelOutput):

@@ -130,16 +130,13 @@ def attention_mask(
     4 of the paper). With `mask_padding`, padded tokens see padded tokens only.
     """
 
-    def region(size: int, side: int, shift: int, device: torch.device | None) -> torch.Tensor:
+    def region(size: int, side: int, moved: int) -> torch.Tensor:
         index = torch.arange(size, device=device)
-        return (index >= size - side).long() + (index >= size - shift).long()
+        return (index >= size - side).long() + (index >= size - moved).long()
 
     height, width = (length + -length % side for length, side in zip(map_size, window))
     rows, columns = shift or (0, 0)
-    if shift:
-        regions = region(height, window[0], rows, device)[:, None] * 3 + region(width, window[1], columns, device)  # (H, W)
-    else:
-        regions = torch.zeros(height, width, dtype=torch.long, device=device)
+    regions = region(height, window[0], rows)[:, None] * 3 + region(width, window[1], columns)  # (H, W)
     if mask_padding:
         inside = [(torch.arange(padded, device=device) + moved) % padded < length
                   for padded, moved, length in zip((height, width), (rows, columns), map_size)]  # fmt: skip
