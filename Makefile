@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test conformance lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned -> .pte -> report
@@ -13,6 +13,14 @@ demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned ->
 test: $(VENV)/.installed  ## all tests; no network, no GPU
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest
+
+SOURCE := build/transformers
+conformance: $(VENV)/.installed  ## the tests that transformers holds its own models to; fetches its source distribution
+	@rm -rf $(SOURCE) && mkdir -p $(SOURCE)
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(SOURCE) \
+		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
+	@tar -xzf $(SOURCE)/*.tar.gz --strip-components 1 -C $(SOURCE)
+	@TRANSFORMERS_SOURCE=$(SOURCE) $(BIN)/python -m pytest tests/test_transformers_mixins.py -rs
 
 lint: $(VENV)/.installed  ## style and formatting
 	@$(BIN)/ruff check .

@@ -185,13 +185,11 @@ def eager_attention_forward(
 
     position_bias: (1 or nW, h, N, N).
     """
-    images = (-1, position_bias.shape[0])
-    query, key, value = (heads.unflatten(0, images) for heads in (query * scaling, key, value))  # (B, nW, h, N, d)
-    scores = query @ key.transpose(3, 4)
-    scores += position_bias  # in place: no backward needs the products themselves
+    scores = query * scaling @ key.transpose(2, 3)
+    scores.unflatten(0, (-1, position_bias.shape[0])).add_(position_bias)  # in place: no backward needs the products
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).flatten(0, 1).transpose(1, 2).contiguous(), weights.flatten(0, 1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class SwinHfAttention(nn.Module):
@@ -225,6 +223,8 @@ class SwinHfAttention(nn.Module):
         if output_attentions:
             return self.attend(windows, bias, eager_attention_forward)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if self.config._attn_implementation == "sdpa" and bias.requires_grad and bias.device.type == "cpu":
+            attention = eager_attention_forward  # on a CPU PyTorch has no fused kernel with a gradient for the bias
         parts = split_for_cpu(windows, windows.shape[1], bias.shape[0])
         return join([self.attend(part, bias, attention)[0] for part in parts]), None
 
@@ -250,11 +250,12 @@ class SwinHfAttention(nn.Module):
 
 
 def inverse_norm(heads: torch.Tensor) -> torch.Tensor:
-    """1 / norm of (..., d) vectors; 1 for those of length 0, the keys of padding.
+    """1 / norm of (..., d) vectors in float32; 1 for those of length 0, the keys of padding.
 
-    `torch.nn.functional.normalize` divides them by 1e-12, and in half precision their gradients overflow.
+    `torch.nn.functional.normalize` divides them by 1e-12, and in half precision their gradients overflow, as does the inverse
+    of a short vector's norm.
     """
-    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True)
+    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=torch.float32)
     return norm.masked_fill(norm <= MIN_NORM, 1.0).reciprocal()
 
 

@@ -47,9 +47,11 @@ class SwinHfEncoder(nn.Module):
     def forward(
         self, feature_map: torch.Tensor, output_attentions: bool = False, output_block_maps: bool = False
     ) -> SwinHfEncoderOutput:
-        output = SwinHfEncoderOutput([feature_map], [feature_map], [], [])
+        output = SwinHfEncoderOutput([feature_map.flatten(1, 2)], [feature_map], [feature_map], [], [])
         for stage in self.layers:
+            feature_map = output.hidden_states[-1].view_as(feature_map)  # so that the gradient passes through what is returned
             feature_map, block_maps, attentions = stage(feature_map, output_attentions, output_block_maps)
+            output.hidden_states.append(feature_map.flatten(1, 2))
             output.feature_maps.append(feature_map)
             output.stage_maps.append(block_maps[-1])
             output.block_maps.extend(block_maps)
@@ -186,13 +188,13 @@ class SwinHfModel(SwinHfPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         maps = self.encode(pixel_values, bool_masked_pos, output_attentions, output_block_hidden_states)
-        last_hidden_state = maps.stage_maps[-1].flatten(1, 2)  # (B, H * W, C)
+        last_hidden_state = maps.hidden_states[-1]
         if self.layernorm is not None:
             last_hidden_state = self.layernorm(last_hidden_state)
         return SwinHfModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=last_hidden_state.mean(dim=1),
-            hidden_states=tuple(fm.flatten(1, 2) for fm in maps.feature_maps) if output_hidden_states else None,
+            hidden_states=tuple(maps.hidden_states) if output_hidden_states else None,
             reshaped_hidden_states=_channels_first(maps.feature_maps) if output_hidden_states else None,
             block_hidden_states=_channels_first(maps.block_maps) if output_block_hidden_states else None,
             attentions=tuple(maps.attentions) if output_attentions else None,
@@ -319,7 +321,8 @@ class SwinHfBackbone(BackboneMixin, SwinHfPreTrainedModel):
         super().__init__(config)
         stages = range(len(config.depths))
         self.num_features = [config.embed_dim, *map(config.stage_dim, stages)]
-        self.swin = SwinHfModel(config, num_stages=max(self.out_indices))
+        num_stages = self.stage_names.index(self.out_features[-1])  # out_indices may count from the end
+        self.swin = SwinHfModel(config, num_stages=num_stages)
         norms = {name: make_norm(config, C, config.layer_norm_eps) for name, C in zip(self.out_features, self.channels)}
         self.hidden_states_norms = nn.ModuleDict(norms)
         self.post_init()

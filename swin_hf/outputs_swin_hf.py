@@ -72,11 +72,13 @@ class SwinHfMaskedImageModelingOutput(ModelOutput):
 class SwinHfEncoderOutput:
     """Maps of the encoder, (B, H, W, C), and the attention weights of all blocks if asked for.
 
+    hidden_states: the feature maps as (B, H * W, C); what follows is computed from them.
     feature_maps: the embeddings and the output of each stage after its downsampling.
     stage_maps: the embeddings and the output of each stage before its downsampling.
     block_maps: the output of every block if asked for, else of the last one of each stage.
     """
 
+    hidden_states: list[torch.Tensor]
     feature_maps: list[torch.Tensor]
     stage_maps: list[torch.Tensor]
     block_maps: list[torch.Tensor]

@@ -144,6 +144,12 @@ def test_backbone_takes_the_weights_of_a_classifier(make_model, tmp_path):
     assert feature_map.shape == (1, 16, 8, 12)
 
 
+def test_backbone_counts_stages_from_the_end_too(make_config):
+    backbone = SwinHfBackbone(make_config(out_features=None, out_indices=[-2, -1]))
+    maps = backbone(torch.randn(1, 3, 16, 16)).feature_maps
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(1, 16, 8, 8), (1, 32, 4, 4)]
+
+
 def test_backbone_carries_a_stock_segmentation_head(make_config):
     stages = {"depths": [2, 1, 2], "num_heads": [2, 2, 4], "out_features": ["stage1", "stage2", "stage3"]}
     backbone = make_config(**stages)

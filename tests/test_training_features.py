@@ -1,5 +1,6 @@
 """What training relies on: stochastic depth, checkpointing, compilation, autocast, several processes, no hidden state."""
 
+import copy
 import subprocess
 import sys
 
@@ -83,6 +84,27 @@ def test_half_precision_autocast_and_weights_stay_close(make_model, version, att
     assert (output.logits - expected).abs().max() < 0.05 * scale
     lowered = model.to(dtype)(pixel_values.to(dtype)).logits
     assert lowered.dtype == dtype and (lowered - expected).abs().max() < 0.1 * scale
+
+
+def test_cosine_attention_of_tiny_queries_and_keys_is_finite_in_half_precision(make_model):
+    lowered = make_model(version=2).half()
+    for name, parameter in lowered.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            torch.nn.init.normal_(parameter, std=1e-6)
+    pixel_values = torch.randn(2, 3, 16, 16).half()
+    expected = copy.deepcopy(lowered).float()(pixel_values.float()).logits
+    assert (lowered(pixel_values).logits - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_gradients_of_hidden_states_and_attentions_can_be_kept(make_model, version):
+    model = make_model(version=version)
+    output = model(torch.randn(2, 3, 16, 16), output_hidden_states=True, output_attentions=True)
+    kept = [*output.hidden_states, *output.attentions]
+    for tensor in kept:
+        tensor.retain_grad()
+    output.logits.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in kept)
 
 
 def test_flex_attention_gives_the_same_logits(make_model):
