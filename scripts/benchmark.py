@@ -7,6 +7,7 @@ python scripts/benchmark.py model --batch-sizes 1 --modes eager    # a part of i
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ import matplotlib.pyplot as plt
 
 SIDES = ("ours", "stock", "timm")
 TIMM_NAMES = {"swin_tiny": "swin_tiny_patch4_window7_224", "swinv2_tiny": "swinv2_tiny_window8_256"}
+PRODUCTS = re.compile("addmm|::mm|bmm|mkldnn|convolution|gemm|_mm_")  # in the profiler's names of operations
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,12 +67,17 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one contender needed for a case: median milliseconds of a pass and megabytes above the loaded model."""
+    """What one contender needed for a case: median milliseconds of a pass and megabytes above the loaded model.
+
+    product_share: the part of a pass, from 0 to 1, that a CPU spends in matrix products and convolutions, which PyTorch's
+    libraries compute for every contender alike; None on other devices.
+    """
 
     side: str
     attention: str
     milliseconds: float
     peak_megabytes: float
+    product_share: float | None
     repeats: int
 
 
@@ -94,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--epochs", type=int, default=30)
     command.add_argument("--out", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
-    command = commands.add_parser("worker", help="one contender; runs a pass for every line that it reads (internal)")
+    command = commands.add_parser("worker", help="one contender; runs a pass for every quantity that it reads (internal)")
     command.add_argument("case", type=json.loads)
     command.add_argument("side", choices=SIDES)
     command.add_argument("attention")
@@ -142,22 +149,24 @@ def measure_case(case: Case, device: torch.device, threads: int, seconds: float)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         workers[contender] = subprocess.Popen(command, text=True, **pipes)
 
-    def answer(worker: subprocess.Popen) -> float:
-        worker.stdin.write("pass\n")
+    def answer(worker: subprocess.Popen, quantity: str) -> float:
+        worker.stdin.write(quantity + "\n")
         worker.stdin.flush()
         line = worker.stdout.readline()
         if not line:
             raise RuntimeError(f"a contender died in {case}; run its command alone to see why: {worker.args}")
         return float(line)
 
-    peaks = {contender: answer(worker) for contender, worker in workers.items()}
+    peaks = {contender: answer(worker, "peak_megabytes") for contender, worker in workers.items()}
     for worker in workers.values():
-        answer(worker)  # a second pass to warm up
+        answer(worker, "milliseconds")  # a second pass to warm up
     times: dict[tuple, list[float]] = {contender: [] for contender in contenders}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[contenders[0]]) < 5:
         for contender, worker in workers.items():
-            times[contender].append(answer(worker))
+            times[contender].append(answer(worker, "milliseconds"))
+    on_cpu = device.type == "cpu"
+    shares = {contender: answer(worker, "product_share") if on_cpu else None for contender, worker in workers.items()}
     for worker in workers.values():
         worker.communicate("")
     return [
@@ -166,6 +175,7 @@ def measure_case(case: Case, device: torch.device, threads: int, seconds: float)
             attention=attention,
             milliseconds=round(median(times[side, attention]), 3),
             peak_megabytes=round(peaks[side, attention], 1),
+            product_share=shares[side, attention],
             repeats=len(times[side, attention]),
         )
         for side, attention in contenders
@@ -173,17 +183,13 @@ def measure_case(case: Case, device: torch.device, threads: int, seconds: float)
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Answer the first line read with the peak memory of a pass in megabytes, every other one with its milliseconds."""
+    """Run a pass for every line read, the name of a quantity, and answer with the quantity; memory comes first."""
     case, device = Case(**arguments.case), arguments.device
     torch.set_num_threads(arguments.threads)
     run = make_pass(build(arguments.side, case.model, arguments.attention).to(device), case, device)
-    for number, _ in enumerate(sys.stdin):
-        if number == 0:
-            print(peak_megabytes(run, device), flush=True)
-            continue
-        start = time.perf_counter()
-        run()
-        print(1e3 * (time.perf_counter() - start), flush=True)
+    quantities = {"peak_megabytes": peak_megabytes, "milliseconds": milliseconds, "product_share": product_share}
+    for line in sys.stdin:
+        print(quantities[line.strip()](run, device), flush=True)
 
 
 def attentions_of(side: str, case: Case) -> list[str]:
@@ -242,6 +248,21 @@ def make_pass(model: nn.Module, case: Case, device: torch.device) -> Callable[[]
             torch.cuda.synchronize()
 
     return run
+
+
+def milliseconds(run: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def product_share(run: Callable[[], None], device: torch.device) -> float:
+    """The part of a pass on a CPU that matrix products and convolutions take."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    products = sum(time for name, time in times.items() if PRODUCTS.search(name))
+    return round(products / sum(times.values()), 3)
 
 
 def peak_megabytes(run: Callable[[], None], device: torch.device) -> float:
@@ -315,11 +336,15 @@ def plot_weight_inits(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
-HEADER = "| case | ours, ms | stock, ms | timm, ms | stock / ours | timm / ours | ours, MB | stock, MB |\n" + "|---" * 8 + "|"
+HEADER = "| case | ours, ms | stock, ms | timm, ms | stock / ours | at most | timm / ours | ours, MB | stock, MB |"
+HEADER += "\n" + "|---" * 9 + "|"
 
 
 def table_row(case: Case, measurements: list[Measurement]) -> str:
-    """A case as a row of Markdown: each side with the faster of its attentions."""
+    """A case as a row of Markdown: each side with the faster of its attentions.
+
+    "at most": what stock / ours would be if all but the matrix products of stock took no time.
+    """
     best = {}
     for measurement in sorted(measurements, key=lambda entry: -entry.milliseconds):
         best[measurement.side] = measurement
@@ -328,7 +353,9 @@ def table_row(case: Case, measurements: list[Measurement]) -> str:
         return f"{best[side].milliseconds / best['ours'].milliseconds:.2f}" if side in best else "-"
 
     cells = [str(case), *(f"{best[side].milliseconds:.1f}" if side in best else "-" for side in SIDES)]
-    cells += [ratio("stock"), ratio("timm"), *(f"{best[side].peak_megabytes:.0f}" for side in ("ours", "stock"))]
+    share = best["stock"].product_share
+    cells += [ratio("stock"), f"{1 / share:.2f}" if share else "-", ratio("timm")]
+    cells += [*(f"{best[side].peak_megabytes:.0f}" for side in ("ours", "stock"))]
     return "| " + " | ".join(cells) + " |"
 
 

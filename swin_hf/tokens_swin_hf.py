@@ -11,9 +11,12 @@ MIN_PARTS_IN_TRAINING = 6  # with fewer the sums of the parts' gradients cost mo
 def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -> tuple[torch.Tensor, ...]:
     """Parts of (rows, ...) that a CPU had better work on one after the other; on other devices, and of little, one part.
 
-    A part holds whole groups of `group` rows.
+    A part holds whole groups of `group` rows. A training in less than float32 is not split, since it would round the sum
+    of the parts' gradients.
     """
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return (rows,)
+    if torch.is_grad_enabled() and (rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu")):
         return (rows,)
     num_groups = len(rows) // group
     num_parts = len(rows) * tokens_per_row // CPU_TOKENS
