@@ -14,10 +14,11 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from distill.augmentation import RandomAffine
+from distill.command_line import SettingsError
 from distill.data import DataError, LabelledImages, find_labelled_images, image_processor, prepare_data
 from distill.pruning import PruningError, make_plan, measure_importance, prune
 from distill.report import make_report, read_table, write_report
-from distill.settings import Settings, SettingsError
+from distill.settings import Settings
 from distill.stages import Stage, StageError, file_listing, run_stages, stages_to_build
 from distill.training import Classifier, Schedule, TeacherError, collate, distillation_loss, load_classifier, train
 from edge.deploy import DeployError

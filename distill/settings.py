@@ -1,26 +1,13 @@
 """Settings of a run: frozen dataclasses filled from a YAML recipe and the command line, checked before any work."""
 
-import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
-import yaml
-from transformers import HfArgumentParser
+from distill.command_line import CommandLine, require
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
 RECIPE_DIR = Path(__file__).parent / "recipes"
-
-
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong type or out of its range; the message names it and says what to do."""
-
-
-def require(condition: bool, name: str, rule: str, value: Any, hint: str = "") -> None:
-    """Raise the error that says which setting breaks which rule."""
-    if not condition:
-        raise SettingsError(f"--{name} must {rule}, got {value!r}{'; ' + hint if hint else ''}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,53 +221,12 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parts = {part.name: part.type for part in fields(Settings)}
-    parser = HfArgumentParser(
-        list(parts.values()),
-        prog="distill/run.py",
+    command_line = CommandLine(
+        program="distill/run.py",
         description="From labelled images to a small Swin in a .pte: data, teacher, student, prune, recover, edge, report.",
-        allow_abbrev=False,
+        option="recipe",
+        folder=RECIPE_DIR,
+        parts=list(parts.values()),
     )
-    parser.add_argument(
-        "--recipe", help=f"YAML file, or one of {', '.join(sorted(p.stem for p in RECIPE_DIR.glob('*.yaml')))}."
-    )
-    parser.error = _raise_settings_error
-    recipe_parser_args = [argument for argument in argv if argument not in ("-h", "--help")]
-    known, _ = parser.parse_known_args(recipe_parser_args)
-    recipe = known.recipe or ("digits" if known.dataset == "digits" else "photos")
-    arguments = _recipe_arguments(recipe, known=[option for option in parser._option_string_actions])
-    *values, _, unknown = parser.parse_args_into_dataclasses(args=arguments + argv, return_remaining_strings=True)
-    if unknown:
-        raise SettingsError(_unknown_key("the command line", unknown[0], list(parser._option_string_actions)))
-    return Settings(**dict(zip(parts, values)))
-
-
-def _raise_settings_error(message: str):
-    raise SettingsError(message)
-
-
-def _recipe_arguments(recipe: str, known: list[str]) -> list[str]:
-    """The keys of a recipe as command-line arguments, so that both are checked and typed by the same parser."""
-    path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPE_DIR / f"{recipe}.yaml"
-    if not path.is_file():
-        raise SettingsError(f"--recipe must be a YAML file or a name in {RECIPE_DIR}, got {recipe!r}")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} must hold `key: value` lines, got {type(content).__name__}")
-    arguments = []
-    for key, value in content.items():
-        if f"--{key}" not in known or key in ("recipe", "help"):
-            raise SettingsError(_unknown_key(str(path), f"--{key}", known))
-        values = value if isinstance(value, list) else [value]
-        arguments += [f"--{key}", *map(str, values)]
-    return arguments
-
-
-def _unknown_key(where: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see --help for the list"
-    return f"unknown setting {key} in {where}; {hint}"
+    recipe = "digits" if command_line.glance(argv, "dataset") == "digits" else "photos"
+    return Settings(**dict(zip(parts, command_line.parse(argv, file=recipe))))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from distill.settings import RECIPE_DIR, SettingsError, parse_settings
+from distill.command_line import SettingsError
+from distill.settings import RECIPE_DIR, parse_settings
 
 
 def test_defaults_are_the_demo():
