@@ -250,12 +250,13 @@ class SwinHfAttention(nn.Module):
 
 
 def inverse_norm(heads: torch.Tensor) -> torch.Tensor:
-    """1 / norm of (..., d) vectors in float32; 1 for those of length 0, the keys of padding.
+    """1 / norm of (..., d) vectors; 1 for those of length 0, the keys of padding.
 
-    `torch.nn.functional.normalize` divides them by 1e-12, and in half precision their gradients overflow, as does the inverse
-    of a short vector's norm.
+    `torch.nn.functional.normalize` divides them by 1e-12, and in half precision their gradients overflow.
     """
-    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True)
+    if norm.dtype == torch.float16:
+        norm = norm.float()  # the inverse of a short vector's norm is more than float16 can hold
     return norm.masked_fill(norm <= MIN_NORM, 1.0).reciprocal()
 
 

@@ -4,7 +4,7 @@
 
 import torch
 
-CPU_TOKENS = 1024  # that a CPU works on at a time: what their layers compute in between then stays in its cache
+CPU_TOKENS = 2048  # that a CPU works on at a time: what their layers compute in between then stays in its cache
 MIN_PARTS_IN_TRAINING = 6  # with fewer the sums of the parts' gradients cost more than that saves
 
 
