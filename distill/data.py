@@ -79,7 +79,7 @@ def prepare_data(found: LabelledImages, settings: DataSettings, work_dir: Path) 
     """
     skipped: list[str] = []
     splits = {}
-    for split, indices, source in _split(found, settings):
+    for split, indices, source in split_images(found, settings.validation_share, settings.test_share, settings.seed):
         chosen = [(found.images[source][index], found.labels[source][index]) for index in indices]
         splits[split] = _resize_all(split, chosen, found.class_names, settings, skipped, work_dir)
     total = sum(map(len, found.images.values()))
@@ -111,36 +111,36 @@ def prepare_data(found: LabelledImages, settings: DataSettings, work_dir: Path) 
     print(f"      {len(found.class_names)} classes; images: {counts}; unreadable and skipped: {len(skipped)}")
 
 
-def find_labelled_images(settings: DataSettings) -> LabelledImages:
+def find_labelled_images(dataset: str) -> LabelledImages:
     """Find the images and classes behind `--dataset` without decoding them.
 
     Raises:
         DataError: there is no such data set, it has no images or labels, one class only, or a class with hardly any images.
     """
-    found = _find(settings)
-    _check_classes(found, settings)
+    found = _find(dataset)
+    _check_classes(found, dataset)
     return found
 
 
-def _find(settings: DataSettings) -> LabelledImages:
-    path = Path(settings.dataset)
-    if settings.dataset == "digits":
+def _find(dataset: str) -> LabelledImages:
+    path = Path(dataset)
+    if dataset == "digits":
         return _from_digits()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _from_datasets(datasets.load_from_disk(str(path)), settings.dataset)
+        return _from_datasets(datasets.load_from_disk(str(path)), dataset)
     if path.is_dir() and any(path.rglob("*.parquet")):
-        return _from_datasets(datasets.load_dataset(str(path)), settings.dataset)
+        return _from_datasets(datasets.load_dataset(str(path)), dataset)
     if path.is_dir():
         return _from_folder(path)
-    if settings.dataset.startswith((".", "/", "~")) or settings.dataset.count("/") > 1 or path.exists():
-        raise DataError(f"--dataset {settings.dataset} is not a folder; give digits, a folder of class folders, or a Hub id")
+    if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.exists():
+        raise DataError(f"--dataset {dataset} is not a folder; give digits, a folder of class folders, or a Hub id")
     try:
-        loaded = datasets.load_dataset(settings.dataset)
+        loaded = datasets.load_dataset(dataset)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"--dataset {settings.dataset} is neither digits, nor a folder here, nor a data set that the Hub gives: {error}"
+            f"--dataset {dataset} is neither digits, nor a folder here, nor a data set that the Hub gives: {error}"
         ) from error
-    return _from_datasets(loaded, settings.dataset)
+    return _from_datasets(loaded, dataset)
 
 
 def _from_digits() -> LabelledImages:
@@ -212,12 +212,12 @@ def _open_row(undecoded: datasets.Dataset, column: str, number: int) -> Path | i
     return Path(row["path"]) if row["bytes"] is None else io.BytesIO(row["bytes"])
 
 
-def _check_classes(found: LabelledImages, settings: DataSettings) -> None:
+def _check_classes(found: LabelledImages, dataset: str) -> None:
     """Check that there are classes to tell apart and images of each to learn from."""
     counts = Counter(found.labels["all"] if "all" in found.labels else found.labels["train"])
     if len(counts) < 2:
         names = ", ".join(found.class_names[label] for label in counts)
-        raise DataError(f"--dataset {settings.dataset} has one class only ({names}); a classifier needs two or more")
+        raise DataError(f"--dataset {dataset} has one class only ({names}); a classifier needs two or more")
     label, fewest = min(counts.items(), key=lambda item: item[1])
     if fewest < 4:
         raise DataError(
@@ -226,7 +226,9 @@ def _check_classes(found: LabelledImages, settings: DataSettings) -> None:
         )
 
 
-def _split(found: LabelledImages, settings: DataSettings) -> list[tuple[str, list[int], str]]:
+def split_images(
+    found: LabelledImages, validation_share: float, test_share: float, seed: int
+) -> list[tuple[str, list[int], str]]:
     """(split, indices, where the indices point) for the three splits: stratified by class and fixed by the seed.
 
     Splits that the data set brings are kept; what is missing is cut from its training images.
@@ -240,12 +242,12 @@ def _split(found: LabelledImages, settings: DataSettings) -> list[tuple[str, lis
     else:
         result = [(split, indices, split) for split, indices in given.items()]
     remaining = list(range(len(found.labels[whole])))
-    for split, share in (("test", settings.test_share), ("validation", settings.validation_share)):
+    for split, share in (("test", test_share), ("validation", validation_share)):
         if split in given:
             continue
         size = max(round(share * len(found.labels[whole])), len(found.class_names))
         labels = [found.labels[whole][index] for index in remaining]
-        remaining, held_out = train_test_split(remaining, test_size=size, stratify=labels, random_state=settings.seed)
+        remaining, held_out = train_test_split(remaining, test_size=size, stratify=labels, random_state=seed)
         result.append((split, sorted(held_out), whole))
     result.append(("train", sorted(remaining), whole))
     return sorted(result, key=lambda part: SPLITS.index(part[0]))

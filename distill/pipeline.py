@@ -186,7 +186,7 @@ class Pipeline:
 
     @cached_property
     def labelled_images(self) -> LabelledImages:
-        return find_labelled_images(self.settings.data)
+        return find_labelled_images(self.settings.data.dataset)
 
     @property
     def data(self) -> datasets.DatasetDict:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -161,11 +162,17 @@ def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch
 
 
 class ProgressBar(ProgressCallback):
-    """A progress bar that carries the latest figures, instead of a line for each of them."""
+    """A progress bar with images per second, the time left and the latest figures, instead of a line for each of them."""
 
     def __init__(self):
         super().__init__()
         self.figures: dict[str, str] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            self.training_bar = tqdm(total=state.max_steps, unit=" images", unit_scale=images, dynamic_ncols=True)
+        self.current_step = 0
 
     def on_prediction_step(self, args, state, control, **kwargs):
         pass  # no second bar for the few seconds of an evaluation

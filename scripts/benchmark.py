@@ -293,7 +293,7 @@ def compare_weight_inits(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
-        prepare_data(find_labelled_images(settings.data), settings.data, data_dir)
+        prepare_data(find_labelled_images(settings.data.dataset), settings.data, data_dir)
         data = datasets.load_from_disk(str(data_dir))
         for seed in arguments.seeds:
             for weight_init, results in curves.items():

@@ -1,0 +1,181 @@
+"""Settings of a fine-tuning: what is trained on what, beside the arguments of `transformers.Trainer`."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from distill.command_line import CommandLine, SettingsError, require
+from swin_hf.presets_swin_hf import PRESETS
+
+TASKS = ("image-classification", "masked-image-modeling")
+CONFIG_DIR = Path(__file__).parent.parent / "scripts" / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    task: str = field(default="image-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
+    model: str = field(
+        default="swin_tiny",
+        metadata={"help": f"Checkpoint folder, Hub id, or a preset to train from scratch: {', '.join(PRESETS)}."},
+    )
+    model_args: str = field(
+        default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
+    )
+    image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+
+    def __post_init__(self):
+        require(self.task in TASKS, "task", f"be one of {', '.join(TASKS)}", self.task)
+        require(self.image_size >= 8, "image_size", "be at least 8 pixels", self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """Where the images come from; without parts of their own, validation and test are cut from the training images."""
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "digits, a folder of class folders, a folder with parquet files, a saved `datasets`, or a Hub id."},
+    )
+    validation_share: float = field(default=0.1, metadata={"help": "Share of the images held out for validation."})
+    test_share: float = field(default=0.1, metadata={"help": "Share of the images held out for the final test."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the split, apart from the training's."})
+    max_unreadable_share: float = field(
+        default=0.05, metadata={"help": "Stop when more than this share of the images cannot be read."}
+    )
+
+    def __post_init__(self):
+        for name in ("validation_share", "test_share"):
+            require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
+        require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformSettings:
+    """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1)."""
+
+    crop_min_area: float = field(default=0.08, metadata={"help": "Smallest share of the image that a crop keeps; 1: no crop."})
+    crop_max_aspect: float = field(default=4 / 3, metadata={"help": "Largest change of aspect ratio by a crop; 1: none."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Share of the images that are mirrored."})
+    randaugment_ops: int = field(default=2, metadata={"help": "Operations of RandAugment on each batch; 0: none."})
+    randaugment_magnitude: int = field(default=9, metadata={"help": "Strength of RandAugment, 0 to 30."})
+    color_jitter: float = field(default=0.4, metadata={"help": "Largest change of brightness, contrast and saturation."})
+    rotation_degrees: float = field(default=0.0, metadata={"help": "Largest rotation to either side, in degrees."})
+    translate_share: float = field(default=0.0, metadata={"help": "Largest shift, as a share of the image side."})
+    random_erasing: float = field(default=0.25, metadata={"help": "Share of the images that lose a rectangle."})
+    mixup_alpha: float = field(default=0.8, metadata={"help": "Mixup's beta distribution; 0: no mixup."})
+    cutmix_alpha: float = field(default=1.0, metadata={"help": "CutMix's beta distribution; 0: no CutMix."})
+    mix_share: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
+    repeats: int = field(default=1, metadata={"help": "Times that an epoch shows each image, each time changed anew."})
+
+    def __post_init__(self):
+        require(0 < self.crop_min_area <= 1, "crop_min_area", "lie in (0, 1]", self.crop_min_area)
+        require(self.crop_max_aspect >= 1, "crop_max_aspect", "be at least 1", self.crop_max_aspect)
+        for name in ("horizontal_flip", "random_erasing", "mix_share", "translate_share", "color_jitter"):
+            require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
+        require(self.randaugment_ops >= 0, "randaugment_ops", "not be negative", self.randaugment_ops)
+        require(0 <= self.randaugment_magnitude <= 30, "randaugment_magnitude", "lie in [0, 30]", self.randaugment_magnitude)
+        require(0 <= self.rotation_degrees <= 180, "rotation_degrees", "lie in [0, 180]", self.rotation_degrees)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+        require(self.repeats >= 1, "repeats", "be positive", self.repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationSettings:
+    global_batch_size: int = field(
+        default=0, metadata={"help": "Images of a step over all processes and accumulated batches; 0: as many as they make."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning rate of a block over that of the next one (0.7 to 0.9 for fine-tuning)."}
+    )
+    lamb: bool = field(default=False, metadata={"help": "LAMB in place of --optim, for batches of thousands."})
+    frozen_stages: int = field(default=0, metadata={"help": "First stages, and the embeddings, that keep their weights."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights, which are then evaluated and kept."})
+    initial_image_size: int = field(
+        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
+    )
+    class_weights: str = field(default="none", metadata={"help": "none, or balanced: by the inverse frequency of a class."})
+    mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
+    mask_patch_size: int = field(default=32, metadata={"help": "Side in pixels of the squares that SimMIM masks."})
+
+    def __post_init__(self):
+        require(self.global_batch_size >= 0, "global_batch_size", "not be negative", self.global_batch_size)
+        require(0 < self.layer_decay <= 1, "layer_decay", "lie in (0, 1]", self.layer_decay)
+        require(self.frozen_stages >= 0, "frozen_stages", "not be negative", self.frozen_stages)
+        require(0 <= self.ema_decay < 1, "ema_decay", "lie in [0, 1)", self.ema_decay)
+        require(self.initial_image_size >= 0, "initial_image_size", "not be negative", self.initial_image_size)
+        require(self.class_weights in ("none", "balanced"), "class_weights", "be none or balanced", self.class_weights)
+        require(0 < self.mask_share < 1, "mask_share", "lie between 0 and 1", self.mask_share)
+        require(self.mask_patch_size >= 1, "mask_patch_size", "be positive", self.mask_patch_size)
+
+
+@dataclass
+class FinetuneArguments(TrainingArguments):
+    """The arguments of `transformers.Trainer`, all under their own names, with defaults for Swin."""
+
+    output_dir: str | None = field(default="runs/finetune", metadata={"help": "Folder of the model and its checkpoints."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of all but norms, biases and position tables."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps with a rising learning rate; below 1 their share."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, polynomial, ... of transformers."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
+    num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the training images."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and batch."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per device and batch of an evaluation."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch, steps or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps, best or no."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: epoch, steps or no."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept: the best and the last."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: batches are pixels and targets."})
+    report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
+    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pin memory for the device."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must hear of a new epoch
+            require(not getattr(self, name), name, "be false", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """All settings of a fine-tuning, one part per concern."""
+
+    task: TaskSettings
+    images: ImageSettings
+    transforms: TransformSettings
+    optimisation: OptimisationSettings
+    trainer: FinetuneArguments
+
+
+def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
+    """Read `--config FILE_OR_NAME` and the command line, which wins over the file.
+
+    Raises:
+        SettingsError: unknown key, wrong type, value out of range, or a file that cannot be read.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command_line = CommandLine(
+        program="accelerate launch scripts/finetune.py",
+        description="Train or fine-tune an image model on your images; beside these, every argument of transformers.Trainer.",
+        option="config",
+        folder=CONFIG_DIR,
+        parts=[TaskSettings, ImageSettings, TransformSettings, OptimisationSettings, FinetuneArguments],
+    )
+    try:
+        task, images, transforms, optimisation, trainer = command_line.parse(argv)
+    except (ValueError, ImportError) as error:  # TrainingArguments checks what depends on each other, and the device
+        raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
+    sharded = bool(trainer.fsdp) or trainer.deepspeed is not None
+    require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
+    require(
+        optimisation.initial_image_size <= task.image_size,
+        "initial_image_size",
+        f"be at most --image_size {task.image_size}",
+        optimisation.initial_image_size,
+    )
+    return FinetuneSettings(task=task, images=images, transforms=transforms, optimisation=optimisation, trainer=trainer)

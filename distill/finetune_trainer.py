@@ -1,0 +1,194 @@
+"""Fine-tuning with `transformers.Trainer`: augmentation on the device, layer-wise rates, averaged weights, safe stops."""
+
+import shutil
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from pytorch_optimizer import Lamb
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from distill.finetune_settings import OptimisationSettings
+from distill.optimisation import WeightAverage, parameter_groups
+from distill.tasks import Task
+
+AVERAGE_FILE = "averaged_weights.pt"
+CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: they, Adam's two moments, their average, and some room
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no number any more; the message says since when and what is left."""
+
+
+class FinetuneTrainer(Trainer):
+    """Trains the model of a `Task` on batches of uint8 "pixels" (B, 3, H, W) and "targets".
+
+    With averaged weights, evaluations use those, and a checkpoint holds both.
+    """
+
+    def __init__(self, *args, task: Task, optimisation: OptimisationSettings, image_size: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.task = task.to(self.args.device)
+        self.optimisation, self.image_size = optimisation, image_size
+        self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
+        self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step with a loss that is no number
+        self.can_return_loss = True  # batches have no "labels", and evaluations a loss all the same
+        self._watch = AfterEveryStep(self)
+        self.add_callback(self._watch)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether SIGTERM ended the training."""
+        return self._watch.stop_requested
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        # A training leaves out the last, smaller batch, whose images would depend on the number of processes; an evaluation
+        # leaves out nothing. The Trainer has one argument for both.
+        self.args.dataloader_drop_last = is_training
+        return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+
+    # -- the loss ------------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        pixels = inputs["pixels"].float() / 255
+        if model.training:
+            pixels = self._at_current_size(pixels)
+        loss, predictions = self.task(model, pixels, inputs["targets"])
+        if model.training:
+            first = (self.diverged_at < 0) & ~loss.detach().isfinite()
+            self.diverged_at = torch.where(first, self.state.global_step + 1, self.diverged_at)
+        return (loss, predictions) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, predictions = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), predictions.detach(), inputs["targets"]
+
+    def _at_current_size(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Progressive resolution (Tan and Le 2021, arXiv:2104.00298): the size grows linearly, epoch by epoch."""
+        smallest = self.optimisation.initial_image_size
+        if not smallest:
+            return pixels
+        progress = min(int(self.state.epoch or 0) / max(self.args.num_train_epochs - 1, 1), 1)
+        size = round(smallest + progress * (self.image_size - smallest))
+        return nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+
+    # -- optimiser and averaged weights --------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.model, self.args.learning_rate, self.args.weight_decay, self.optimisation.layer_decay
+            )
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if self.optimisation.lamb:
+                optimizer_class, arguments = Lamb, {"lr": self.args.learning_rate}
+            self.optimizer = optimizer_class(groups, **arguments)
+        return self.optimizer
+
+    def evaluate(self, *args, **kwargs):
+        with self._averaged_weights(), torch.random.fork_rng():  # the training goes on as if nothing had been evaluated
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        with self._averaged_weights():
+            return super().predict(*args, **kwargs)
+
+    def _averaged_weights(self):
+        return nullcontext() if self.average is None else self.average.in_place_of(self.model)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint if it fits; one that is there already is only then removed.
+
+        Raises:
+            OSError: the disk is too full.
+        """
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        needed, free = CHECKPOINT_COPIES * weights, shutil.disk_usage(self.args.output_dir).free
+        if free < needed:
+            raise OSError(
+                f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
+                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and go on with --resume true"
+            )
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.check_loss()  # a checkpoint of numbers that are none would push out a good one
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            torch.save(self.average.averaged.state_dict(), Path(output_dir) / AVERAGE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_average(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_average(self.state.best_model_checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
+        if self.average is not None:
+            state = torch.load(Path(checkpoint) / AVERAGE_FILE, map_location=self.args.device, weights_only=True)
+            self.average.averaged.load_state_dict(state)
+
+    def save_averaged_model(self, output_dir: Path) -> None:
+        """Write the model that was evaluated, with its processor."""
+        with self._averaged_weights():
+            self.save_model(str(output_dir))
+
+    def check_loss(self) -> None:
+        """Stop if the loss of any step since the start was infinite or not a number.
+
+        Raises:
+            DivergenceError: it was.
+        """
+        steps = self.accelerator.gather(self.diverged_at)  # all processes stop, whichever saw it
+        if (steps >= 0).any():
+            step, best = int(steps[steps >= 0].min()), self.state.best_model_checkpoint
+            raise DivergenceError(
+                f"the loss of step {step} is infinite or not a number; lower --learning_rate or --max_grad_norm, or leave out "
+                f"--fp16. {f'The best checkpoint so far is {best}.' if best else 'No checkpoint was written before.'}"
+            )
+
+
+class AfterEveryStep(TrainerCallback):
+    """Averages the weights, looks whether the loss is still a number, and ends the training in order on SIGTERM."""
+
+    def __init__(self, trainer: FinetuneTrainer):
+        self.trainer = trainer
+        self.stop_requested = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        torch.manual_seed(args.seed + args.process_index)  # processes augment their images each in its own way
+        self.former_handler = signal.signal(signal.SIGTERM, self._request_stop)
+
+    def _request_stop(self, signal_number, frame):
+        self.stop_requested = True
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.train_dataset.begin_epoch(int(state.epoch))  # before the workers of the epoch start
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.update(self.trainer.model)
+        if args.world_size > 1:  # a signal reaches processes at different steps; they have to stop after the same one
+            requests = self.trainer.accelerator.gather(torch.tensor([self.stop_requested], device=args.device))
+            self.stop_requested = bool(requests.any())
+        if self.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stop_requested:  # the epoch is cut off and its checkpoint written
+            control.should_evaluate = control.should_save = False
+
+    def on_log(self, args, state, control, **kwargs):
+        self.trainer.check_loss()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self.former_handler)

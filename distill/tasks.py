@@ -1,0 +1,134 @@
+"""What is learned from a batch: classes of images, or images from their unmasked parts."""
+
+# B batch, H W image in pixels, K classes, P patches
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction
+
+from distill.finetune_settings import OptimisationSettings, TransformSettings
+from distill.transforms import BatchMix, BatchTransform
+
+NUM_CALIBRATION_BINS = 15
+
+
+class Task(nn.Module, ABC):
+    """From pixels (B, 3, H, W) in [0, 1] and targets to a loss, behind the normalisation of the model's processor.
+
+    best_metric: the figure of `metrics` by which the best checkpoint is told.
+    """
+
+    best_metric: str
+    greater_is_better: bool
+
+    def __init__(self, processor):
+        super().__init__()
+        normalise = processor.do_normalize
+        mean, std = (processor.image_mean, processor.image_std) if normalise else ((0.0,), (1.0,))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels - self.mean) / self.std
+
+    @abstractmethod
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and predictions with B rows."""
+
+    @abstractmethod
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Figures of an evaluation."""
+
+    def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
+        """Figures of parts of an evaluation."""
+        return {}
+
+
+class ImageClassification(Task):
+    """Cross-entropy with smoothed, mixed labels; in evaluation against the label as it is."""
+
+    best_metric = "accuracy"
+    greater_is_better = True
+
+    def __init__(
+        self,
+        processor,
+        class_names: list[str],
+        transforms: TransformSettings,
+        label_smoothing: float = 0.0,
+        class_weights: torch.Tensor | None = None,
+    ):
+        super().__init__(processor)
+        self.class_names, self.label_smoothing = class_names, label_smoothing
+        self.transform, self.mix = BatchTransform(transforms), BatchMix(transforms)
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not model.training:
+            logits = model(pixel_values=self.normalised(pixels)).logits
+            return nn.functional.cross_entropy(logits.float(), targets), logits
+        probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
+        pixels, probabilities = self.mix(self.transform(pixels), probabilities)
+        logits = model(pixel_values=self.normalised(pixels)).logits
+        smoothing, weight = self.label_smoothing, self.class_weights
+        loss = nn.functional.cross_entropy(logits.float(), probabilities, weight=weight, label_smoothing=smoothing)
+        return loss, logits
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Top-1 and top-5 accuracy, the worst class's, and the expected calibration error.
+
+        Guo et al. 2017, arXiv:1706.04599, equation 3, with 15 bins.
+        """
+        logits, labels = torch.as_tensor(prediction.predictions).float(), torch.as_tensor(prediction.label_ids)
+        probabilities = logits.softmax(dim=1)
+        confidence, predicted = probabilities.max(dim=1)
+        right = (predicted == labels).double()
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        bins = (confidence * NUM_CALIBRATION_BINS).long().clamp(max=NUM_CALIBRATION_BINS - 1)
+        gap = torch.zeros(NUM_CALIBRATION_BINS, dtype=torch.float64).index_add(0, bins, right - confidence.double())
+        return {
+            "accuracy": float(right.mean()),
+            "top5_accuracy": float((top5 == labels[:, None]).any(dim=1).double().mean()),
+            "worst_class_accuracy": min(self.details(prediction)["accuracy_by_class"].values()),
+            "calibration_error": float(gap.abs().sum() / len(labels)),
+        }
+
+    def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
+        """The accuracy of every class that was evaluated."""
+        right, labels = prediction.predictions.argmax(axis=1) == prediction.label_ids, prediction.label_ids
+        return {
+            "accuracy_by_class": {self.class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}
+        }
+
+
+class MaskedImageModeling(Task):
+    """SimMIM (Xie et al. 2022, arXiv:2111.09886): the pixels of masked squares from the rest of the image."""
+
+    best_metric = "loss"
+    greater_is_better = False
+
+    def __init__(self, processor, patch_size: int, optimisation: OptimisationSettings):
+        super().__init__(processor)
+        self.patch_size, self.settings = patch_size, optimisation
+
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        random = None if model.training else torch.Generator().manual_seed(0)  # evaluations mask the same squares
+        masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], random).to(pixels.device)
+        loss = model(pixel_values=self.normalised(pixels), bool_masked_pos=masked.flatten(1)).loss
+        return loss, loss.repeat(len(pixels))
+
+    def sample_mask(self, batch_size: int, height: int, width: int, random: torch.Generator | None = None) -> torch.Tensor:
+        """Masks (B, rows, columns) of patches, each with the same number of whole squares (section 3.2)."""
+        side = self.settings.mask_patch_size
+        rows, columns = height // side, width // side
+        num_masked = round(self.settings.mask_share * rows * columns)
+        order = torch.rand(batch_size, rows * columns, generator=random).argsort(dim=1)
+        squares = (order.argsort(dim=1) < num_masked).view(batch_size, rows, columns)
+        patches = side // self.patch_size
+        return squares.repeat_interleave(patches, 1).repeat_interleave(patches, 2)
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return {"reconstruction_error": float(np.mean(prediction.predictions))}

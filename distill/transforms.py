@@ -1,0 +1,113 @@
+"""Random changes of training images: a crop of each by its worker, everything else on whole batches by their device."""
+
+# B batch, H W image in pixels, K classes
+
+import math
+
+import kornia.augmentation as K
+import numpy as np
+import torch
+from kornia.augmentation.auto import RandAugment
+from PIL import Image
+from torch import nn
+
+from distill.finetune_settings import TransformSettings
+
+CROP_TRIALS = 10
+
+
+class RandomCrop:
+    """Random resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6) and mirror of one PIL image.
+
+    What happens to an image depends on (seed, epoch, number of the image) alone, so neither on the worker or process that
+    happens to load it nor on where a training was interrupted.
+    """
+
+    def __init__(self, settings: TransformSettings, image_size: int, seed: int):
+        self.settings, self.image_size, self.seed = settings, image_size, seed
+
+    def __call__(self, image: Image.Image, epoch: int, number: int) -> Image.Image:
+        random = np.random.default_rng((self.seed, epoch, number))
+        box = self.sample_box(*image.size, random)
+        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
+        if random.random() < self.settings.horizontal_flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+    def sample_box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a crop, of the whole image if none fits in ten trials."""
+        least, most = math.log(1 / self.settings.crop_max_aspect), math.log(self.settings.crop_max_aspect)
+        for _ in range(CROP_TRIALS):
+            area, aspect, x, y = random.random(4).tolist()
+            area = width * height * (self.settings.crop_min_area + area * (1 - self.settings.crop_min_area))
+            aspect = math.exp(least + aspect * (most - least))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                left, top = round(x * (width - crop_width)), round(y * (height - crop_height))
+                return left, top, left + crop_width, top + crop_height
+        return 0, 0, width, height
+
+
+class BatchTransform(nn.Module):
+    """Kornia's augmentations of a batch (B, 3, H, W) in [0, 1], with the randomness of PyTorch's global generator.
+
+    A checkpoint of the Trainer stores that generator, so a resumed training draws the same numbers.
+    """
+
+    def __init__(self, settings: TransformSettings):
+        super().__init__()
+        steps: list[nn.Module] = []
+        if settings.rotation_degrees or settings.translate_share:
+            shift = (settings.translate_share,) * 2
+            steps.append(K.RandomAffine(settings.rotation_degrees, shift, padding_mode="border", p=1.0))
+        if settings.randaugment_ops:
+            steps.append(RandAugment(n=settings.randaugment_ops, m=settings.randaugment_magnitude))
+        elif settings.color_jitter:  # RandAugment has colours of its own
+            steps.append(K.ColorJitter(*[settings.color_jitter] * 3, p=0.8))
+        if settings.random_erasing:
+            steps.append(K.RandomErasing(p=settings.random_erasing))
+        self.steps = nn.ModuleList(steps)
+
+    @torch.no_grad()
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        for step in self.steps:
+            pixels = step(pixels)
+        return pixels.clamp(0, 1)
+
+
+class BatchMix(nn.Module):
+    """Mixup (Zhang et al. 2018, arXiv:1710.09412) or CutMix (Yun et al. 2019, arXiv:1905.04899) of a batch with itself.
+
+    Each image gets the one at the mirrored place of the batch; one share holds for the whole batch.
+    """
+
+    def __init__(self, settings: TransformSettings):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (B, 3, H, W) and class probabilities (B, K), both mixed."""
+        settings = self.settings
+        kinds = [alpha for alpha in (settings.mixup_alpha, settings.cutmix_alpha) if alpha]
+        if not kinds or torch.rand(()) >= settings.mix_share:
+            return pixels, targets
+        cut = settings.cutmix_alpha > 0 and (len(kinds) == 1 or bool(torch.rand(()) < 0.5))
+        alpha = settings.cutmix_alpha if cut else settings.mixup_alpha
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        if cut:
+            height, width = pixels.shape[2:]
+            top, bottom = _cut_span(height, math.sqrt(1 - share))
+            left, right = _cut_span(width, math.sqrt(1 - share))
+            share = 1 - (bottom - top) * (right - left) / (height * width)
+            mixed = pixels.clone()
+            mixed[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
+        else:
+            mixed = pixels.lerp(pixels.flip(0), 1 - share)
+        return mixed, targets.lerp(targets.flip(0), 1 - share)
+
+
+def _cut_span(length: int, share: float) -> tuple[int, int]:
+    """Start and end of a random stretch of about `share` of a side, cut off at the ends."""
+    half = round(length * share) // 2
+    centre = int(torch.randint(length, ()))
+    return max(centre - half, 0), min(centre + half, length)

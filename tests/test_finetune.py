@@ -1,0 +1,365 @@
+"""Fine-tuning: what is decayed, averaged, mixed, cropped and masked, and trainings that are stopped, split or go wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import top_k_accuracy_score
+from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback
+
+from distill.command_line import SettingsError
+from distill.data import DataError
+from distill.finetune import ModelError, finetune
+from distill.finetune_settings import CONFIG_DIR, OptimisationSettings, TransformSettings, parse_finetune_settings
+from distill.finetune_trainer import DivergenceError, FinetuneTrainer
+from distill.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
+from distill.tasks import ImageClassification, MaskedImageModeling
+from distill.transforms import BatchMix, BatchTransform, RandomCrop
+from swin_hf import SwinHfForMaskedImageModeling, SwinHfImageProcessorPil
+
+PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16})
+STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
+
+
+def settings_for(folder: Path, *more: str):
+    """A training of a tiny model that takes seconds."""
+    config = "{image_size: 16, patch_size: 2, embed_dim: 16, depths: [1, 2], num_heads: [2, 4], window_size: 4, "
+    config += "weight_init: fan_in, drop_path_rate: 0.1}"
+    arguments = ["--image_size", "16", "--model_args", config, "--output_dir", str(folder / "out"), "--use_cpu", "true"]
+    arguments += [
+        "--num_train_epochs",
+        "2",
+        "--per_device_train_batch_size",
+        "8",
+        "--validation_share",
+        "0.2",
+        "--test_share",
+        "0.2",
+    ]
+    return parse_finetune_settings(arguments + list(more))
+
+
+# -- parameters --------------------------------------------------------------------------------------------------------
+
+
+def test_learning_rates_fall_from_the_head_to_the_embeddings(make_model):
+    model = make_model(depths=[1, 2])
+    rates = {id(p): group["lr"] for group in parameter_groups(model, 1.0, 0.05, 0.5) for p in group["params"]}
+    by_name = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(by_name) == len(rates)
+    assert by_name["classifier.weight"] == by_name["swin.layernorm.bias"] == 1.0
+    assert by_name["swin.encoder.layers.1.blocks.1.mlp.fc1.weight"] == 0.5
+    assert by_name["swin.encoder.layers.1.blocks.0.mlp.fc1.weight"] == 0.25
+    assert by_name["swin.encoder.layers.0.blocks.0.mlp.fc1.weight"] == 0.125
+    assert by_name["swin.encoder.layers.0.downsample.reduction.weight"] == 0.125
+    assert by_name["swin.embeddings.patch_embeddings.projection.weight"] == 0.0625
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_norms_biases_tables_and_temperatures_are_not_decayed(make_model, version):
+    model = make_model(version=version, use_absolute_embeddings=True)
+    groups = parameter_groups(model, 1e-3, 0.05)
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    decayed = {name for name, parameter in model.named_parameters() if id(parameter) not in undecayed}
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection", "reduction", "classifier")
+    assert {name.split(".")[-2] for name in decayed} == set(kinds)
+    assert all(name.endswith("weight") for name in decayed)
+
+
+def test_frozen_stages_keep_their_weights(make_model):
+    model = make_model(depths=[1, 2])
+    freeze_stages(model, 1)
+    frozen = {name.split(".blocks")[0].split(".downsample")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name for name in frozen if "embeddings" not in name} == {"swin.encoder.layers.0"}
+    with pytest.raises(LayerError, match="must be below the 2 stages"):
+        freeze_stages(model, 2)
+    with pytest.raises(LayerError, match="Linear has none"):
+        parameter_groups(torch.nn.Linear(2, 2), 1e-3, 0.0, 0.5)
+
+
+def test_averaged_weights_follow_the_formula(make_model):
+    model = make_model()
+    average, expected = WeightAverage(model, 0.3), None
+    for step in range(5):
+        with torch.no_grad():
+            model.classifier.weight.normal_()
+        own = model.classifier.weight.clone()
+        average.update(model)
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = own if expected is None else decay * expected + (1 - decay) * own
+        with average.in_place_of(model):
+            torch.testing.assert_close(model.classifier.weight, expected)
+        assert torch.equal(model.classifier.weight, own)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_crop_depends_on_seed_epoch_and_number_alone():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    crop = RandomCrop(TransformSettings(), 16, seed=1)
+    first = np.asarray(crop(image, epoch=2, number=3))
+    crop(image, epoch=2, number=4)
+    assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)), first)
+    for other in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
+        assert not np.array_equal(np.asarray(other), first)
+
+
+def test_crops_stay_inside_and_within_their_limits():
+    settings = TransformSettings(crop_min_area=0.25, crop_max_aspect=1.5)
+    crop, random = RandomCrop(settings, 16, seed=0), np.random.default_rng(0)
+    boxes = np.array([crop.sample_box(200, 150, random) for _ in range(500)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 200 and boxes[:, 3].max() <= 150
+    area, aspect = width * height / 30000, width / height
+    assert 0.24 < area.min() < 0.3 and 0.8 < area.max() <= 1
+    assert 0.64 < aspect.min() < 0.75 and 1.35 < aspect.max() < 1.53
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_targets_hold_the_share_of_the_pixels(kind):
+    alphas = {"mixup_alpha": 0.8, "cutmix_alpha": 0.0} if kind == "mixup" else {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
+    pixels = torch.stack([torch.zeros(3, 20, 30), torch.ones(3, 20, 30)])  # black is class 0, white class 1
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = BatchMix(TransformSettings(**alphas))(pixels, torch.eye(2))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(targets.sum(1), torch.ones(2))
+        assert (kind == "mixup") == (mixed[0].unique().numel() == 1)
+        shares.append(targets[0, 0].item())
+    assert min(shares) < 0.3 and max(shares) > 0.7
+
+
+def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
+    transform = BatchTransform(TransformSettings(rotation_degrees=10, random_erasing=1.0))
+    pixels = torch.rand(4, 3, 24, 24)
+    torch.manual_seed(5)
+    first = transform(pixels)
+    torch.manual_seed(5)
+    assert torch.equal(transform(pixels), first)
+    assert first.min() >= 0 and first.max() <= 1 and not torch.equal(first, pixels)
+
+
+def test_masks_are_whole_squares_of_the_asked_share():
+    task = MaskedImageModeling(PROCESSOR, 2, OptimisationSettings(mask_patch_size=8, mask_share=0.5))
+    mask = task.sample_mask(50, 32, 48)
+    assert mask.shape == (50, 16, 24)
+    squares = mask.view(50, 4, 4, 6, 4).transpose(2, 3).flatten(3)
+    assert (squares.all(3) | ~squares.any(3)).all()
+    assert (squares[..., 0].flatten(1).sum(1) == 12).all()
+    assert 15 < squares[:, 0, 0, 0].sum() < 35
+
+
+# -- losses and figures ------------------------------------------------------------------------------------------------
+
+
+def test_training_loss_is_that_of_smoothed_weighted_labels(make_model):
+    transforms = parse_finetune_settings(STILL).transforms
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    model, pixels, targets = make_model().train(), torch.rand(2, 3, 16, 16), torch.tensor([0, 2])
+    loss, logits = ImageClassification(PROCESSOR, ["a", "b", "c"], transforms, 0.3, weights)(model, pixels, targets)
+    soft = 0.7 * torch.nn.functional.one_hot(targets, 3) + 0.1
+    expected = -(soft * weights * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_figures_of_an_evaluation():
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(200, 8)).astype(np.float32), random.integers(0, 8, 200)
+    task = ImageClassification(PROCESSOR, list("abcdefgh"), TransformSettings())
+    figures = task.metrics(EvalPrediction(predictions=logits, label_ids=labels))
+    for name, k in (("accuracy", 1), ("top5_accuracy", 5)):
+        assert figures[name] == pytest.approx(top_k_accuracy_score(labels, logits, k=k))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    error = 0.0
+    for low in range(15):
+        inside = (confidence >= low / 15) & (confidence < (low + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert figures["calibration_error"] == pytest.approx(error, abs=1e-6)
+
+
+# -- whole trainings ---------------------------------------------------------------------------------------------------
+
+
+class StopAfter(TrainerCallback):
+    """Sends this process a SIGTERM after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch, capsys):
+    data = ["--dataset", str(image_folder), "--ema_decay", "0.9", "--mixup_alpha", "0.5", "--initial_image_size", "12"]
+    whole = finetune(settings_for(tmp_path / "whole", *data))
+    with monkeypatch.context() as patch:
+        init = FinetuneTrainer.__init__
+
+        def init_and_stop(self, *args, **kwargs):
+            init(self, *args, **kwargs)
+            self.add_callback(StopAfter(5))  # of 2 x 3 steps: in the middle of the second epoch
+
+        patch.setattr(FinetuneTrainer, "__init__", init_and_stop)
+        assert finetune(settings_for(tmp_path / "stopped", *data)) == {}
+    assert "stopped at step 5 of 6; go on with --resume true" in capsys.readouterr().out
+    resumed = finetune(settings_for(tmp_path / "stopped", *data, "--resume", "true"))
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    expected = load_file(tmp_path / "whole" / "out" / "model.safetensors")
+    actual = load_file(tmp_path / "stopped" / "out" / "model.safetensors")
+    assert expected.keys() == actual.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
+    history = [
+        [row for row in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "eval_loss" in row]
+        for folder in (tmp_path / "whole" / "out" / "checkpoint-6", tmp_path / "stopped" / "out" / "checkpoint-6")
+    ]
+    assert [row["eval_loss"] for row in history[0]] == [row["eval_loss"] for row in history[1]]
+
+
+def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_path):
+    figures = finetune(settings_for(tmp_path, "--dataset", str(image_folder), "--class_weights", "balanced", *STILL))
+    out = tmp_path / "out"
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test_accuracy"] == figures["test_accuracy"] and metrics["num_test_images"] == 10
+    assert set(metrics["accuracy_by_class"]) == {"blue", "green", "red"}
+    assert f"| test_accuracy | {figures['test_accuracy']:.4g} |" in (out / "README.md").read_text()
+    split = json.loads((out / "data.json").read_text())["split"]
+    assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
+
+
+def test_masked_images_first_and_classes_after(image_folder, tmp_path):
+    data = ["--dataset", str(image_folder), *STILL]
+    first = finetune(settings_for(tmp_path / "masked", *data, "--task", "masked-image-modeling", "--mask_patch_size", "4"))
+    assert first["test_loss"] == pytest.approx(first["test_reconstruction_error"], rel=0.05)
+    pretrained = tmp_path / "masked" / "out"
+    tables = SwinHfForMaskedImageModeling.from_pretrained(pretrained).state_dict()
+    arguments = ["--model", str(pretrained), "--model_args", "{}", "--learning_rate", "1e-9"]
+    finetune(settings_for(tmp_path / "classes", *data, *arguments))
+    tuned = AutoModelForImageClassification.from_pretrained(tmp_path / "classes" / "out").state_dict()
+    name = "swin.encoder.layers.1.blocks.0.mlp.fc1.weight"
+    torch.testing.assert_close(tuned[name], tables[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_folder, tmp_path, monkeypatch):
+    task_forward = ImageClassification.forward
+
+    def forward(self, model, pixels, targets):
+        loss, logits = task_forward(self, model, pixels, targets)
+        self.calls = getattr(self, "calls", 0) + model.training
+        return (loss * float("nan") if self.calls == 5 else loss), logits
+
+    monkeypatch.setattr(ImageClassification, "forward", forward)
+    with pytest.raises(DivergenceError, match="the loss of step 5 is infinite or not a number.*checkpoint-3"):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
+    script = Path(__file__).parent.parent / "scripts" / "finetune.py"
+    config = "{image_size: 16, patch_size: 2, embed_dim: 16, depths: [1, 2], num_heads: [2, 4], window_size: 4, "
+    config += "weight_init: fan_in, drop_path_rate: 0.0}"
+    weights = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
+        arguments += [
+            "--num_train_epochs",
+            "2",
+            "--global_batch_size",
+            "8",
+            "--validation_share",
+            "0.2",
+            "--test_share",
+            "0.2",
+        ]
+        # Not AdamW: it makes steps of the rounding in gradients that are zero, those of the keys' biases.
+        arguments += [*STILL, "--optim", "sgd", "--learning_rate", "0.1", "--use_cpu", "true", "--ddp_backend", "gloo"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", *launcher, str(script), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert json.loads((out / "metrics.json").read_text())["num_test_images"] == 10
+        weights.append(load_file(out / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-5, rtol=1e-4)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses(config):
+    parse_finetune_settings(["--config", config.stem, "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--learning_rat 1", "unknown setting --learning_rat in the command line; did you mean --learning_rate"),
+        ("--task detection", "--task must be one of image-classification, masked-image-modeling, got 'detection'"),
+        ("--layer_decay 2", r"--layer_decay must lie in \(0, 1\], got 2.0"),
+        ("--ema_decay 1", r"--ema_decay must lie in \[0, 1\)"),
+        ("--initial_image_size 512", "--initial_image_size must be at most --image_size 224, got 512"),
+        ("--eval_strategy no", "load_best_model_at_end requires the save and eval strategy to match"),
+        ("--config nowhere", "--config must be a YAML file or a name"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(SettingsError, match=message):
+        parse_finetune_settings(arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ("--model nobody/nothing --model_args {}", ModelError, "--model nobody/nothing must be a preset .*, or a checkpoint"),
+        ("--global_batch_size 7 --gradient_accumulation_steps 2", SettingsError, "--global_batch_size must be a multiple of"),
+        (
+            "--per_device_train_batch_size 32",
+            SettingsError,
+            "--global_batch_size must be at most the 28 images, got 32; lower",
+        ),
+        ("--resume true", SettingsError, "--resume must find a checkpoint"),
+        ("--frozen_stages 2", LayerError, "--frozen_stages must be below the 2 stages"),
+        (
+            "--task masked-image-modeling --mask_patch_size 5",
+            SettingsError,
+            "--mask_patch_size must be a multiple of the patch",
+        ),
+        ("--dataset /nowhere", DataError, "--dataset /nowhere is not a folder"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(arguments, error, message, image_folder, tmp_path):
+    with pytest.raises(error, match=message):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder), *arguments.split()))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
+    with pytest.raises(SettingsError, match="--output_dir must be new or empty, got .*; add --resume true"):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder)))
+
+
+def test_a_full_disk_is_told_before_a_checkpoint_is_touched(image_folder, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("distill.finetune_trainer.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="a checkpoint of step 3 needs about .* MB, .* has 0 MB left"):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))
