@@ -20,7 +20,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from distill.command_line import require
-from distill.data import find_labelled_images
+from distill.data import SPLITS, find_labelled_images
 from distill.finetune_data import EvaluationImages, Example, TrainingImages, collate, prepare_splits
 from distill.finetune_settings import FinetuneSettings
 from distill.finetune_trainer import FinetuneTrainer
@@ -57,6 +57,9 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     freeze_stages(model, settings.optimisation.frozen_stages)
     with arguments.main_process_first(desc="looking through the images"):
         examples = prepare_splits(found, settings.images, output_dir / "data.json")
+    if arguments.process_index == 0:
+        counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS)
+        print(f"{len(found.class_names)} classes; images: {counts}", flush=True)
     task = make_task(settings, model, processor, found.class_names, examples["train"])
     arguments.metric_for_best_model = arguments.metric_for_best_model or task.best_metric
     if arguments.greater_is_better is None or arguments.metric_for_best_model == task.best_metric:
@@ -131,7 +134,8 @@ def load_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrained
     lacking = [key for key in fresh if not FRESH_WEIGHTS.search(key)]
     if lacking:
         raise ModelError(f"--model {task.model} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")
-    print(f"weights from {task.model}; new: {', '.join(fresh) or 'none'}", flush=True)
+    if settings.trainer.process_index == 0:
+        print(f"weights from {task.model}; new: {', '.join(fresh) or 'none'}", flush=True)
     return model
 
 
@@ -151,11 +155,11 @@ def make_task(
 ) -> Task:
     """The task, with weights of the classes if they are to be balanced."""
     if settings.task.task == "masked-image-modeling":
-        side, size = settings.optimisation.mask_patch_size, settings.task.image_size
+        side, size = settings.task.mask_patch_size, settings.task.image_size
         patch = model.config.patch_height_width[0]
         fits = side % patch == 0 and size % side == 0
         require(fits, "mask_patch_size", f"be a multiple of the patch of {patch} pixels and divide --image_size {size}", side)
-        return MaskedImageModeling(processor, patch, settings.optimisation)
+        return MaskedImageModeling(processor, patch, settings.task)
     class_weights = None
     if settings.optimisation.class_weights == "balanced":
         counts = Counter(example.label for example in examples)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from distill.data import SPLITS, DataError, ImageSource, LabelledImages, split_images
+from distill.data import DataError, ImageSource, LabelledImages, split_images
 from distill.finetune_settings import ImageSettings
 from distill.transforms import RandomCrop
 from edge.image import UnreadableImageError
@@ -91,8 +91,11 @@ def prepare_splits(found: LabelledImages, settings: ImageSettings, record: Path)
         skipped = known["skipped"]
     else:
         skipped = _unreadable(found, settings)
+        content = {"dataset": settings.dataset, "class_names": found.class_names, "skipped": skipped, "split": numbers}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(content, ensure_ascii=False) + "\n")
     unreadable = {entry["name"] for entry in skipped}
-    examples = {
+    return {
         split: [
             Example(found.images[source][index], found.labels[source][index])
             for index in indices
@@ -100,12 +103,6 @@ def prepare_splits(found: LabelledImages, settings: ImageSettings, record: Path)
         ]
         for split, (source, indices) in splits.items()
     }
-    content = {"dataset": settings.dataset, "class_names": found.class_names, "skipped": skipped, "split": numbers}
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(content, ensure_ascii=False) + "\n")
-    counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS)
-    print(f"{len(found.class_names)} classes; images: {counts}; unreadable and skipped: {len(skipped)}", flush=True)
-    return examples
 
 
 def _unreadable(found: LabelledImages, settings: ImageSettings) -> list[dict[str, str]]:
@@ -122,6 +119,8 @@ def _unreadable(found: LabelledImages, settings: ImageSettings) -> list[dict[str
     with ThreadPoolExecutor(READING_THREADS) as pool:
         errors = list(tqdm(pool.map(error_of, sources), total=len(sources), desc="looking through", mininterval=1.0))
     skipped = [{"name": source.name, "error": error} for source, error in zip(sources, errors) if error]
+    for entry in skipped:
+        tqdm.write(f"skipped: {entry['error']}")
     if len(skipped) > settings.max_unreadable_share * len(sources):
         raise DataError(
             f"{len(skipped)} of {len(sources)} images cannot be read, more than the allowed share of "

@@ -25,11 +25,15 @@ class TaskSettings:
         default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
     )
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
+    mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
+    mask_patch_size: int = field(default=32, metadata={"help": "Side in pixels of the squares that SimMIM masks."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
 
     def __post_init__(self):
         require(self.task in TASKS, "task", f"be one of {', '.join(TASKS)}", self.task)
         require(self.image_size >= 8, "image_size", "be at least 8 pixels", self.image_size)
+        require(0 < self.mask_share < 1, "mask_share", "lie between 0 and 1", self.mask_share)
+        require(self.mask_patch_size >= 1, "mask_patch_size", "be positive", self.mask_patch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,6 @@ class OptimisationSettings:
         default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
     )
     class_weights: str = field(default="none", metadata={"help": "none, or balanced: by the inverse frequency of a class."})
-    mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
-    mask_patch_size: int = field(default=32, metadata={"help": "Side in pixels of the squares that SimMIM masks."})
 
     def __post_init__(self):
         require(self.global_batch_size >= 0, "global_batch_size", "not be negative", self.global_batch_size)
@@ -109,8 +111,6 @@ class OptimisationSettings:
         require(0 <= self.ema_decay < 1, "ema_decay", "lie in [0, 1)", self.ema_decay)
         require(self.initial_image_size >= 0, "initial_image_size", "not be negative", self.initial_image_size)
         require(self.class_weights in ("none", "balanced"), "class_weights", "be none or balanced", self.class_weights)
-        require(0 < self.mask_share < 1, "mask_share", "lie between 0 and 1", self.mask_share)
-        require(self.mask_patch_size >= 1, "mask_patch_size", "be positive", self.mask_patch_size)
 
 
 @dataclass

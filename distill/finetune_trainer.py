@@ -38,6 +38,13 @@ class FinetuneTrainer(Trainer):
         self._watch = AfterEveryStep(self)
         self.add_callback(self._watch)
 
+    def train(self, *args, **kwargs):
+        former_handler = signal.signal(signal.SIGTERM, self._watch.request_stop)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, former_handler)
+
     @property
     def was_stopped(self) -> bool:
         """Whether SIGTERM ended the training."""
@@ -164,12 +171,12 @@ class AfterEveryStep(TrainerCallback):
         self.trainer = trainer
         self.stop_requested = False
 
+    def request_stop(self, signal_number, frame) -> None:
+        """Handler of a signal."""
+        self.stop_requested = True
+
     def on_train_begin(self, args, state, control, **kwargs):
         torch.manual_seed(args.seed + args.process_index)  # processes augment their images each in its own way
-        self.former_handler = signal.signal(signal.SIGTERM, self._request_stop)
-
-    def _request_stop(self, signal_number, frame):
-        self.stop_requested = True
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.train_dataset.begin_epoch(int(state.epoch))  # before the workers of the epoch start
@@ -189,6 +196,3 @@ class AfterEveryStep(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         self.trainer.check_loss()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGTERM, self.former_handler)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import EvalPrediction
 
-from distill.finetune_settings import OptimisationSettings, TransformSettings
+from distill.finetune_settings import TaskSettings, TransformSettings
 from distill.transforms import BatchMix, BatchTransform
 
 NUM_CALIBRATION_BINS = 15
@@ -110,9 +110,9 @@ class MaskedImageModeling(Task):
     best_metric = "loss"
     greater_is_better = False
 
-    def __init__(self, processor, patch_size: int, optimisation: OptimisationSettings):
+    def __init__(self, processor, patch_size: int, settings: TaskSettings):
         super().__init__(processor)
-        self.patch_size, self.settings = patch_size, optimisation
+        self.patch_size, self.settings = patch_size, settings
 
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         random = None if model.training else torch.Generator().manual_seed(0)  # evaluations mask the same squares

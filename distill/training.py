@@ -263,7 +263,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
         try:
             json.loads((newest / "trainer_state.json").read_text())
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(newest)
+            shutil.rmtree(newest, ignore_errors=True)  # another process of the run may be at it too
         else:
             return str(newest)
     return None

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, EvalPrediction, Traine
 from distill.command_line import SettingsError
 from distill.data import DataError
 from distill.finetune import ModelError, finetune
-from distill.finetune_settings import CONFIG_DIR, OptimisationSettings, TransformSettings, parse_finetune_settings
+from distill.finetune_settings import CONFIG_DIR, TaskSettings, TransformSettings, parse_finetune_settings
 from distill.finetune_trainer import DivergenceError, FinetuneTrainer
 from distill.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
 from distill.tasks import ImageClassification, MaskedImageModeling
@@ -151,7 +151,7 @@ def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
 
 
 def test_masks_are_whole_squares_of_the_asked_share():
-    task = MaskedImageModeling(PROCESSOR, 2, OptimisationSettings(mask_patch_size=8, mask_share=0.5))
+    task = MaskedImageModeling(PROCESSOR, 2, TaskSettings(mask_patch_size=8, mask_share=0.5))
     mask = task.sample_mask(50, 32, 48)
     assert mask.shape == (50, 16, 24)
     squares = mask.view(50, 4, 4, 6, 4).transpose(2, 3).flatten(3)
@@ -240,6 +240,17 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     assert f"| test_accuracy | {figures['test_accuracy']:.4g} |" in (out / "README.md").read_text()
     split = json.loads((out / "data.json").read_text())["split"]
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
+
+
+def test_an_unreadable_image_is_named_and_left_out(image_folder, tmp_path, capsys):
+    (image_folder / "red" / "3.png").write_bytes(b"no image")
+    arguments = ["--dataset", str(image_folder), *STILL]
+    finetune(settings_for(tmp_path, *arguments))
+    assert "red/3.png cannot be read" in capsys.readouterr().out
+    (skipped,) = json.loads((tmp_path / "out" / "data.json").read_text())["skipped"]
+    assert skipped["name"].endswith("red/3.png")
+    with pytest.raises(DataError, match="1 of 48 images cannot be read, more than the allowed share of 1%"):
+        finetune(settings_for(tmp_path / "strict", *arguments, "--max_unreadable_share", "0.01"))
 
 
 def test_masked_images_first_and_classes_after(image_folder, tmp_path):
