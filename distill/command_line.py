@@ -3,6 +3,7 @@
 import difflib
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class CommandLine:
         """The bare names of the YAML files."""
         return sorted(path.stem for path in self.folder.glob("*.yaml"))
 
+    @cached_property
     def parser(self) -> HfArgumentParser:
         parser = HfArgumentParser(self.parts, prog=self.program, description=self.description, allow_abbrev=False)
         parser.add_argument(f"--{self.option}", help=f"YAML file, or one of {', '.join(self.files)}.")
@@ -46,7 +48,7 @@ class CommandLine:
 
     def glance(self, argv: list[str], name: str) -> str | None:
         """The value of one option alone, without a check of the others."""
-        known, _ = self.parser().parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
+        known, _ = self.parser.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
         return getattr(known, name)
 
     def parse(self, argv: list[str] | None = None, file: str | None = None) -> list[Any]:
@@ -58,11 +60,10 @@ class CommandLine:
             SettingsError: unknown key, wrong type, value out of range, or a file that cannot be read.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        parser = self.parser()
-        known = list(parser._option_string_actions)
+        known = list(self.parser._option_string_actions)
         file = self.glance(argv, self.option) or file
         arguments = self._arguments_of(file, known) if file else []
-        *values, _, unknown = parser.parse_args_into_dataclasses(args=arguments + argv, return_remaining_strings=True)
+        *values, _, unknown = self.parser.parse_args_into_dataclasses(args=arguments + argv, return_remaining_strings=True)
         if unknown:
             raise SettingsError(_unknown_key("the command line", unknown[0], known))
         return values

@@ -83,12 +83,7 @@ def prepare_data(found: LabelledImages, settings: DataSettings, work_dir: Path) 
         chosen = [(found.images[source][index], found.labels[source][index]) for index in indices]
         splits[split] = _resize_all(split, chosen, found.class_names, settings, skipped, work_dir)
     total = sum(map(len, found.images.values()))
-    if len(skipped) > settings.max_unreadable_share * total:
-        raise DataError(
-            f"{len(skipped)} of {total} images cannot be read, more than the allowed share of "
-            f"{settings.max_unreadable_share:.0%}; repair or remove them, or raise --max_unreadable_share. "
-            f"The first: {skipped[0]}"
-        )
+    check_unreadable(skipped, total, settings.max_unreadable_share)
     for split, dataset in splits.items():
         empty = set(range(len(found.class_names))) - set(dataset["label"])
         if empty and split != "validation":
@@ -109,6 +104,15 @@ def prepare_data(found: LabelledImages, settings: DataSettings, work_dir: Path) 
     (work_dir / "data.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
     print(f"      {len(found.class_names)} classes; images: {counts}; unreadable and skipped: {len(skipped)}")
+
+
+def check_unreadable(errors: list[str], total: int, max_share: float) -> None:
+    """Raise the error that names the first unreadable image if more than `max_share` of `total` are."""
+    if len(errors) > max_share * total:
+        raise DataError(
+            f"{len(errors)} of {total} images cannot be read, more than the allowed share of {max_share:.0%}; repair or "
+            f"remove them, or raise --max_unreadable_share. The first: {errors[0]}"
+        )
 
 
 def find_labelled_images(dataset: str) -> LabelledImages:

@@ -17,16 +17,15 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from distill.command_line import require
-from distill.data import SPLITS, find_labelled_images
+from distill.command_line import SettingsError, require
+from distill.data import SPLITS, DataError, find_labelled_images
 from distill.finetune_data import EvaluationImages, Example, TrainingImages, collate, prepare_splits
 from distill.finetune_settings import FinetuneSettings
-from distill.finetune_trainer import FinetuneTrainer
-from distill.optimisation import freeze_stages
+from distill.finetune_trainer import DivergenceError, FinetuneTrainer
+from distill.optimisation import LayerError, freeze_stages
 from distill.tasks import ImageClassification, MaskedImageModeling, Task
-from distill.training import ProgressBar, last_whole_checkpoint
+from distill.training import last_whole_checkpoint, show_progress
 from distill.transforms import RandomCrop
 from swin_hf import SwinHfConfig, SwinHfImageProcessorPil
 from swin_hf.presets_swin_hf import PRESETS
@@ -40,6 +39,9 @@ FRESH_WEIGHTS = re.compile(r"^(classifier|decoder)\.|mask_token$")  # of a head,
 
 class ModelError(ValueError):
     """`--model` cannot be trained for the task; the message says why."""
+
+
+EXPLAINED_ERRORS = (SettingsError, DataError, ModelError, LayerError, DivergenceError, OSError)
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, float]:
@@ -81,9 +83,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
         optimisation=settings.optimisation,
         image_size=settings.task.image_size,
     )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(ProgressBar())
+    show_progress(trainer)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.was_stopped and trainer.state.global_step < trainer.state.max_steps:
         print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; go on with --resume true")
@@ -115,7 +115,7 @@ def load_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrained
         if task.model in PRESETS:
             config = PRESETS[task.model](**{"image_size": task.image_size} | changes)
             if task.task == "masked-image-modeling" and "encoder_stride" not in changes:
-                config.encoder_stride = config.patch_height_width[0] * 2 ** (len(config.depths) - 1)
+                config.encoder_stride = config.token_height_width[0]
             return auto_class.from_config(config)
         config = AutoConfig.from_pretrained(task.model, **changes)
         if isinstance(config, SwinHfConfig):
@@ -128,9 +128,8 @@ def load_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrained
             f"--model {task.model} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
             f"{auto_class.__name__}: {error}"
         ) from error
-    fresh = sorted(
-        {str(key if isinstance(key, str) else key[0]) for key in [*report["missing_keys"], *report["mismatched_keys"]]}
-    )
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}  # alone, or with both shapes
+    fresh = sorted(set(report["missing_keys"]) | mismatched)
     lacking = [key for key in fresh if not FRESH_WEIGHTS.search(key)]
     if lacking:
         raise ModelError(f"--model {task.model} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from distill.data import DataError, ImageSource, LabelledImages, split_images
+from distill.data import DataError, ImageSource, LabelledImages, check_unreadable, split_images
 from distill.finetune_settings import ImageSettings
 from distill.transforms import RandomCrop
 from edge.image import UnreadableImageError
@@ -121,10 +121,5 @@ def _unreadable(found: LabelledImages, settings: ImageSettings) -> list[dict[str
     skipped = [{"name": source.name, "error": error} for source, error in zip(sources, errors) if error]
     for entry in skipped:
         tqdm.write(f"skipped: {entry['error']}")
-    if len(skipped) > settings.max_unreadable_share * len(sources):
-        raise DataError(
-            f"{len(skipped)} of {len(sources)} images cannot be read, more than the allowed share of "
-            f"{settings.max_unreadable_share:.0%}; repair or remove them, or raise --max_unreadable_share. "
-            f"The first: {skipped[0]['error']}"
-        )
+    check_unreadable([entry["error"] for entry in skipped], len(sources), settings.max_unreadable_share)
     return skipped

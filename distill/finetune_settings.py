@@ -1,6 +1,5 @@
 """Settings of a fine-tuning: what is trained on what, beside the arguments of `transformers.Trainer`."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,7 +157,6 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
     Raises:
         SettingsError: unknown key, wrong type, value out of range, or a file that cannot be read.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
     command_line = CommandLine(
         program="accelerate launch scripts/finetune.py",
         description="Train or fine-tune an image model on your images; beside these, every argument of transformers.Trainer.",

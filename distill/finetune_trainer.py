@@ -34,7 +34,6 @@ class FinetuneTrainer(Trainer):
         self.optimisation, self.image_size = optimisation, image_size
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
         self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step with a loss that is no number
-        self.can_return_loss = True  # batches have no "labels", and evaluations a loss all the same
         self._watch = AfterEveryStep(self)
         self.add_callback(self._watch)
 
@@ -115,8 +114,8 @@ class FinetuneTrainer(Trainer):
         Raises:
             OSError: the disk is too full.
         """
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        needed, free = CHECKPOINT_COPIES * weights, shutil.disk_usage(self.args.output_dir).free
+        needed = CHECKPOINT_COPIES * self.model.get_memory_footprint(return_buffers=False)
+        free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
             raise OSError(
                 f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import EvalPrediction
 
 from distill.finetune_settings import TaskSettings, TransformSettings
+from distill.training import Normalisation
 from distill.transforms import BatchMix, BatchTransform
 
 NUM_CALIBRATION_BINS = 15
@@ -26,13 +27,7 @@ class Task(nn.Module, ABC):
 
     def __init__(self, processor):
         super().__init__()
-        normalise = processor.do_normalize
-        mean, std = (processor.image_mean, processor.image_std) if normalise else ((0.0,), (1.0,))
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels - self.mean) / self.std
+        self.normalise = Normalisation(processor)
 
     @abstractmethod
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,11 +63,11 @@ class ImageClassification(Task):
 
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not model.training:
-            logits = model(pixel_values=self.normalised(pixels)).logits
+            logits = model(pixel_values=self.normalise(pixels)).logits
             return nn.functional.cross_entropy(logits.float(), targets), logits
         probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
         pixels, probabilities = self.mix(self.transform(pixels), probabilities)
-        logits = model(pixel_values=self.normalised(pixels)).logits
+        logits = model(pixel_values=self.normalise(pixels)).logits
         smoothing, weight = self.label_smoothing, self.class_weights
         loss = nn.functional.cross_entropy(logits.float(), probabilities, weight=weight, label_smoothing=smoothing)
         return loss, logits
@@ -117,7 +112,7 @@ class MaskedImageModeling(Task):
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         random = None if model.training else torch.Generator().manual_seed(0)  # evaluations mask the same squares
         masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], random).to(pixels.device)
-        loss = model(pixel_values=self.normalised(pixels), bool_masked_pos=masked.flatten(1)).loss
+        loss = model(pixel_values=self.normalise(pixels), bool_masked_pos=masked.flatten(1)).loss
         return loss, loss.repeat(len(pixels))
 
     def sample_mask(self, batch_size: int, height: int, width: int, random: torch.Generator | None = None) -> torch.Tensor:

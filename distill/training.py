@@ -40,6 +40,19 @@ class Schedule:
     seed: int
 
 
+class Normalisation(nn.Module):
+    """An image processor's mean and deviation on pixels (B, 3, H, W) in [0, 1]; nothing if it does not normalise."""
+
+    def __init__(self, processor):
+        super().__init__()
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,), (1.0,))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels - self.mean) / self.std
+
+
 class Classifier(nn.Module):
     """A classifier behind its own input view: pixels in [0, 1] of any size to logits in the order of the data's classes.
 
@@ -53,15 +66,12 @@ class Classifier(nn.Module):
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         self.size = (size.height or size.shortest_edge, size.width or size.shortest_edge)
         self.class_order = class_order
-        normalise = processor.do_normalize
-        mean, std = (processor.image_mean, processor.image_std) if normalise else ((0.0,), (1.0,))
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.normalise = Normalisation(processor)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         if tuple(pixels.shape[2:]) != self.size:
             pixels = nn.functional.interpolate(pixels, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        logits = self.model(pixel_values=(pixels - self.mean) / self.std).logits
+        logits = self.model(pixel_values=self.normalise(pixels)).logits
         return logits if self.class_order is None else logits[:, self.class_order]
 
 
@@ -184,6 +194,13 @@ class ProgressBar(ProgressCallback):
             self.training_bar.set_postfix(self.figures, refresh=False)
 
 
+def show_progress(trainer: Trainer) -> None:
+    """Put our progress bar in the place of what a Trainer prints."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ProgressBar())
+
+
 def accuracy_of(prediction) -> dict[str, float]:
     """Share of the evaluated images whose top class is the label."""
     return {"accuracy": float((prediction.predictions.argmax(axis=-1) == prediction.label_ids).mean())}
@@ -236,9 +253,7 @@ def train(
         teacher=teacher,
         kd_weight=settings.kd_weight,
     )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(ProgressBar())
+    show_progress(trainer)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     figures = trainer.state.log_history
     classifier.eval().cpu()

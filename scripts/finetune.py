@@ -15,19 +15,15 @@ from edge.quiet import quieten
 def main() -> int:
     """Train; 0 when all is done, 1 after an error that was explained on stderr."""
     quieten()
-    from distill.command_line import SettingsError
-    from distill.data import DataError
-    from distill.finetune import ModelError, finetune
+    from distill.finetune import EXPLAINED_ERRORS, finetune
     from distill.finetune_settings import parse_finetune_settings
-    from distill.finetune_trainer import DivergenceError
-    from distill.optimisation import LayerError
     from distill.pipeline import quieten_libraries
 
     quieten_libraries()
     try:
         settings = parse_finetune_settings()
         figures = finetune(settings)
-    except (SettingsError, DataError, ModelError, LayerError, DivergenceError, OSError) as error:
+    except EXPLAINED_ERRORS as error:
         print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
         return 1
     if figures and settings.trainer.should_save:

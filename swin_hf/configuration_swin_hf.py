@@ -176,6 +176,11 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
         return height_width(self.patch_size)
 
     @property
+    def token_height_width(self) -> tuple[int, int]:
+        """Pixels (height, width) that a token of the last stage stands for."""
+        return tuple(side * 2 ** (len(self.depths) - 1) for side in self.patch_height_width)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Whole patches (height, width) in an image of `image_size`."""
         return tuple(size // patch for size, patch in zip(self.image_height_width, self.patch_height_width))

@@ -260,8 +260,8 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
     def __init__(self, config: SwinHfConfig):
         super().__init__(config)
         # Each token of the last stage is decoded into the pixels that it stands for.
-        stride = [side * 2 ** (len(config.depths) - 1) for side in config.patch_height_width]
-        if stride != [config.encoder_stride] * 2:
+        stride = config.token_height_width
+        if stride != (config.encoder_stride, config.encoder_stride):
             raise ValueError(
                 f"encoder_stride must be the pixels that a token of the last stage stands for, patch_size * 2 ** (stages - 1) "
                 f"= {stride[0]} x {stride[1]} and square, got {config.encoder_stride}"

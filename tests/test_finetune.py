@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
@@ -32,8 +33,7 @@ STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0
 
 def settings_for(folder: Path, *more: str):
     """A training of a tiny model that takes seconds."""
-    config = "{image_size: 16, patch_size: 2, embed_dim: 16, depths: [1, 2], num_heads: [2, 4], window_size: 4, "
-    config += "weight_init: fan_in, drop_path_rate: 0.1}"
+    config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.1})
     arguments = ["--image_size", "16", "--model_args", config, "--output_dir", str(folder / "out"), "--use_cpu", "true"]
     arguments += [
         "--num_train_epochs",
@@ -282,8 +282,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_fol
 
 def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
     script = Path(__file__).parent.parent / "scripts" / "finetune.py"
-    config = "{image_size: 16, patch_size: 2, embed_dim: 16, depths: [1, 2], num_heads: [2, 4], window_size: 4, "
-    config += "weight_init: fan_in, drop_path_rate: 0.0}"
+    config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.0})
     weights = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
