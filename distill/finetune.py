@@ -1,58 +1,46 @@
 """From settings to a fine-tuned model: data, model, training, the figures of the test images, and a folder to load."""
 
 import json
-import re
-from collections import Counter
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    PreTrainedModel,
-    set_seed,
-)
+from transformers import PreTrainedModel, set_seed
 
 from distill.command_line import SettingsError, require
-from distill.data import SPLITS, DataError, find_labelled_images
-from distill.finetune_data import EvaluationImages, Example, TrainingImages, collate, prepare_splits
-from distill.finetune_settings import FinetuneSettings
-from distill.finetune_trainer import DivergenceError, FinetuneTrainer
+from distill.finetune_data import BeginEpoch, EvaluationImages, Example, TrainingImages, collate, prepare_splits
+from distill.finetune_model import ModelError, load_model, load_processor
+from distill.finetune_settings import FinetuneArguments, FinetuneSettings
+from distill.images import (
+    SPLITS,
+    DataError,
+    FoundImages,
+    find_labelled_images,
+    find_segmented_images,
+    find_unlabelled_images,
+)
 from distill.optimisation import LayerError, freeze_stages
-from distill.tasks import ImageClassification, MaskedImageModeling, Task
-from distill.training import last_whole_checkpoint, show_progress
-from distill.transforms import RandomCrop
-from swin_hf import SwinHfConfig, SwinHfImageProcessorPil
-from swin_hf.presets_swin_hf import PRESETS
+from distill.tasks import ImageClassification, MaskedImageModeling, SemanticSegmentation, Task
+from distill.trainer import DivergenceError, TaskTrainer, last_whole_checkpoint
+from distill.transforms import IGNORED, RandomCrop
 
-AUTO_CLASSES = {
-    "image-classification": AutoModelForImageClassification,
-    "masked-image-modeling": AutoModelForMaskedImageModeling,
-}
-FRESH_WEIGHTS = re.compile(r"^(classifier|decoder)\.|mask_token$")  # of a head, which a checkpoint need not have
-
-
-class ModelError(ValueError):
-    """`--model` cannot be trained for the task; the message says why."""
-
-
+PIPELINES = {"image-classification": "image-classification", "semantic-segmentation": "image-segmentation"}
 EXPLAINED_ERRORS = (SettingsError, DataError, ModelError, LayerError, DivergenceError, OSError)
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, float]:
     """Train, write the model with its processor, figures and card to `--output_dir`, and return the figures.
 
-    A training that SIGTERM ends writes a checkpoint and returns no figures.
+    Raises:
+        TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
     checkpoint = _checkpoint_to_resume(settings)
     _set_batch_size(settings)
-    found = find_labelled_images(settings.images.dataset)
+    with arguments.main_process_first(desc="finding the images"):
+        found = find_images(settings)
     set_seed(arguments.seed)
     model = load_model(settings, found.class_names)
     processor = load_processor(settings)
@@ -70,24 +58,26 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     batch_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     hint = "lower --per_device_train_batch_size or --global_batch_size"
     require(batch_size <= training_images, "global_batch_size", f"be at most the {training_images} images", batch_size, hint)
-    crop = RandomCrop(settings.transforms, settings.task.image_size, arguments.seed)
-    trainer = FinetuneTrainer(
+    crop = RandomCrop(
+        settings.transforms,
+        settings.task.image_size,
+        arguments.seed,
+        num_epochs=_num_epochs(arguments, training_images // batch_size),
+        multiple=settings.task.mask_patch_size if settings.task.task == "masked-image-modeling" else 1,
+    )
+    training = TrainingImages(examples["train"], crop, settings.transforms.repeats)
+    trainer = TaskTrainer(
         model=model,
         args=arguments,
-        train_dataset=TrainingImages(examples["train"], crop, settings.transforms.repeats),
+        train_dataset=training,
         eval_dataset=EvaluationImages(examples["validation"], processor),
         data_collator=collate,
-        compute_metrics=task.metrics,
         processing_class=processor,
         task=task,
         optimisation=settings.optimisation,
-        image_size=settings.task.image_size,
+        callbacks=[BeginEpoch(training)],
     )
-    show_progress(trainer)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.was_stopped and trainer.state.global_step < trainer.state.max_steps:
-        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; go on with --resume true")
-        return {}
     prediction = trainer.predict(EvaluationImages(examples["test"], processor), metric_key_prefix="test")
     figures = {name: value for name, value in prediction.metrics.items() if not name.endswith(("_runtime", "_second"))}
     figures |= {"train_loss": trained.training_loss, "num_test_images": len(examples["test"])}
@@ -99,54 +89,14 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     return figures
 
 
-def load_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
-    """The model of `--model` with a head for these classes: a checkpoint's at `--image_size`, or a preset's, untrained.
-
-    Raises:
-        ModelError: it cannot be loaded, or the checkpoint lacks weights that are not its head's.
-    """
-    task = settings.task
-    changes = yaml.safe_load(task.model_args or "{}")
-    require(isinstance(changes, dict), "model_args", 'be YAML like "{depths: [1, 2]}"', task.model_args)
-    if task.task == "image-classification":
-        changes |= {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
-    auto_class = AUTO_CLASSES[task.task]
-    try:
-        if task.model in PRESETS:
-            config = PRESETS[task.model](**{"image_size": task.image_size} | changes)
-            if task.task == "masked-image-modeling" and "encoder_stride" not in changes:
-                config.encoder_stride = config.token_height_width[0]
-            return auto_class.from_config(config)
-        config = AutoConfig.from_pretrained(task.model, **changes)
-        if isinstance(config, SwinHfConfig):
-            config.image_size = task.image_size
-        model, report = auto_class.from_pretrained(
-            task.model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"--model {task.model} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
-            f"{auto_class.__name__}: {error}"
-        ) from error
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}  # alone, or with both shapes
-    fresh = sorted(set(report["missing_keys"]) | mismatched)
-    lacking = [key for key in fresh if not FRESH_WEIGHTS.search(key)]
-    if lacking:
-        raise ModelError(f"--model {task.model} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")
-    if settings.trainer.process_index == 0:
-        print(f"weights from {task.model}; new: {', '.join(fresh) or 'none'}", flush=True)
-    return model
-
-
-def load_processor(settings: FinetuneSettings):
-    """The checkpoint's image processor at `--image_size`, or ours for a preset."""
-    size = {"height": settings.task.image_size, "width": settings.task.image_size}
-    if settings.task.model in PRESETS:
-        return SwinHfImageProcessorPil(size=size)
-    try:
-        return AutoImageProcessor.from_pretrained(settings.task.model, backend="pil", size=size)
-    except OSError:
-        return SwinHfImageProcessorPil(size=size)
+def find_images(settings: FinetuneSettings) -> FoundImages:
+    """The images of `--dataset`, with what the task needs to know of them."""
+    images = settings.images
+    if settings.task.task == "semantic-segmentation":
+        return find_segmented_images(images.dataset, Path(images.class_names) if images.class_names else None)
+    if settings.task.task == "masked-image-modeling":
+        return find_unlabelled_images(images.dataset)
+    return find_labelled_images(images.dataset)
 
 
 def make_task(
@@ -161,16 +111,27 @@ def make_task(
         return MaskedImageModeling(processor, patch, settings.task)
     class_weights = None
     if settings.optimisation.class_weights == "balanced":
-        counts = Counter(example.label for example in examples)
-        class_weights = torch.tensor([len(examples) / (len(class_names) * counts[label]) for label in range(len(class_names))])
+        class_weights = _balanced_weights(examples, len(class_names))
+    if settings.task.task == "semantic-segmentation":
+        return SemanticSegmentation(processor, class_names, settings.transforms, class_weights)
     return ImageClassification(
         processor, class_names, settings.transforms, settings.trainer.label_smoothing_factor, class_weights
     )
 
 
+def _balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
+    """The inverse frequencies of classes of images or, where there are masks, of pixels; a class that is never seen gets 0."""
+    counts = np.zeros(num_classes)
+    for example in examples:
+        mask = example.load_mask()
+        numbers = example.label if mask is None else np.asarray(mask).ravel()
+        counts += np.bincount(np.atleast_1d(numbers), minlength=IGNORED + 1)[:num_classes]
+    return torch.tensor([counts.sum() / (num_classes * count) if count else 0.0 for count in counts], dtype=torch.float32)
+
+
 def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
     """A model card with what was trained on what, and the figures measured here."""
-    pipeline = settings.task.task if settings.task.task == "image-classification" else None
+    pipeline = PIPELINES.get(settings.task.task)
     data = ModelCardData(library_name="transformers", pipeline_tag=pipeline)
     changes = f" with `{settings.task.model_args}`" if settings.task.model_args else ""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
@@ -188,6 +149,12 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
 {rows}
 """
     ModelCard(text).save(output_dir / "README.md")
+
+
+def _num_epochs(arguments: FinetuneArguments, steps_per_epoch: int) -> int:
+    """The epochs that are begun, whether their number is given or that of the steps."""
+    epochs = arguments.max_steps / steps_per_epoch if arguments.max_steps > 0 else arguments.num_train_epochs
+    return math.ceil(epochs)
 
 
 def _set_batch_size(settings: FinetuneSettings) -> None:

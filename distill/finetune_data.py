@@ -1,4 +1,4 @@
-"""Images for fine-tuning, read from where they lie: found, looked through once, split, and cropped as they are loaded."""
+"""Images for fine-tuning, read from where they lie: looked through once, split, and cropped as they are loaded."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from transformers import TrainerCallback
 
-from distill.data import DataError, ImageSource, LabelledImages, check_unreadable, split_images
+from distill.data import check_unreadable, split_images
 from distill.finetune_settings import ImageSettings
-from distill.transforms import RandomCrop
+from distill.images import DataError, FoundImages, ImageSource
+from distill.transforms import IGNORED, RandomCrop
 from edge.image import UnreadableImageError
 
 READING_THREADS = 8
@@ -20,10 +23,22 @@ READING_THREADS = 8
 
 @dataclass(frozen=True)
 class Example:
-    """An image that is still to be loaded, and its class."""
+    """An image that is still to be loaded, with its class and, in segmentation, its mask.
+
+    reduce_labels: 0 in the mask means nothing, and the classes count from 1.
+    """
 
     source: ImageSource
     label: int
+    mask: ImageSource | None = None
+    reduce_labels: bool = False
+
+    def load_mask(self) -> Image.Image | None:
+        """The mask in 8-bit levels, if there is one; what is to be left out of learning and judging is `IGNORED`."""
+        if self.mask is None:
+            return None
+        mask = self.mask.load_mask()
+        return Image.fromarray(np.asarray(mask) - np.uint8(1)) if self.reduce_labels else mask  # 0 becomes 255
 
 
 class TrainingImages(Dataset):
@@ -40,13 +55,14 @@ class TrainingImages(Dataset):
     def __len__(self) -> int:
         return self.repeats * len(self.examples)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         example = self.examples[number % len(self.examples)]
-        return {"pixels": to_tensor(self.crop(example.source.load(), self.epoch, number)), "targets": example.label}
+        image, mask = self.crop(example.source.load(), self.epoch, number, example.load_mask())
+        return {"pixels": to_tensor(image), "targets": _targets(example.label, mask)}
 
 
 class EvaluationImages(Dataset):
-    """The images as the model's processor gives them, before the normalisation."""
+    """The images as the model's processor gives them, before the normalisation; masks at the same size."""
 
     def __init__(self, examples: list[Example], processor):
         self.examples, self.processor = examples, processor
@@ -54,23 +70,41 @@ class EvaluationImages(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         example = self.examples[number]
         pixels = self.processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
-        return {"pixels": torch.as_tensor(np.asarray(pixels)), "targets": example.label}
+        pixels, mask = torch.as_tensor(np.asarray(pixels)), example.load_mask()
+        if mask is not None:
+            mask = mask.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST)
+        return {"pixels": pixels, "targets": _targets(example.label, mask)}
 
 
-def to_tensor(image) -> torch.Tensor:
+class BeginEpoch(TrainerCallback):
+    """Tells the training images which epoch it is, before the workers of the epoch start."""
+
+    def __init__(self, images: TrainingImages):
+        self.images = images
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.images.begin_epoch(int(state.epoch))
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
     """A PIL image in RGB as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def _targets(label: int, mask: Image.Image | None) -> torch.Tensor:
+    """A class (), or the classes of pixels (H, W)."""
+    return torch.tensor(label) if mask is None else torch.from_numpy(np.array(mask)).long()
+
+
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,)."""
-    return {"pixels": torch.stack([row["pixels"] for row in rows]), "targets": torch.tensor([row["targets"] for row in rows])}
+    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W)."""
+    return {name: torch.stack([row[name] for row in rows]) for name in ("pixels", "targets")}
 
 
-def prepare_splits(found: LabelledImages, settings: ImageSettings, record: Path) -> dict[str, list[Example]]:
+def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path) -> dict[str, list[Example]]:
     """Readable images by split; the split and what was skipped are written to `record`, which a resumed run must match.
 
     Raises:
@@ -97,29 +131,52 @@ def prepare_splits(found: LabelledImages, settings: ImageSettings, record: Path)
     unreadable = {entry["name"] for entry in skipped}
     return {
         split: [
-            Example(found.images[source][index], found.labels[source][index])
-            for index in indices
-            if found.images[source][index].name not in unreadable
+            example
+            for example in (_example(found, source, index, settings) for index in indices)
+            if example.source.name not in unreadable
         ]
         for split, (source, indices) in splits.items()
     }
 
 
-def _unreadable(found: LabelledImages, settings: ImageSettings) -> list[dict[str, str]]:
-    """Load every image once, and give the names and errors of those that cannot be."""
-    sources = [source for images in found.images.values() for source in images]
+def _example(found: FoundImages, split: str, number: int, settings: ImageSettings) -> Example:
+    mask = None if found.masks is None else found.masks[split][number]
+    return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels)
 
-    def error_of(source: ImageSource) -> str | None:
+
+def _unreadable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str]]:
+    """Load every image and mask once, and give the names of images that cannot be used and why.
+
+    Raises:
+        DataError: there are too many of them.
+    """
+    examples = [
+        _example(found, split, number, settings) for split, images in found.images.items() for number in range(len(images))
+    ]
+
+    def error_of(example: Example) -> str | None:
         try:
-            source.load()
+            image, mask = example.source.load(), example.load_mask()
         except UnreadableImageError as error:
             return str(error)
-        return None
+        return None if mask is None else _mask_error(example, image, mask, len(found.class_names))
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        errors = list(tqdm(pool.map(error_of, sources), total=len(sources), desc="looking through", mininterval=1.0))
-    skipped = [{"name": source.name, "error": error} for source, error in zip(sources, errors) if error]
+        errors = list(tqdm(pool.map(error_of, examples), total=len(examples), desc="looking through", mininterval=1.0))
+    skipped = [{"name": example.source.name, "error": error} for example, error in zip(examples, errors) if error]
     for entry in skipped:
         tqdm.write(f"skipped: {entry['error']}")
-    check_unreadable([entry["error"] for entry in skipped], len(sources), settings.max_unreadable_share)
+    check_unreadable([entry["error"] for entry in skipped], len(examples), settings.max_unreadable_share)
     return skipped
+
+
+def _mask_error(example: Example, image: Image.Image, mask: Image.Image, num_classes: int) -> str | None:
+    """What is wrong with a mask that can be read."""
+    if mask.size != image.size:
+        return f"{example.mask.name} is {mask.width} x {mask.height}, its image {image.width} x {image.height} pixels"
+    unknown = sorted(set(np.unique(np.asarray(mask)).tolist()) - {IGNORED} - set(range(num_classes)))
+    if unknown:
+        found = ", ".join(str(number + example.reduce_labels) for number in unknown[:5])
+        hint = "see --class_names and --reduce_labels"
+        return f"{example.mask.name} has pixels of class {found}, there are {num_classes} classes; {hint}"
+    return None

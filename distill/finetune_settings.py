@@ -7,9 +7,10 @@ import torch
 from transformers import TrainingArguments
 
 from distill.command_line import CommandLine, SettingsError, require
+from distill.optimisation import OptimisationSettings
 from swin_hf.presets_swin_hf import PRESETS
 
-TASKS = ("image-classification", "masked-image-modeling")
+TASKS = ("image-classification", "semantic-segmentation", "masked-image-modeling")
 CONFIG_DIR = Path(__file__).parent.parent / "scripts" / "recipes"
 
 
@@ -22,6 +23,9 @@ class TaskSettings:
     )
     model_args: str = field(
         default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
+    )
+    head_args: str = field(
+        default="", metadata={"help": 'Fields of UperNet\'s config, which segments with a Swin: "{hidden_size: 256}".'}
     )
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
     mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
@@ -41,8 +45,15 @@ class ImageSettings:
 
     dataset: str = field(
         default="digits",
-        metadata={"help": "digits, a folder of class folders, a folder with parquet files, a saved `datasets`, or a Hub id."},
+        metadata={
+            "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv or .parquet table, a "
+            "folder with parquet files, a saved `datasets`, or a Hub id."
+        },
     )
+    class_names: str = field(
+        default="", metadata={"help": "Text file with one class in a line, for masks; by default classes.txt in the folder."}
+    )
+    reduce_labels: bool = field(default=False, metadata={"help": "Masks count classes from 1, and 0 means nothing (ADE20K)."})
     validation_share: float = field(default=0.1, metadata={"help": "Share of the images held out for validation."})
     test_share: float = field(default=0.1, metadata={"help": "Share of the images held out for the final test."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the split, apart from the training's."})
@@ -51,6 +62,8 @@ class ImageSettings:
     )
 
     def __post_init__(self):
+        missing = self.class_names and not Path(self.class_names).is_file()
+        require(not missing, "class_names", "be a text file with one class in a line", self.class_names)
         for name in ("validation_share", "test_share"):
             require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
         require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
@@ -60,6 +73,9 @@ class ImageSettings:
 class TransformSettings:
     """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1)."""
 
+    initial_image_size: int = field(
+        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
+    )
     crop_min_area: float = field(default=0.08, metadata={"help": "Smallest share of the image that a crop keeps; 1: no crop."})
     crop_max_aspect: float = field(default=4 / 3, metadata={"help": "Largest change of aspect ratio by a crop; 1: none."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Share of the images that are mirrored."})
@@ -75,6 +91,7 @@ class TransformSettings:
     repeats: int = field(default=1, metadata={"help": "Times that an epoch shows each image, each time changed anew."})
 
     def __post_init__(self):
+        require(self.initial_image_size >= 0, "initial_image_size", "not be negative", self.initial_image_size)
         require(0 < self.crop_min_area <= 1, "crop_min_area", "lie in (0, 1]", self.crop_min_area)
         require(self.crop_max_aspect >= 1, "crop_max_aspect", "be at least 1", self.crop_max_aspect)
         for name in ("horizontal_flip", "random_erasing", "mix_share", "translate_share", "color_jitter"):
@@ -85,31 +102,6 @@ class TransformSettings:
         for name in ("mixup_alpha", "cutmix_alpha"):
             require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
         require(self.repeats >= 1, "repeats", "be positive", self.repeats)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimisationSettings:
-    global_batch_size: int = field(
-        default=0, metadata={"help": "Images of a step over all processes and accumulated batches; 0: as many as they make."}
-    )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of a block over that of the next one (0.7 to 0.9 for fine-tuning)."}
-    )
-    lamb: bool = field(default=False, metadata={"help": "LAMB in place of --optim, for batches of thousands."})
-    frozen_stages: int = field(default=0, metadata={"help": "First stages, and the embeddings, that keep their weights."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights, which are then evaluated and kept."})
-    initial_image_size: int = field(
-        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
-    )
-    class_weights: str = field(default="none", metadata={"help": "none, or balanced: by the inverse frequency of a class."})
-
-    def __post_init__(self):
-        require(self.global_batch_size >= 0, "global_batch_size", "not be negative", self.global_batch_size)
-        require(0 < self.layer_decay <= 1, "layer_decay", "lie in (0, 1]", self.layer_decay)
-        require(self.frozen_stages >= 0, "frozen_stages", "not be negative", self.frozen_stages)
-        require(0 <= self.ema_decay < 1, "ema_decay", "lie in [0, 1)", self.ema_decay)
-        require(self.initial_image_size >= 0, "initial_image_size", "not be negative", self.initial_image_size)
-        require(self.class_weights in ("none", "balanced"), "class_weights", "be none or balanced", self.class_weights)
 
 
 @dataclass
@@ -131,6 +123,10 @@ class FinetuneArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept: the best and the last."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: batches are pixels and targets."})
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={"help": "Leave out the last, smaller batch of an epoch: all steps see as many images."},
+    )
     report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pin memory for the device."})
 
@@ -171,9 +167,9 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
     sharded = bool(trainer.fsdp) or trainer.deepspeed is not None
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
     require(
-        optimisation.initial_image_size <= task.image_size,
+        transforms.initial_image_size <= task.image_size,
         "initial_image_size",
         f"be at most --image_size {task.image_size}",
-        optimisation.initial_image_size,
+        transforms.initial_image_size,
     )
     return FinetuneSettings(task=task, images=images, transforms=transforms, optimisation=optimisation, trainer=trainer)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.training import Classifier, collate
+from distill.classifier import Classifier
+from distill.distillation import collate
 
 
 @dataclass(frozen=True, kw_only=True)

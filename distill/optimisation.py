@@ -4,16 +4,40 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
+from distill.command_line import require
+
 # Position tables and temperatures are not decayed either (Liu et al. 2021 and 2022, the authors' code).
 UNDECAYED = re.compile(r"position_bias|position_embeddings|logit_scale|mask_token")
 STAGE = re.compile(r"encoder\.layers\.(\d+)\.")
 BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationSettings:
+    global_batch_size: int = field(
+        default=0, metadata={"help": "Images of a step over all processes and accumulated batches; 0: as many as they make."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning rate of a block over that of the next one (0.7 to 0.9 for fine-tuning)."}
+    )
+    lamb: bool = field(default=False, metadata={"help": "LAMB in place of --optim, for batches of thousands."})
+    frozen_stages: int = field(default=0, metadata={"help": "First stages, and the embeddings, that keep their weights."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights, which are then evaluated and kept."})
+    class_weights: str = field(default="none", metadata={"help": "none, or balanced: by the inverse frequency of a class."})
+
+    def __post_init__(self):
+        require(self.global_batch_size >= 0, "global_batch_size", "not be negative", self.global_batch_size)
+        require(0 < self.layer_decay <= 1, "layer_decay", "lie in (0, 1]", self.layer_decay)
+        require(self.frozen_stages >= 0, "frozen_stages", "not be negative", self.frozen_stages)
+        require(0 <= self.ema_decay < 1, "ema_decay", "lie in [0, 1)", self.ema_decay)
+        require(self.class_weights in ("none", "balanced"), "class_weights", "be none or balanced", self.class_weights)
 
 
 class LayerError(ValueError):

@@ -14,18 +14,31 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from distill.augmentation import RandomAffine
+from distill.classifier import Classifier, TeacherError, load_classifier
 from distill.command_line import SettingsError
-from distill.data import DataError, LabelledImages, find_labelled_images, image_processor, prepare_data
+from distill.data import image_processor, prepare_data
+from distill.distillation import Schedule, collate, distillation_loss, train
+from distill.images import DataError, FoundImages, find_labelled_images
 from distill.pruning import PruningError, make_plan, measure_importance, prune
 from distill.report import make_report, read_table, write_report
 from distill.settings import Settings
 from distill.stages import Stage, StageError, file_listing, run_stages, stages_to_build
-from distill.training import Classifier, Schedule, TeacherError, collate, distillation_loss, load_classifier, train
+from distill.trainer import DivergenceError
 from edge.deploy import DeployError
 from edge.export import ExportError, export
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 
-EXPLAINED_ERRORS = (SettingsError, DataError, TeacherError, StageError, PruningError, DeployError, ExportError, OSError)
+EXPLAINED_ERRORS = (
+    SettingsError,
+    DataError,
+    TeacherError,
+    DivergenceError,
+    StageError,
+    PruningError,
+    DeployError,
+    ExportError,
+    OSError,
+)
 
 
 class Pipeline:
@@ -155,7 +168,7 @@ class Pipeline:
                 inputs = collate(list(rows))
                 pixels = inputs["pixels"].float() / 255
                 kd_weight = self.settings.training.kd_weight
-                yield distillation_loss(student(pixels), inputs["labels"], pixels, teacher, kd_weight)[0]
+                yield distillation_loss(student(pixels), inputs["targets"], pixels, teacher, kd_weight)[0]
 
         importance = measure_importance(student.model, losses())
         plan = make_plan(importance, own.prune_heads, own.prune_mlp)
@@ -185,7 +198,7 @@ class Pipeline:
     # -- what the stages share -----------------------------------------------------------------------------------------
 
     @cached_property
-    def labelled_images(self) -> LabelledImages:
+    def labelled_images(self) -> FoundImages:
         return find_labelled_images(self.settings.data.dataset)
 
     @property

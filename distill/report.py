@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
+from distill.classifier import Classifier, load_classifier
 from distill.measure import accuracy_with_interval, classifier_logits, count_macs, count_parameters
 from distill.settings import ReportSettings
-from distill.training import Classifier, load_classifier
 from edge.bench import Latency, measure_latency
 from edge.environment import describe_machine, installed_versions
 from edge.image import to_pixel_values

@@ -5,6 +5,7 @@ python distill/run.py --dataset my_photos               # one folder of images p
 python distill/run.py --recipe my.yaml --stages edge,report
 """
 
+import signal
 import sys
 
 from edge.quiet import quieten
@@ -13,12 +14,13 @@ from edge.quiet import quieten
 
 
 def main() -> int:
-    """Run the stages; 0 when all is done, 1 after an error that was explained on stderr."""
+    """Run the stages; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
     quieten()
     from filelock import Timeout
 
     from distill.pipeline import EXPLAINED_ERRORS, Pipeline, quieten_libraries
     from distill.settings import parse_settings
+    from distill.trainer import TrainingStopped
 
     quieten_libraries()
     try:
@@ -29,6 +31,9 @@ def main() -> int:
     except Timeout:
         print(f"error: another run is at work in {settings.run_dir}; wait for it or give another --name", file=sys.stderr)
         return 1
+    except TrainingStopped as stop:
+        print(f"\n{stop}; start again to go on from there", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except EXPLAINED_ERRORS as error:
         print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
         return 1

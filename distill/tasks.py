@@ -1,23 +1,33 @@
-"""What is learned from a batch: classes of images, or images from their unmasked parts."""
+"""What is learned from a batch: classes of images or of pixels, or images from their unmasked parts."""
 
 # B batch, H W image in pixels, K classes, P patches
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import EvalPrediction
 
+from distill.classifier import Normalisation
 from distill.finetune_settings import TaskSettings, TransformSettings
-from distill.training import Normalisation
-from distill.transforms import BatchMix, BatchTransform
+from distill.transforms import IGNORED, BatchMix, BatchTransform
 
 NUM_CALIBRATION_BINS = 15
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskOutput:
+    """loss: what is minimised. predictions: one row for each image. parts: of the loss, by name, to be logged."""
+
+    loss: torch.Tensor
+    predictions: torch.Tensor
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
 class Task(nn.Module, ABC):
-    """From pixels (B, 3, H, W) in [0, 1] and targets to a loss, behind the normalisation of the model's processor.
+    """What a model learns from a batch of pixels (B, 3, H, W) in [0, 1] and targets, and how it is judged.
 
     best_metric: the figure of `metrics` by which the best checkpoint is told.
     """
@@ -25,13 +35,9 @@ class Task(nn.Module, ABC):
     best_metric: str
     greater_is_better: bool
 
-    def __init__(self, processor):
-        super().__init__()
-        self.normalise = Normalisation(processor)
-
     @abstractmethod
-    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and predictions with B rows."""
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> TaskOutput:
+        """Augmented if the model is in training mode."""
 
     @abstractmethod
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -56,21 +62,22 @@ class ImageClassification(Task):
         label_smoothing: float = 0.0,
         class_weights: torch.Tensor | None = None,
     ):
-        super().__init__(processor)
+        super().__init__()
+        self.normalise = Normalisation(processor)
         self.class_names, self.label_smoothing = class_names, label_smoothing
         self.transform, self.mix = BatchTransform(transforms), BatchMix(transforms)
         self.register_buffer("class_weights", class_weights)
 
-    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> TaskOutput:
         if not model.training:
             logits = model(pixel_values=self.normalise(pixels)).logits
-            return nn.functional.cross_entropy(logits.float(), targets), logits
+            return TaskOutput(loss=nn.functional.cross_entropy(logits.float(), targets), predictions=logits)
         probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
         pixels, probabilities = self.mix(self.transform(pixels), probabilities)
         logits = model(pixel_values=self.normalise(pixels)).logits
         smoothing, weight = self.label_smoothing, self.class_weights
         loss = nn.functional.cross_entropy(logits.float(), probabilities, weight=weight, label_smoothing=smoothing)
-        return loss, logits
+        return TaskOutput(loss=loss, predictions=logits)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Top-1 and top-5 accuracy, the worst class's, and the expected calibration error.
@@ -99,6 +106,67 @@ class ImageClassification(Task):
         }
 
 
+class SemanticSegmentation(Task):
+    """The model's own loss, or cross-entropy with weights of the classes; its predictions are counts of pixels.
+
+    They are confusion matrices (B, K, K), true classes in rows, so that an evaluation need not keep logits of all pixels.
+    """
+
+    best_metric = "mean_iou"
+    greater_is_better = True
+
+    def __init__(
+        self,
+        processor,
+        class_names: list[str],
+        transforms: TransformSettings,
+        class_weights: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.normalise, self.transform = Normalisation(processor), BatchTransform(transforms)
+        self.class_names = class_names
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> TaskOutput:
+        if model.training:
+            pixels, targets = self.transform(pixels, targets)
+        output = model(pixel_values=self.normalise(pixels), labels=targets)
+        logits = nn.functional.interpolate(output.logits.float(), targets.shape[1:], mode="bilinear", align_corners=False)
+        loss = output.loss
+        if model.training and self.class_weights is not None:
+            loss = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
+        return TaskOutput(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
+
+    def count_pixels(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Confusion matrices (B, K, K) of classes of pixels (B, H, W)."""
+        batch_size, num_classes = len(targets), len(self.class_names)
+        known = targets != IGNORED
+        cells = torch.where(known, targets * num_classes + predicted, num_classes**2).flatten(1)
+        counts = torch.zeros(batch_size, num_classes**2 + 1, dtype=torch.int32, device=cells.device)
+        counts.scatter_add_(1, cells, torch.ones_like(cells, dtype=torch.int32))
+        return counts[:, :-1].view(batch_size, num_classes, num_classes)
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Mean of the classes' intersection over union (Jaccard 1912), and the share of pixels that are right."""
+        confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
+        return {
+            "mean_iou": float(np.mean(list(self.details(prediction)["iou_by_class"].values()))),
+            "pixel_accuracy": float(confusion.trace() / confusion.sum()),
+        }
+
+    def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
+        """The intersection over union of every class that is in masks or predictions."""
+        confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
+        intersection, union = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()
+        return {
+            "iou_by_class": {
+                name: float(intersection[number] / union[number])
+                for number, name in enumerate(self.class_names)
+                if union[number] > 0
+            }
+        }
+
+
 class MaskedImageModeling(Task):
     """SimMIM (Xie et al. 2022, arXiv:2111.09886): the pixels of masked squares from the rest of the image."""
 
@@ -106,14 +174,15 @@ class MaskedImageModeling(Task):
     greater_is_better = False
 
     def __init__(self, processor, patch_size: int, settings: TaskSettings):
-        super().__init__(processor)
+        super().__init__()
+        self.normalise = Normalisation(processor)
         self.patch_size, self.settings = patch_size, settings
 
-    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> TaskOutput:
         random = None if model.training else torch.Generator().manual_seed(0)  # evaluations mask the same squares
         masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], random).to(pixels.device)
         loss = model(pixel_values=self.normalise(pixels), bool_masked_pos=masked.flatten(1)).loss
-        return loss, loss.repeat(len(pixels))
+        return TaskOutput(loss=loss, predictions=loss.repeat(len(pixels)))
 
     def sample_mask(self, batch_size: int, height: int, width: int, random: torch.Generator | None = None) -> torch.Tensor:
         """Masks (B, rows, columns) of patches, each with the same number of whole squares (section 3.2)."""

@@ -8,31 +8,48 @@ import kornia.augmentation as K
 import numpy as np
 import torch
 from kornia.augmentation.auto import RandAugment
+from kornia.constants import DataKey, Resample
 from PIL import Image
 from torch import nn
 
 from distill.finetune_settings import TransformSettings
 
 CROP_TRIALS = 10
+IGNORED = 255  # the value of mask pixels that are neither learned nor judged
 
 
 class RandomCrop:
-    """Random resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6) and mirror of one PIL image.
+    """Random resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6) and mirror of a PIL image and its mask.
 
     What happens to an image depends on (seed, epoch, number of the image) alone, so neither on the worker or process that
     happens to load it nor on where a training was interrupted.
+
+    num_epochs: those in which `initial_image_size` grows to `image_size`, by steps of `multiple` pixels.
     """
 
-    def __init__(self, settings: TransformSettings, image_size: int, seed: int):
+    def __init__(self, settings: TransformSettings, image_size: int, seed: int, num_epochs: int = 1, multiple: int = 1):
         self.settings, self.image_size, self.seed = settings, image_size, seed
+        self.num_epochs, self.multiple = num_epochs, multiple
 
-    def __call__(self, image: Image.Image, epoch: int, number: int) -> Image.Image:
+    def __call__(
+        self, image: Image.Image, epoch: int, number: int, mask: Image.Image | None = None
+    ) -> tuple[Image.Image, Image.Image | None]:
         random = np.random.default_rng((self.seed, epoch, number))
         box = self.sample_box(*image.size, random)
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
-        if random.random() < self.settings.horizontal_flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        mirrored = random.random() < self.settings.horizontal_flip
+        size = (self.size_at(epoch),) * 2
+
+        def cut(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+            picture = picture.resize(size, resample, box=box)
+            return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+
+        return cut(image, Image.Resampling.BICUBIC), mask and cut(mask, Image.Resampling.NEAREST)
+
+    def size_at(self, epoch: int) -> int:
+        """Height and width in an epoch: progressive resolution (Tan and Le 2021, arXiv:2104.00298)."""
+        first, last = self.settings.initial_image_size or self.image_size, self.image_size
+        size = first + min(epoch / max(self.num_epochs - 1, 1), 1) * (last - first)
+        return round(size / self.multiple) * self.multiple
 
     def sample_box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of a crop, of the whole image if none fits in ten trials."""
@@ -49,9 +66,10 @@ class RandomCrop:
 
 
 class BatchTransform(nn.Module):
-    """Kornia's augmentations of a batch (B, 3, H, W) in [0, 1], with the randomness of PyTorch's global generator.
+    """Kornia's augmentations of images (B, 3, H, W) in [0, 1], and of masks (B, H, W) together with them.
 
-    A checkpoint of the Trainer stores that generator, so a resumed training draws the same numbers.
+    The randomness is that of PyTorch's global generator, which a checkpoint of the Trainer stores, so a resumed training
+    draws the same numbers. Mask pixels that come from outside the image, or were erased, are `IGNORED`.
     """
 
     def __init__(self, settings: TransformSettings):
@@ -66,13 +84,20 @@ class BatchTransform(nn.Module):
             steps.append(K.ColorJitter(*[settings.color_jitter] * 3, p=0.8))
         if settings.random_erasing:
             steps.append(K.RandomErasing(p=settings.random_erasing))
-        self.steps = nn.ModuleList(steps)
+        nearest = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": None}}
+        self.steps = K.AugmentationSequential(*steps, extra_args=nearest) if steps else None
 
     @torch.no_grad()
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        for step in self.steps:
-            pixels = step(pixels)
-        return pixels.clamp(0, 1)
+    def forward(
+        self, pixels: torch.Tensor, masks: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if self.steps is None:
+            return pixels if masks is None else (pixels, masks)
+        if masks is None:
+            return self.steps(pixels, data_keys=["input"]).clamp(0, 1)
+        shifted = (masks[:, None] + 1) % (IGNORED + 1)  # Kornia fills with 0, which so stands for IGNORED
+        pixels, shifted = self.steps(pixels, shifted.float(), data_keys=["input", "mask"])
+        return pixels.clamp(0, 1), (shifted[:, 0].round().long() + IGNORED) % (IGNORED + 1)
 
 
 class BatchMix(nn.Module):

@@ -31,10 +31,12 @@ from torch import nn
 from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification, set_seed
 
 from distill.augmentation import RandomAffine
-from distill.data import find_labelled_images, image_processor, prepare_data
+from distill.classifier import Classifier
+from distill.data import image_processor, prepare_data
+from distill.distillation import Schedule, train
+from distill.images import find_labelled_images
 from distill.pipeline import quieten_libraries
 from distill.settings import parse_settings
-from distill.training import Classifier, Schedule, train
 from edge.environment import describe_machine, installed_versions
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS

@@ -4,6 +4,7 @@ accelerate launch scripts/finetune.py --config digits                           
 accelerate launch scripts/finetune.py --config photos --dataset my_photos --model org/swin-tiny-custom
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,20 +14,24 @@ from edge.quiet import quieten
 
 
 def main() -> int:
-    """Train; 0 when all is done, 1 after an error that was explained on stderr."""
+    """Train; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
     quieten()
     from distill.finetune import EXPLAINED_ERRORS, finetune
     from distill.finetune_settings import parse_finetune_settings
     from distill.pipeline import quieten_libraries
+    from distill.trainer import TrainingStopped
 
     quieten_libraries()
     try:
         settings = parse_finetune_settings()
         figures = finetune(settings)
+    except TrainingStopped as stop:
+        print(f"\n{stop}; go on with --resume true", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except EXPLAINED_ERRORS as error:
         print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
         return 1
-    if figures and settings.trainer.should_save:
+    if settings.trainer.should_save:
         for name, value in figures.items():
             print(f"{name:24} {value:.4g}")
         print(f"model: {settings.trainer.output_dir}")

@@ -4,7 +4,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from distill.data import DataError, find_labelled_images, prepare_data
+from distill.data import prepare_data
+from distill.images import DataError, find_labelled_images
 from distill.settings import DataSettings
 
 
@@ -111,7 +112,7 @@ def test_one_class_and_tiny_classes_are_errors(image_folder):
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
-    with pytest.raises(DataError, match="is not a folder; give digits, a folder of class folders, or a Hub id"):
+    with pytest.raises(DataError, match="is neither a folder nor a .csv or .parquet table"):
         find_labelled_images(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="holds no images in class folders"):
         find_labelled_images(str(tmp_path))

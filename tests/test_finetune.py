@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from sklearn.metrics import top_k_accuracy_score
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback
 
 from distill.command_line import SettingsError
-from distill.data import DataError
 from distill.finetune import ModelError, finetune
 from distill.finetune_settings import CONFIG_DIR, TaskSettings, TransformSettings, parse_finetune_settings
-from distill.finetune_trainer import DivergenceError, FinetuneTrainer
+from distill.images import DataError
 from distill.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
 from distill.tasks import ImageClassification, MaskedImageModeling
+from distill.trainer import DivergenceError, TaskTrainer, TrainingStopped
 from distill.transforms import BatchMix, BatchTransform, RandomCrop
 from swin_hf import SwinHfForMaskedImageModeling, SwinHfImageProcessorPil
 
@@ -107,10 +108,10 @@ def test_averaged_weights_follow_the_formula(make_model):
 def test_a_crop_depends_on_seed_epoch_and_number_alone():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
     crop = RandomCrop(TransformSettings(), 16, seed=1)
-    first = np.asarray(crop(image, epoch=2, number=3))
+    first = np.asarray(crop(image, epoch=2, number=3)[0])
     crop(image, epoch=2, number=4)
-    assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)), first)
-    for other in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
+    assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)[0]), first)
+    for other, _ in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
         assert not np.array_equal(np.asarray(other), first)
 
 
@@ -167,10 +168,10 @@ def test_training_loss_is_that_of_smoothed_weighted_labels(make_model):
     transforms = parse_finetune_settings(STILL).transforms
     weights = torch.tensor([1.0, 2.0, 4.0])
     model, pixels, targets = make_model().train(), torch.rand(2, 3, 16, 16), torch.tensor([0, 2])
-    loss, logits = ImageClassification(PROCESSOR, ["a", "b", "c"], transforms, 0.3, weights)(model, pixels, targets)
+    output = ImageClassification(PROCESSOR, ["a", "b", "c"], transforms, 0.3, weights)(model, pixels, targets)
     soft = 0.7 * torch.nn.functional.one_hot(targets, 3) + 0.1
-    expected = -(soft * weights * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(loss, expected)
+    expected = -(soft * weights * output.predictions.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(output.loss, expected)
 
 
 def test_figures_of_an_evaluation():
@@ -204,19 +205,19 @@ class StopAfter(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch, capsys):
+def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch):
     data = ["--dataset", str(image_folder), "--ema_decay", "0.9", "--mixup_alpha", "0.5", "--initial_image_size", "12"]
     whole = finetune(settings_for(tmp_path / "whole", *data))
     with monkeypatch.context() as patch:
-        init = FinetuneTrainer.__init__
+        init = TaskTrainer.__init__
 
         def init_and_stop(self, *args, **kwargs):
             init(self, *args, **kwargs)
             self.add_callback(StopAfter(5))  # of 2 x 3 steps: in the middle of the second epoch
 
-        patch.setattr(FinetuneTrainer, "__init__", init_and_stop)
-        assert finetune(settings_for(tmp_path / "stopped", *data)) == {}
-    assert "stopped at step 5 of 6; go on with --resume true" in capsys.readouterr().out
+        patch.setattr(TaskTrainer, "__init__", init_and_stop)
+        with pytest.raises(TrainingStopped, match="stopped at step 5 of 6"):
+            finetune(settings_for(tmp_path / "stopped", *data))
     resumed = finetune(settings_for(tmp_path / "stopped", *data, "--resume", "true"))
     assert resumed["test_accuracy"] == whole["test_accuracy"]
     expected = load_file(tmp_path / "whole" / "out" / "model.safetensors")
@@ -270,9 +271,9 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_fol
     task_forward = ImageClassification.forward
 
     def forward(self, model, pixels, targets):
-        loss, logits = task_forward(self, model, pixels, targets)
+        output = task_forward(self, model, pixels, targets)
         self.calls = getattr(self, "calls", 0) + model.training
-        return (loss * float("nan") if self.calls == 5 else loss), logits
+        return replace(output, loss=output.loss * float("nan")) if self.calls == 5 else output
 
     monkeypatch.setattr(ImageClassification, "forward", forward)
     with pytest.raises(DivergenceError, match="the loss of step 5 is infinite or not a number.*checkpoint-3"):
@@ -322,7 +323,10 @@ def test_every_config_parses(config):
     ("arguments", "message"),
     [
         ("--learning_rat 1", "unknown setting --learning_rat in the command line; did you mean --learning_rate"),
-        ("--task detection", "--task must be one of image-classification, masked-image-modeling, got 'detection'"),
+        (
+            "--task detection",
+            "--task must be one of image-classification, semantic-segmentation, masked-image-modeling, got 'detection'",
+        ),
         ("--layer_decay 2", r"--layer_decay must lie in \(0, 1\], got 2.0"),
         ("--ema_decay 1", r"--ema_decay must lie in \[0, 1\)"),
         ("--initial_image_size 512", "--initial_image_size must be at most --image_size 224, got 512"),
@@ -352,7 +356,7 @@ def test_bad_settings_are_named(arguments, message):
             SettingsError,
             "--mask_patch_size must be a multiple of the patch",
         ),
-        ("--dataset /nowhere", DataError, "--dataset /nowhere is not a folder"),
+        ("--dataset /nowhere", DataError, "--dataset /nowhere is neither a folder nor"),
     ],
 )
 def test_bad_input_is_refused_before_any_training(arguments, error, message, image_folder, tmp_path):
@@ -370,6 +374,6 @@ def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
 
 def test_a_full_disk_is_told_before_a_checkpoint_is_touched(image_folder, tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr("distill.finetune_trainer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("distill.trainer.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="a checkpoint of step 3 needs about .* MB, .* has 0 MB left"):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))

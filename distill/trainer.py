@@ -1,5 +1,6 @@
-"""Fine-tuning with `transformers.Trainer`: augmentation on the device, layer-wise rates, averaged weights, safe stops."""
+"""The one training loop: `transformers.Trainer` around a task, with layer-wise rates, averaged weights and safe stops."""
 
+import json
 import shutil
 import signal
 from contextlib import nullcontext
@@ -9,10 +10,12 @@ import torch
 from pytorch_optimizer import Lamb
 from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from distill.finetune_settings import OptimisationSettings
-from distill.optimisation import WeightAverage, parameter_groups
-from distill.tasks import Task
+from distill.optimisation import OptimisationSettings, WeightAverage, parameter_groups
+from distill.progress import ProgressBar
+from distill.tasks import Task, TaskOutput
 
 AVERAGE_FILE = "averaged_weights.pt"
 CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: they, Adam's two moments, their average, and some room
@@ -22,65 +25,79 @@ class DivergenceError(RuntimeError):
     """The loss is no number any more; the message says since when and what is left."""
 
 
-class FinetuneTrainer(Trainer):
+class TrainingStopped(Exception):
+    """SIGTERM ended a training before its last step; a checkpoint was written."""
+
+
+class TaskTrainer(Trainer):
     """Trains the model of a `Task` on batches of uint8 "pixels" (B, 3, H, W) and "targets".
 
     With averaged weights, evaluations use those, and a checkpoint holds both.
     """
 
-    def __init__(self, *args, task: Task, optimisation: OptimisationSettings, image_size: int, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, task: Task, optimisation: OptimisationSettings, **kwargs):
+        super().__init__(*args, compute_metrics=task.metrics, **kwargs)
         self.task = task.to(self.args.device)
-        self.optimisation, self.image_size = optimisation, image_size
+        self.optimisation = optimisation
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
         self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step with a loss that is no number
+        self.loss_parts: dict[str, list[torch.Tensor]] = {}
+        self._drop_last = self.args.dataloader_drop_last
         self._watch = AfterEveryStep(self)
         self.add_callback(self._watch)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(ProgressBar())
 
     def train(self, *args, **kwargs):
+        """Train to the end.
+
+        Raises:
+            TrainingStopped: SIGTERM came before; a checkpoint was written.
+            DivergenceError: the loss is infinite or not a number.
+            OSError: a checkpoint does not fit on the disk.
+        """
         former_handler = signal.signal(signal.SIGTERM, self._watch.request_stop)
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
         finally:
             signal.signal(signal.SIGTERM, former_handler)
-
-    @property
-    def was_stopped(self) -> bool:
-        """Whether SIGTERM ended the training."""
-        return self._watch.stop_requested
+        if self._watch.stop_requested and self.state.global_step < self.state.max_steps:
+            raise TrainingStopped(f"stopped at step {self.state.global_step} of {self.state.max_steps}")
+        return result
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
-        # A training leaves out the last, smaller batch, whose images would depend on the number of processes; an evaluation
-        # leaves out nothing. The Trainer has one argument for both.
-        self.args.dataloader_drop_last = is_training
+        # A training may leave out the last, smaller batch, whose images would depend on the number of processes; an
+        # evaluation leaves out nothing. The Trainer has one argument for both.
+        self.args.dataloader_drop_last = is_training and self._drop_last
         return super()._get_dataloader(*args, is_training=is_training, **kwargs)
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 
+    def run_task(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> TaskOutput:
+        """The task's output for a batch whose images have come as bytes."""
+        return self.task(model, inputs["pixels"].float() / 255, inputs["targets"])
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pixels = inputs["pixels"].float() / 255
+        output = self.run_task(model, inputs)
         if model.training:
-            pixels = self._at_current_size(pixels)
-        loss, predictions = self.task(model, pixels, inputs["targets"])
-        if model.training:
-            first = (self.diverged_at < 0) & ~loss.detach().isfinite()
+            first = (self.diverged_at < 0) & ~output.loss.detach().isfinite()
             self.diverged_at = torch.where(first, self.state.global_step + 1, self.diverged_at)
-        return (loss, predictions) if return_outputs else loss
+            for name, value in output.parts.items():
+                self.loss_parts.setdefault(name, []).append(value.detach())
+        return (output.loss, output) if return_outputs else output.loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, predictions = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), predictions.detach(), inputs["targets"]
+            output = self.run_task(model, inputs)
+        return output.loss.detach(), output.predictions.detach(), inputs["targets"]
 
-    def _at_current_size(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Progressive resolution (Tan and Le 2021, arXiv:2104.00298): the size grows linearly, epoch by epoch."""
-        smallest = self.optimisation.initial_image_size
-        if not smallest:
-            return pixels
-        progress = min(int(self.state.epoch or 0) / max(self.args.num_train_epochs - 1, 1), 1)
-        size = round(smallest + progress * (self.image_size - smallest))
-        return nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self.loss_parts.items()}
+            self.loss_parts.clear()
+        super().log(logs, *args, **kwargs)
 
     # -- optimiser and averaged weights --------------------------------------------------------------------------------
 
@@ -114,12 +131,14 @@ class FinetuneTrainer(Trainer):
         Raises:
             OSError: the disk is too full.
         """
-        needed = CHECKPOINT_COPIES * self.model.get_memory_footprint(return_buffers=False)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        needed = CHECKPOINT_COPIES * weights
         free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
             raise OSError(
                 f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
-                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and go on with --resume true"
+                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and start again "
+                "(scripts/finetune.py: with --resume true)"
             )
         super()._save_checkpoint(model, trial)
 
@@ -166,7 +185,7 @@ class FinetuneTrainer(Trainer):
 class AfterEveryStep(TrainerCallback):
     """Averages the weights, looks whether the loss is still a number, and ends the training in order on SIGTERM."""
 
-    def __init__(self, trainer: FinetuneTrainer):
+    def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
         self.stop_requested = False
 
@@ -176,9 +195,6 @@ class AfterEveryStep(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         torch.manual_seed(args.seed + args.process_index)  # processes augment their images each in its own way
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.train_dataset.begin_epoch(int(state.epoch))  # before the workers of the epoch start
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.average is not None:
@@ -195,3 +211,20 @@ class AfterEveryStep(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         self.trainer.check_loss()
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half ones, left by a kill, are removed.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that file can be read.
+    """
+    numbered = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    while numbered:
+        newest = numbered.pop()
+        try:
+            json.loads((newest / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(newest, ignore_errors=True)  # another process of the run may be at it too
+        else:
+            return str(newest)
+    return None

@@ -11,19 +11,12 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 
 from distill.augmentation import RandomAffine
+from distill.classifier import Classifier, TeacherError, load_classifier
 from distill.data import image_processor
+from distill.distillation import Schedule, kd_loss, train
 from distill.measure import accuracy_with_interval, count_macs, wilson_interval
 from distill.settings import AugmentationSettings, DataSettings, ExecutionSettings, TrainingSettings
-from distill.training import (
-    Classifier,
-    DistillationTrainer,
-    Schedule,
-    TeacherError,
-    kd_loss,
-    last_whole_checkpoint,
-    load_classifier,
-    train,
-)
+from distill.trainer import TaskTrainer, last_whole_checkpoint
 
 PROCESSOR = image_processor(DataSettings(image_size=16))
 NAMES = ["blue", "green", "red"]
@@ -82,7 +75,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_model, data, tmp_path, mon
     class Killed(Exception):
         pass
 
-    training_step = DistillationTrainer.training_step
+    training_step = TaskTrainer.training_step
 
     def die_in_the_third_epoch(self, *args, **kwargs):
         if self.state.global_step == 7:
@@ -90,7 +83,7 @@ def test_killed_and_resumed_equals_uninterrupted(make_model, data, tmp_path, mon
         return training_step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DistillationTrainer, "training_step", die_in_the_third_epoch)
+        patch.setattr(TaskTrainer, "training_step", die_in_the_third_epoch)
         with pytest.raises(Killed):
             run(tmp_path / "killed")
     assert last_whole_checkpoint(tmp_path / "killed" / "checkpoints").endswith("checkpoint-6")

@@ -1,0 +1,84 @@
+"""Classifiers behind their own input view, as a teacher and a student that look at the same pixels need them."""
+
+# B batch, H W image in pixels
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+
+class TeacherError(ValueError):
+    """A checkpoint cannot teach these classes; the message says why."""
+
+
+class Normalisation(nn.Module):
+    """An image processor's mean and deviation on pixels (B, 3, H, W) in [0, 1]; nothing if it does not normalise."""
+
+    def __init__(self, processor):
+        super().__init__()
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,), (1.0,))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """A classifier behind its own input view: pixels in [0, 1] of any size to logits in the order of the data's classes.
+
+    Teacher and student get the same augmented pixels; each then sees them in its own size and normalisation.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor, class_order: list[int] | None = None):
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        self.size = (size.height or size.shortest_edge, size.width or size.shortest_edge)
+        self.class_order = class_order
+        self.normalise = Normalisation(processor)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if tuple(pixels.shape[2:]) != self.size:
+            pixels = nn.functional.interpolate(pixels, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        logits = self.model(pixel_values=self.normalise(pixels)).logits
+        return logits if self.class_order is None else logits[:, self.class_order]
+
+
+def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifier:
+    """Load an image classifier from a folder or the Hub, its outputs in the order of `class_names`.
+
+    Raises:
+        TeacherError: the checkpoint cannot be loaded, or its classes are not the data's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {error}") from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise TeacherError(f"{checkpoint} lacks weights of {type(model).__name__}: {', '.join(missing[:5])}")
+    order = _class_order([config.id2label[index] for index in range(config.num_labels)], class_names, checkpoint)
+    return Classifier(model, processor, order).eval().requires_grad_(False)
+
+
+def _class_order(model_names: list[str], class_names: list[str], checkpoint: str | Path) -> list[int] | None:
+    """Where each of the data's classes stands in the model's output; None if the order is the same."""
+    unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
+    if model_names == class_names or (unnamed and len(model_names) == len(class_names)):
+        return None
+    if sorted(model_names) == sorted(class_names):
+        return [model_names.index(name) for name in class_names]
+    raise TeacherError(
+        f"{checkpoint} knows {len(model_names)} classes ({', '.join(model_names[:5])}, ...), the data has {len(class_names)} "
+        f"({', '.join(class_names[:5])}, ...); fine-tune the teacher on your classes first, or "
+        "leave out --teacher to train one here"
+    )
