@@ -26,6 +26,10 @@ class Normalisation(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels - self.mean) / self.std
 
+    def undo(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1] from what a model sees."""
+        return pixel_values * self.std + self.mean
+
 
 class Classifier(nn.Module):
     """A classifier behind its own input view: pixels in [0, 1] of any size to logits in the order of the data's classes.

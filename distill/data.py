@@ -77,9 +77,11 @@ def split_images(
 ) -> list[tuple[str, list[int], str]]:
     """(split, indices, where the indices point) for the three splits: stratified by class and fixed by the seed.
 
-    Splits that the data set brings are kept; what is missing is cut from its training images.
+    Splits that the data set brings are kept; what is missing is cut from its training images, if it has any.
     """
     whole = found.whole
+    if whole not in found.images:
+        return [(split, list(range(len(images))), split) for split, images in found.images.items()]
     given = {split: list(range(len(found.labels[split]))) for split in ("validation", "test") if split in found.labels}
     if "validation" in given and "test" not in given:
         # One held-out part: it is the test, and validation is cut from the training images.

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,10 @@ from distill.command_line import SettingsError, require
 from distill.finetune_data import BeginEpoch, EvaluationImages, Example, TrainingImages, collate, prepare_splits
 from distill.finetune_model import ModelError, load_model, load_processor
 from distill.finetune_settings import FinetuneArguments, FinetuneSettings
-from distill.images import (
-    SPLITS,
-    DataError,
-    FoundImages,
-    find_labelled_images,
-    find_segmented_images,
-    find_unlabelled_images,
-)
+from distill.images import SPLITS, DataError, FoundImages, find_images
 from distill.optimisation import LayerError, freeze_stages
+from distill.pictures import PredictionPictures
+from distill.streaming import Stream, StreamedImages, open_stream
 from distill.tasks import ImageClassification, MaskedImageModeling, SemanticSegmentation, Task
 from distill.trainer import DivergenceError, TaskTrainer, last_whole_checkpoint
 from distill.transforms import IGNORED, RandomCrop
@@ -39,48 +35,36 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
     checkpoint = _checkpoint_to_resume(settings)
     _set_batch_size(settings)
-    with arguments.main_process_first(desc="finding the images"):
-        found = find_images(settings)
+    stream, found = _find(settings)
     set_seed(arguments.seed)
-    model = load_model(settings, found.class_names)
-    processor = load_processor(settings)
+    model, processor = load_model(settings, found.class_names), load_processor(settings)
     freeze_stages(model, settings.optimisation.frozen_stages)
     with arguments.main_process_first(desc="looking through the images"):
         examples = prepare_splits(found, settings.images, output_dir / "data.json")
     if arguments.process_index == 0:
-        counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS)
-        print(f"{len(found.class_names)} classes; images: {counts}", flush=True)
-    task = make_task(settings, model, processor, found.class_names, examples["train"])
-    arguments.metric_for_best_model = arguments.metric_for_best_model or task.best_metric
-    if arguments.greater_is_better is None or arguments.metric_for_best_model == task.best_metric:
-        arguments.greater_is_better = task.greater_is_better
-    training_images = settings.transforms.repeats * len(examples["train"])
-    batch_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    hint = "lower --per_device_train_batch_size or --global_batch_size"
-    require(batch_size <= training_images, "global_batch_size", f"be at most the {training_images} images", batch_size, hint)
-    crop = RandomCrop(
-        settings.transforms,
-        settings.task.image_size,
-        arguments.seed,
-        num_epochs=_num_epochs(arguments, training_images // batch_size),
-        multiple=settings.task.mask_patch_size if settings.task.task == "masked-image-modeling" else 1,
-    )
-    training = TrainingImages(examples["train"], crop, settings.transforms.repeats)
+        counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS if split in examples)
+        print(f"{len(found.class_names)} classes; images: {counts}{' and a stream' if stream else ''}", flush=True)
+    task = make_task(settings, model, processor, found.class_names, examples.get("train", []))
+    _judge_by(task, arguments)
+    training = _training_images(settings, examples, stream)
+    validation, test = (EvaluationImages(examples[split], processor) for split in ("validation", "test"))
     trainer = TaskTrainer(
         model=model,
         args=arguments,
         train_dataset=training,
-        eval_dataset=EvaluationImages(examples["validation"], processor),
+        eval_dataset=validation,
         data_collator=collate,
         processing_class=processor,
         task=task,
         optimisation=settings.optimisation,
-        callbacks=[BeginEpoch(training)],
+        callbacks=[] if stream else [BeginEpoch(training)],
     )
+    if settings.task.num_pictures:
+        trainer.add_callback(PredictionPictures(trainer, validation, settings.task.num_pictures))
     trained = trainer.train(resume_from_checkpoint=checkpoint)
-    prediction = trainer.predict(EvaluationImages(examples["test"], processor), metric_key_prefix="test")
+    prediction = trainer.predict(test, metric_key_prefix="test")
     figures = {name: value for name, value in prediction.metrics.items() if not name.endswith(("_runtime", "_second"))}
-    figures |= {"train_loss": trained.training_loss, "num_test_images": len(examples["test"])}
+    figures |= {"train_loss": trained.training_loss, "num_test_images": len(test)}
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
         details = task.details(prediction)
@@ -89,14 +73,44 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     return figures
 
 
-def find_images(settings: FinetuneSettings) -> FoundImages:
-    """The images of `--dataset`, with what the task needs to know of them."""
-    images = settings.images
-    if settings.task.task == "semantic-segmentation":
-        return find_segmented_images(images.dataset, Path(images.class_names) if images.class_names else None)
-    if settings.task.task == "masked-image-modeling":
-        return find_unlabelled_images(images.dataset)
-    return find_labelled_images(images.dataset)
+def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
+    """The stream to train on, if there is one, and the images that lie here."""
+    task, images = settings.task.task, settings.images
+    with settings.trainer.main_process_first(desc="finding the images"):
+        if images.streaming:
+            stream = open_stream(task, images)
+            return stream, stream.held_out
+        return None, find_images(images.dataset, task, Path(images.class_names) if images.class_names else None)
+
+
+def _training_images(
+    settings: FinetuneSettings, examples: dict[str, list[Example]], stream: Stream | None
+) -> TrainingImages | StreamedImages:
+    """Random crops of the training images, of which there must be enough for a step."""
+    arguments, masked = settings.trainer, settings.task.task == "masked-image-modeling"
+    crop = partial(
+        RandomCrop,
+        settings.transforms,
+        settings.task.image_size,
+        arguments.seed,
+        multiple=settings.task.mask_patch_size if masked else 1,
+    )
+    if stream is not None:
+        return StreamedImages(stream, settings.images, crop(), arguments.process_index, arguments.world_size)
+    number = settings.transforms.repeats * len(examples["train"])
+    batch_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    hint = "lower --per_device_train_batch_size or --global_batch_size"
+    require(batch_size <= number, "global_batch_size", f"be at most the {number} images", batch_size, hint)
+    steps = number // batch_size
+    epochs = arguments.max_steps / steps if arguments.max_steps > 0 else arguments.num_train_epochs
+    return TrainingImages(examples["train"], crop(num_epochs=math.ceil(epochs)), settings.transforms.repeats)
+
+
+def _judge_by(task: Task, arguments: FinetuneArguments) -> None:
+    """Let the task say which checkpoint is best, unless the user did."""
+    arguments.metric_for_best_model = arguments.metric_for_best_model or task.best_metric
+    if arguments.greater_is_better is None or arguments.metric_for_best_model == task.best_metric:
+        arguments.greater_is_better = task.greater_is_better
 
 
 def make_task(
@@ -149,12 +163,6 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
 {rows}
 """
     ModelCard(text).save(output_dir / "README.md")
-
-
-def _num_epochs(arguments: FinetuneArguments, steps_per_epoch: int) -> int:
-    """The epochs that are begun, whether their number is given or that of the steps."""
-    epochs = arguments.max_steps / steps_per_epoch if arguments.max_steps > 0 else arguments.num_train_epochs
-    return math.ceil(epochs)
 
 
 def _set_batch_size(settings: FinetuneSettings) -> None:

@@ -56,9 +56,7 @@ class TrainingImages(Dataset):
         return self.repeats * len(self.examples)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        example = self.examples[number % len(self.examples)]
-        image, mask = self.crop(example.source.load(), self.epoch, number, example.load_mask())
-        return {"pixels": to_tensor(image), "targets": _targets(example.label, mask)}
+        return to_sample(self.examples[number % len(self.examples)], self.crop, self.epoch, number)
 
 
 class EvaluationImages(Dataset):
@@ -87,6 +85,12 @@ class BeginEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.images.begin_epoch(int(state.epoch))
+
+
+def to_sample(example: Example, crop: RandomCrop, epoch: int, number: int) -> dict[str, torch.Tensor]:
+    """A random crop of an example: "pixels", uint8 (3, H, W), and "targets", () or (H, W)."""
+    image, mask = crop(example.source.load(), epoch, number, example.load_mask())
+    return {"pixels": to_tensor(image), "targets": _targets(example.label, mask)}
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

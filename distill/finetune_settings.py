@@ -30,11 +30,15 @@ class TaskSettings:
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
     mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
     mask_patch_size: int = field(default=32, metadata={"help": "Side in pixels of the squares that SimMIM masks."})
+    num_pictures: int = field(
+        default=16, metadata={"help": "Validation images whose predictions are drawn after each evaluation; 0: none."}
+    )
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
 
     def __post_init__(self):
         require(self.task in TASKS, "task", f"be one of {', '.join(TASKS)}", self.task)
         require(self.image_size >= 8, "image_size", "be at least 8 pixels", self.image_size)
+        require(self.num_pictures >= 0, "num_pictures", "not be negative", self.num_pictures)
         require(0 < self.mask_share < 1, "mask_share", "lie between 0 and 1", self.mask_share)
         require(self.mask_patch_size >= 1, "mask_patch_size", "be positive", self.mask_patch_size)
 
@@ -53,6 +57,10 @@ class ImageSettings:
     class_names: str = field(
         default="", metadata={"help": "Text file with one class in a line, for masks; by default classes.txt in the folder."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Train on the images as they come, without a copy of them on disk; counts steps."}
+    )
+    shuffle_buffer: int = field(default=2000, metadata={"help": "Streamed images that are mixed with each other."})
     reduce_labels: bool = field(default=False, metadata={"help": "Masks count classes from 1, and 0 means nothing (ADE20K)."})
     validation_share: float = field(default=0.1, metadata={"help": "Share of the images held out for validation."})
     test_share: float = field(default=0.1, metadata={"help": "Share of the images held out for the final test."})
@@ -66,6 +74,7 @@ class ImageSettings:
         require(not missing, "class_names", "be a text file with one class in a line", self.class_names)
         for name in ("validation_share", "test_share"):
             require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
+        require(self.shuffle_buffer >= 1, "shuffle_buffer", "be positive", self.shuffle_buffer)
         require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
 
 
@@ -172,4 +181,11 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
         f"be at most --image_size {task.image_size}",
         transforms.initial_image_size,
     )
+    if images.streaming:
+        by_steps = {trainer.eval_strategy, trainer.save_strategy, trainer.logging_strategy} == {"steps"}
+        counted = trainer.max_steps > 0 and by_steps
+        rule = "come with --max_steps N and with steps as --eval_strategy, --save_strategy and --logging_strategy"
+        require(counted, "streaming", rule, "epochs", "a stream has no length to count epochs by")
+        whole = not transforms.initial_image_size and transforms.repeats == 1 and optimisation.class_weights == "none"
+        require(whole, "streaming", "come without --initial_image_size, --repeats and --class_weights", "one of them")
     return FinetuneSettings(task=task, images=images, transforms=transforms, optimisation=optimisation, trainer=trainer)

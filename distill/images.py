@@ -80,14 +80,78 @@ class FoundImages:
         return "all" if "all" in self.images else "train"
 
 
-def find_labelled_images(dataset: str) -> FoundImages:
-    """Find the images and classes behind `--dataset` without decoding them.
+def find_images(dataset: str, task: str, class_names: Path | None = None) -> FoundImages:
+    """Find the images behind `--dataset`, with what a task needs to know of them, without decoding them.
+
+    task: image-classification, semantic-segmentation or, for images alone, masked-image-modeling.
+    class_names: a text file with the name of each class in a line of its own, if there are masks and the data does not know.
 
     Raises:
-        DataError: there is no such data set, it has no images or labels, one class only, or a class with hardly any images.
+        DataError: there is no such data set, its images have no classes or masks, or there are hardly any.
     """
     place = _open(dataset)
-    found = _from_class_folders(place) if isinstance(place, Path) else _from_label_column(place, dataset)
+    found = (
+        _found_in_folder(place, task, class_names)
+        if isinstance(place, Path)
+        else found_in_rows(place, dataset, task, class_names)
+    )
+    if task == "image-classification":
+        _check_classes(found, dataset)
+    number = len(found.images[found.whole])
+    if number < FEWEST_IMAGES:
+        raise DataError(
+            f"--dataset {dataset} has {number} images for training, validation and test; it needs at least {FEWEST_IMAGES}"
+        )
+    return found
+
+
+def found_in_rows(
+    splits: dict[str, datasets.Dataset], dataset: str, task: str, class_names: Path | None = None
+) -> FoundImages:
+    """The images of rows, see `find_images`."""
+    features = next(iter(splits.values())).features
+    column = image_column(features, dataset)
+    images = {split: _sources(rows, column, dataset, split) for split, rows in splits.items()}
+    if task == "image-classification":
+        labels, names = _labels(splits, label_column(features, dataset))
+        if "test" in labels and min(labels["test"], default=-1) < 0:  # Benchmarks hide the labels of their test images.
+            del images["test"], labels["test"]
+        return FoundImages(images=images, labels=labels, class_names=names)
+    labels = {split: [0] * len(sources) for split, sources in images.items()}
+    if task == "masked-image-modeling":
+        return FoundImages(images=images, labels=labels, class_names=["image"])
+    column = mask_column(features, dataset)
+    masks = {split: _sources(rows, column, f"{column} of {dataset}", split) for split, rows in splits.items()}
+    names = DigitScenes.MASK_CLASSES if dataset == "digit-scenes" else _read_class_names(class_names, dataset)
+    return FoundImages(images=images, labels=labels, class_names=names, masks=masks)
+
+
+def _found_in_folder(folder: Path, task: str, class_names: Path | None) -> FoundImages:
+    if task == "image-classification":
+        return _from_class_folders(folder)
+    masks = None
+    if task == "semantic-segmentation":
+        images, masks = _from_mask_folders(folder)
+    else:
+        images = {split: _from_files(_files(root)) for split, root in (_split_folders(folder) or {"all": folder}).items()}
+    names = ["image"] if masks is None else _read_class_names(class_names or folder / "classes.txt", str(folder))
+    labels = {split: [0] * len(sources) for split, sources in images.items()}
+    return FoundImages(images=images, labels=labels, class_names=names, masks=masks)
+
+
+def _read_class_names(file: Path | None, dataset: str) -> list[str]:
+    names = file.read_text().split("\n") if file is not None and file.is_file() else []
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) < 2:
+        raise DataError(
+            f"--dataset {dataset} does not name its classes; give --class_names FILE (or classes.txt in the folder), a text "
+            "file with one name in each line, in the order of their numbers in the masks"
+        )
+    return names
+
+
+def _check_classes(found: FoundImages, dataset: str) -> None:
+    """Check that there are classes to tell apart and images of each to learn from."""
     counts = Counter(found.labels[found.whole])
     if len(counts) < 2:
         names = ", ".join(found.class_names[label] for label in counts)
@@ -98,51 +162,6 @@ def find_labelled_images(dataset: str) -> FoundImages:
             f"class {found.class_names[label]} has {fewest} images; every class needs at least {FEWEST_IMAGES}, so that "
             "training, validation and test get one each"
         )
-    return found
-
-
-def find_segmented_images(dataset: str, class_names: Path | None = None) -> FoundImages:
-    """Find pairs of image and mask behind `--dataset` without decoding them.
-
-    class_names: a text file with the name of each class in a line of its own, if the data does not know them.
-
-    Raises:
-        DataError: there is no such data set, an image has no mask, classes have no names, or there are hardly any images.
-    """
-    place = _open(dataset)
-    if isinstance(place, Path):
-        images, masks = _from_mask_folders(place)
-        class_names = class_names or place / "classes.txt"
-        names = None
-    else:
-        images, masks, names = _from_mask_column(place, dataset)
-    if class_names is not None and class_names.is_file():
-        names = [line.strip() for line in class_names.read_text().splitlines() if line.strip()]
-    if not names or len(names) < 2:
-        raise DataError(
-            f"--dataset {dataset} does not name its classes; give --class_names FILE (or classes.txt in the folder), a text "
-            "file with one name in each line, in the order of their numbers in the masks"
-        )
-    found = FoundImages(images=images, labels=_no_labels(images), class_names=names, masks=masks)
-    _check_number(found, dataset)
-    return found
-
-
-def find_unlabelled_images(dataset: str) -> FoundImages:
-    """Find all images behind `--dataset`, with or without classes, without decoding them.
-
-    Raises:
-        DataError: there is no such data set, or it has hardly any images.
-    """
-    place = _open(dataset)
-    if isinstance(place, Path):
-        roots = _split_folders(place) or {"all": place}
-        images = {split: _from_files(_files(root)) for split, root in roots.items()}
-    else:
-        images = {split: _sources(rows, _image_column(rows, dataset), dataset, split) for split, rows in place.items()}
-    found = FoundImages(images=images, labels=_no_labels(images), class_names=["image"])
-    _check_number(found, dataset)
-    return found
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
@@ -299,54 +318,48 @@ def _files(folder: Path) -> list[Path]:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _from_label_column(splits: dict[str, datasets.Dataset], name: str) -> FoundImages:
-    """Rows with an image and a class: a ClassLabel, or names or numbers in a column that is called like one."""
-    features = next(iter(splits.values())).features
+def label_column(features: datasets.Features, dataset: str) -> str:
+    """The column of classes: a ClassLabel, or names or numbers in a column that is called like one."""
     column = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
     column = column or next((key for key in LABEL_NAMES if key in features), None)
     if column is None:
         raise DataError(
-            f"--dataset {name} must have an image column and a ClassLabel column, or one called {', '.join(LABEL_NAMES)}; "
+            f"--dataset {dataset} must have an image column and a ClassLabel column, or one called {', '.join(LABEL_NAMES)}; "
             f"got {dict(features)}"
         )
-    images = {split: _sources(rows, _image_column(rows, name), name, split) for split, rows in splits.items()}
-    values = {split: list(rows[column]) for split, rows in splits.items()}
-    if isinstance(features[column], datasets.ClassLabel):
-        labels, class_names = values, features[column].names
-    else:
-        known = sorted({value for own in values.values() for value in own})
-        labels = {split: [known.index(value) for value in own] for split, own in values.items()}
-        class_names = list(map(str, known))
-    if "test" in labels and min(labels["test"], default=-1) < 0:  # Benchmarks hide the labels of their test images.
-        del images["test"], labels["test"]
-    return FoundImages(images=images, labels=labels, class_names=class_names)
+    return column
 
 
-def _from_mask_column(
-    splits: dict[str, datasets.Dataset], name: str
-) -> tuple[dict[str, list[ImageSource]], dict[str, list[ImageSource]], list[str] | None]:
-    """Rows with an image and a mask; the names of the classes if this is a data set of ours."""
-    images, masks = {}, {}
-    for split, rows in splits.items():
-        pictures = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-        column = next((key for key in pictures if key in MASK_NAMES), None)
-        if column is None:
-            raise DataError(
-                f"--dataset {name} must have an image column called {', '.join(MASK_NAMES)} beside its images, got {pictures}"
-            )
-        images[split] = _sources(rows, _image_column(rows, name), name, split)
-        masks[split] = _sources(rows, column, f"{column} of {name}", split)
-    return images, masks, DigitScenes.MASK_CLASSES if name == "digit-scenes" else None
+def mask_column(features: datasets.Features, dataset: str) -> str:
+    """The column of masks."""
+    for key, feature in features.items():
+        if isinstance(feature, datasets.Image) and key in MASK_NAMES:
+            return key
+    raise DataError(
+        f"--dataset {dataset} must have, beside its images, an image column called {', '.join(MASK_NAMES)}; got {dict(features)}"
+    )
 
 
-def _image_column(rows: datasets.Dataset, name: str) -> str:
-    for key, feature in rows.features.items():
+def image_column(features: datasets.Features, dataset: str) -> str:
+    """The column of images."""
+    for key, feature in features.items():
         if isinstance(feature, datasets.Image) and key not in MASK_NAMES:
             return key
     raise DataError(
-        f"--dataset {name} must have an Image column, or one with paths that is called {', '.join(IMAGE_NAMES)}; "
-        f"got {dict(rows.features)}"
+        f"--dataset {dataset} must have an Image column, or one with paths that is called {', '.join(IMAGE_NAMES)}; "
+        f"got {dict(features)}"
     )
+
+
+def _labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[dict[str, list[int]], list[str]]:
+    """Indices of classes by split, and the names of the classes."""
+    values = {split: list(rows[column]) for split, rows in splits.items()}
+    feature = next(iter(splits.values())).features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return values, feature.names
+    known = sorted({value for own in values.values() for value in own})
+    number_of = {value: number for number, value in enumerate(known)}
+    return {split: [number_of[value] for value in own] for split, own in values.items()}, list(map(str, known))
 
 
 def _sources(rows: datasets.Dataset, column: str, name: str, split: str) -> list[ImageSource]:
@@ -361,15 +374,3 @@ def _sources(rows: datasets.Dataset, column: str, name: str, split: str) -> list
 def _open_row(undecoded: datasets.Dataset, column: str, number: int) -> Path | io.BytesIO:
     row = undecoded[number][column]
     return Path(row["path"]) if row["bytes"] is None else io.BytesIO(row["bytes"])
-
-
-def _no_labels(images: dict[str, list[ImageSource]]) -> dict[str, list[int]]:
-    return {split: [0] * len(sources) for split, sources in images.items()}
-
-
-def _check_number(found: FoundImages, dataset: str) -> None:
-    if len(found.images[found.whole]) < FEWEST_IMAGES:
-        raise DataError(
-            f"--dataset {dataset} has {len(found.images[found.whole])} images for training, validation and test; it needs at "
-            f"least {FEWEST_IMAGES}"
-        )

@@ -18,7 +18,7 @@ from distill.classifier import Classifier, TeacherError, load_classifier
 from distill.command_line import SettingsError
 from distill.data import image_processor, prepare_data
 from distill.distillation import Schedule, collate, distillation_loss, train
-from distill.images import DataError, FoundImages, find_labelled_images
+from distill.images import DataError, FoundImages, find_images
 from distill.pruning import PruningError, make_plan, measure_importance, prune
 from distill.report import make_report, read_table, write_report
 from distill.settings import Settings
@@ -199,7 +199,7 @@ class Pipeline:
 
     @cached_property
     def labelled_images(self) -> FoundImages:
-        return find_labelled_images(self.settings.data.dataset)
+        return find_images(self.settings.data.dataset, "image-classification")
 
     @property
     def data(self) -> datasets.DatasetDict:

@@ -2,6 +2,7 @@
 
 # B batch, H W image in pixels, K classes, P patches
 
+import colorsys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from distill.finetune_settings import TaskSettings, TransformSettings
 from distill.transforms import IGNORED, BatchMix, BatchTransform
 
 NUM_CALIBRATION_BINS = 15
+GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,15 @@ class TaskOutput:
     loss: torch.Tensor
     predictions: torch.Tensor
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panels:
+    """Pictures (H, W, 3) in [0, 1] of one image and what was predicted for it; `right`: whether that is true."""
+
+    pictures: list[np.ndarray]
+    caption: str
+    right: bool = True
 
 
 class Task(nn.Module, ABC):
@@ -46,6 +57,10 @@ class Task(nn.Module, ABC):
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
         """Figures of parts of an evaluation."""
         return {}
+
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        """What the model predicts for each image, as pictures; none by default."""
+        return []
 
 
 class ImageClassification(Task):
@@ -79,6 +94,14 @@ class ImageClassification(Task):
         loss = nn.functional.cross_entropy(logits.float(), probabilities, weight=weight, label_smoothing=smoothing)
         return TaskOutput(loss=loss, predictions=logits)
 
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        confidence, predicted = model(pixel_values=self.normalise(pixels)).logits.float().softmax(dim=1).max(dim=1)
+        panels = []
+        for picture, guess, sure, label in zip(_pictures(pixels), predicted.tolist(), confidence.tolist(), targets.tolist()):
+            caption = f"{self.class_names[guess]} {sure:.0%}" + ("" if guess == label else f", is {self.class_names[label]}")
+            panels.append(Panels(pictures=[picture], caption=caption, right=guess == label))
+        return panels
+
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Top-1 and top-5 accuracy, the worst class's, and the expected calibration error.
 
@@ -104,6 +127,19 @@ class ImageClassification(Task):
         return {
             "accuracy_by_class": {self.class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}
         }
+
+
+def _pictures(pixels: torch.Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) as (B, H, W, 3)."""
+    return pixels.permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def class_colours(num_classes: int) -> np.ndarray:
+    """A colour for each number of a mask (256, 3): hues far apart for the classes, grey for the rest."""
+    colours = np.full((IGNORED + 1, 3), 0.5)
+    for number in range(num_classes):
+        colours[number] = colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.65, 0.95)
+    return colours
 
 
 class SemanticSegmentation(Task):
@@ -136,6 +172,17 @@ class SemanticSegmentation(Task):
         if model.training and self.class_weights is not None:
             loss = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
         return TaskOutput(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
+
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        logits = model(pixel_values=self.normalise(pixels)).logits.float()
+        logits = nn.functional.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=False)
+        predicted, known = logits.argmax(dim=1), targets != IGNORED
+        right = ((predicted == targets) & known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+        colours = class_colours(len(self.class_names))
+        return [
+            Panels(pictures=[picture, colours[mask], colours[guess]], caption=f"image, mask, prediction: {share:.0%} right")
+            for picture, mask, guess, share in zip(_pictures(pixels), targets.cpu(), predicted.cpu(), right.tolist())
+        ]
 
     def count_pixels(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Confusion matrices (B, K, K) of classes of pixels (B, H, W)."""
@@ -183,6 +230,14 @@ class MaskedImageModeling(Task):
         masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], random).to(pixels.device)
         loss = model(pixel_values=self.normalise(pixels), bool_masked_pos=masked.flatten(1)).loss
         return TaskOutput(loss=loss, predictions=loss.repeat(len(pixels)))
+
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], torch.Generator().manual_seed(0)).to(pixels.device)
+        output = model(pixel_values=self.normalise(pixels), bool_masked_pos=masked.flatten(1))
+        hidden = masked.repeat_interleave(self.patch_size, 1).repeat_interleave(self.patch_size, 2)[:, None]
+        guessed = torch.where(hidden, self.normalise.undo(output.reconstruction.float()), pixels)
+        rows = zip(_pictures(pixels), _pictures(pixels.masked_fill(hidden, 0.5)), _pictures(guessed))
+        return [Panels(pictures=list(row), caption="image, what was seen, prediction") for row in rows]
 
     def sample_mask(self, batch_size: int, height: int, width: int, random: torch.Generator | None = None) -> torch.Tensor:
         """Masks (B, rows, columns) of patches, each with the same number of whole squares (section 3.2)."""

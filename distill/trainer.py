@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from pytorch_optimizer import Lamb
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from distill.optimisation import OptimisationSettings, WeightAverage, parameter_groups
 from distill.progress import ProgressBar
-from distill.tasks import Task, TaskOutput
+from distill.tasks import Panels, Task, TaskOutput
 
 AVERAGE_FILE = "averaged_weights.pt"
 CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: they, Adam's two moments, their average, and some room
@@ -66,6 +67,19 @@ class TaskTrainer(Trainer):
             raise TrainingStopped(f"stopped at step {self.state.global_step} of {self.state.max_steps}")
         return result
 
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        # A stream gives each process shards of its own; accelerate would divide them once more.
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=True,
+        )
+
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
         # A training may leave out the last, smaller batch, whose images would depend on the number of processes; an
         # evaluation leaves out nothing. The Trainer has one argument for both.
@@ -92,6 +106,13 @@ class TaskTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.run_task(model, inputs)
         return output.loss.detach(), output.predictions.detach(), inputs["targets"]
+
+    @torch.no_grad()
+    def draw(self, batch: dict[str, torch.Tensor]) -> list[Panels]:
+        """Pictures of what the model, as it is, predicts for a batch."""
+        inputs = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager():
+            return self.task.draw(self.model, inputs["pixels"].float() / 255, inputs["targets"])
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:

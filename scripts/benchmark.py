@@ -34,7 +34,7 @@ from distill.augmentation import RandomAffine
 from distill.classifier import Classifier
 from distill.data import image_processor, prepare_data
 from distill.distillation import Schedule, train
-from distill.images import find_labelled_images
+from distill.images import find_images
 from distill.pipeline import quieten_libraries
 from distill.settings import parse_settings
 from edge.environment import describe_machine, installed_versions
@@ -295,7 +295,7 @@ def compare_weight_inits(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
         data_dir.mkdir()
-        prepare_data(find_labelled_images(settings.data.dataset), settings.data, data_dir)
+        prepare_data(find_images(settings.data.dataset, "image-classification"), settings.data, data_dir)
         data = datasets.load_from_disk(str(data_dir))
         for seed in arguments.seeds:
             for weight_init, results in curves.items():

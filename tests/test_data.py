@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from distill.data import prepare_data
-from distill.images import DataError, find_labelled_images
+from distill.images import DataError, find_images
 from distill.settings import DataSettings
 
 
@@ -13,7 +13,7 @@ def prepare(source, tmp_path, **changes) -> datasets.DatasetDict:
     work_dir = tmp_path / "data"
     work_dir.mkdir()
     settings = DataSettings(**({"dataset": str(source), "image_size": 16} | changes))
-    prepare_data(find_labelled_images(settings.dataset), settings, work_dir)
+    prepare_data(find_images(settings.dataset, "image-classification"), settings, work_dir)
     return datasets.load_from_disk(str(work_dir))
 
 
@@ -53,7 +53,7 @@ def test_samples_are_test_images_of_every_class(image_folder, tmp_path):
 
 
 def test_digits_are_all_there():
-    found = find_labelled_images("digits")
+    found = find_images("digits", "image-classification")
     assert len(found.images["all"]) == 1797
     assert found.class_names == list("0123456789")
 
@@ -103,21 +103,21 @@ def test_one_class_and_tiny_classes_are_errors(image_folder):
     for image in list((image_folder / "red").iterdir())[3:]:
         image.unlink()
     with pytest.raises(DataError, match="class red has 3 images; every class needs at least 4"):
-        find_labelled_images(settings.dataset)
+        find_images(settings.dataset, "image-classification")
     for name in ("red", "green"):
         for image in (image_folder / name).iterdir():
             image.unlink()
     with pytest.raises(DataError, match=r"has one class only \(blue\)"):
-        find_labelled_images(settings.dataset)
+        find_images(settings.dataset, "image-classification")
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(DataError, match="is neither a folder nor a .csv or .parquet table"):
-        find_labelled_images(str(tmp_path / "nowhere"))
+        find_images(str(tmp_path / "nowhere"), "image-classification")
     with pytest.raises(DataError, match="holds no images in class folders"):
-        find_labelled_images(str(tmp_path))
+        find_images(str(tmp_path), "image-classification")
 
 
 def test_unknown_hub_id_is_explained():
     with pytest.raises(DataError, match="neither digits, nor a folder here, nor a data set that the Hub gives"):
-        find_labelled_images("nobody/nothing")
+        find_images("nobody/nothing", "image-classification")
