@@ -1,6 +1,7 @@
 """Command lines over frozen dataclasses: a YAML file gives values, the command line wins, and every mistake is explained."""
 
 import difflib
+import json
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,7 +87,7 @@ class CommandLine:
             if f"--{key}" not in known or key in (self.option, "help"):
                 raise SettingsError(_unknown_key(str(path), f"--{key}", known))
             values = value if isinstance(value, list) else [value]
-            arguments += [f"--{key}", *map(str, values)]
+            arguments += [f"--{key}", *(json.dumps(own) if isinstance(own, dict) else str(own) for own in values)]
         return arguments
 
 

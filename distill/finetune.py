@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from distill.command_line import SettingsError, require
 from distill.finetune_data import BeginEpoch, EvaluationImages, Example, TrainingImages, collate, prepare_splits
@@ -17,7 +18,7 @@ from distill.finetune_settings import FinetuneArguments, FinetuneSettings
 from distill.images import SPLITS, DataError, FoundImages, find_images
 from distill.optimisation import LayerError, freeze_stages
 from distill.pictures import PredictionPictures
-from distill.streaming import Stream, StreamedImages, open_stream
+from distill.streaming import Stream, StreamedImages, StreamTrainer, open_stream
 from distill.tasks import ImageClassification, MaskedImageModeling, SemanticSegmentation, Task
 from distill.trainer import DivergenceError, TaskTrainer, last_whole_checkpoint
 from distill.transforms import IGNORED, RandomCrop
@@ -26,8 +27,10 @@ PIPELINES = {"image-classification": "image-classification", "semantic-segmentat
 EXPLAINED_ERRORS = (SettingsError, DataError, ModelError, LayerError, DivergenceError, OSError)
 
 
-def finetune(settings: FinetuneSettings) -> dict[str, float]:
+def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, float]:
     """Train, write the model with its processor, figures and card to `--output_dir`, and return the figures.
+
+    callbacks: of the Trainer, beside our own.
 
     Raises:
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
@@ -48,7 +51,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     _judge_by(task, arguments)
     training = _training_images(settings, examples, stream)
     validation, test = (EvaluationImages(examples[split], processor) for split in ("validation", "test"))
-    trainer = TaskTrainer(
+    trainer_class = StreamTrainer if stream else TaskTrainer
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=training,
@@ -57,7 +61,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
         processing_class=processor,
         task=task,
         optimisation=settings.optimisation,
-        callbacks=[] if stream else [BeginEpoch(training)],
+        callbacks=[*callbacks] if stream else [*callbacks, BeginEpoch(training)],
     )
     if settings.task.num_pictures:
         trainer.add_callback(PredictionPictures(trainer, validation, settings.task.num_pictures))

@@ -104,8 +104,8 @@ def _targets(label: int, mask: Image.Image | None) -> torch.Tensor:
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W)."""
-    return {name: torch.stack([row[name] for row in rows]) for name in ("pixels", "targets")}
+    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W); and, of a stream, "position" (B, 4)."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path) -> dict[str, list[Example]]:

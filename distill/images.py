@@ -212,7 +212,7 @@ def _open_table(path: Path) -> dict[str, datasets.Dataset]:
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise DataError(f"--dataset {path} is not a table that can be read: {error.__cause__ or error}") from error
     for column, feature in rows.features.items():
-        if column in (*IMAGE_NAMES, *MASK_NAMES) and feature == datasets.Value("string"):
+        if column in (*IMAGE_NAMES, *MASK_NAMES) and getattr(feature, "dtype", None) in ("string", "large_string"):
             rows = rows.add_column(f"{column}.path", [str(path.parent / name) for name in rows[column]])
             rows = rows.remove_columns(column).rename_column(f"{column}.path", column)
             rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -336,7 +336,8 @@ def mask_column(features: datasets.Features, dataset: str) -> str:
         if isinstance(feature, datasets.Image) and key in MASK_NAMES:
             return key
     raise DataError(
-        f"--dataset {dataset} must have, beside its images, an image column called {', '.join(MASK_NAMES)}; got {dict(features)}"
+        f"--dataset {dataset} must have, beside its images, an image column called {', '.join(MASK_NAMES)}; "
+        f"got {dict(features)}"
     )
 
 

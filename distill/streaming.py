@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +12,10 @@ import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
 from sklearn.model_selection import train_test_split
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from distill.command_line import require
 from distill.data import check_unreadable
 from distill.finetune_data import Example, to_sample
 from distill.finetune_settings import ImageSettings
@@ -27,6 +29,7 @@ from distill.images import (
     label_column,
     mask_column,
 )
+from distill.trainer import TaskTrainer
 from distill.transforms import RandomCrop
 from edge.image import UnreadableImageError
 
@@ -105,6 +108,9 @@ class StreamedImages(IterableDataset):
 
     Each process and each of its workers reads shards of its own, in an order that the seed fixes; within them, images are
     mixed in a buffer. There must be as many shards as readers for that to spare reading.
+
+    positions: for each worker the pass, the rows seen in it and the number of the last image, where it is to go on.
+    first: the worker whose batch comes next; the others follow in turn.
     """
 
     def __init__(self, stream: Stream, settings: ImageSettings, crop: RandomCrop, process_index: int, num_processes: int):
@@ -113,25 +119,30 @@ class StreamedImages(IterableDataset):
         )
         self.columns, self.settings, self.crop = stream.columns, settings, crop
         self.process_index, self.num_processes = process_index, num_processes
+        self.positions: dict[int, list[int]] = {}
+        self.first = 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Samples with their "position": worker, pass, rows seen in it, number."""
         worker = get_worker_info()
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        readers, number = workers * self.num_processes, workers * self.process_index + own  # no two images share a number
-        seen, errors = 0, []
-        for epoch in itertools.count():
+        readers = workers * self.num_processes
+        epoch, skipped, number = self.positions.get(own, (0, 0, workers * self.process_index + own))
+        errors: list[str] = []
+        while True:
             self.rows.set_epoch(epoch)
-            seen_before = seen
-            for row in self.rows:
-                seen, number = seen + 1, number + readers
+            seen = skipped
+            for row in itertools.islice(self.rows, skipped, None):
+                seen, number = seen + 1, number + readers  # no two images share a number
                 try:
-                    yield to_sample(self._example(row, number), self.crop, epoch, number)
+                    sample = to_sample(self._example(row, number), self.crop, epoch, number)
                 except UnreadableImageError as error:
                     errors.append(str(error))
                     tqdm.write(f"skipped: {error}")
                     check_unreadable(errors, max(seen, FEWEST_JUDGED), self.settings.max_unreadable_share)
-            if seen == seen_before:  # fewer shards than workers
-                return
+                else:
+                    yield sample | {"position": torch.tensor([own, epoch, seen, number])}
+            epoch, skipped = epoch + 1, 0
 
     def _example(self, row: dict, number: int) -> Example:
         image, label, mask = self.columns
@@ -146,3 +157,65 @@ class StreamedImages(IterableDataset):
             None if mask is None else source(mask),
             self.settings.reduce_labels,
         )
+
+
+class StreamLoader(DataLoader):
+    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        batches, first = super().__iter__(), self.dataset.first
+        while True:
+            in_turn = list(itertools.islice(batches, max(self.num_workers, 1)))
+            yield from in_turn[first:] + in_turn[:first]
+
+
+class StreamTrainer(TaskTrainer):
+    """Trains on `StreamedImages`, and notes in each checkpoint how far every reader of the stream has come."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.args.ignore_data_skip = True  # the Trainer would load, cut and drop everything that was seen
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Not prepared by accelerate, which would divide what is divided already."""
+        return StreamLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self._num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=True,
+            generator=torch.Generator(),  # of its own, so that a resumed training draws no number more than another
+        )
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        worker, *position = inputs.pop("position")[-1].tolist()
+        self.train_dataset.positions[worker] = position
+        self.train_dataset.first = (worker + 1) % max(self._num_workers, 1)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        record = {"readers": self._readers, "positions": self.train_dataset.positions, "first": self.train_dataset.first}
+        (Path(output_dir) / f"stream_{self.args.process_index}.json").write_text(json.dumps(record) + "\n")
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint) / f"stream_{self.args.process_index}.json"
+        record = json.loads(path.read_text()) if path.is_file() else {"readers": None}
+        require(
+            record["readers"] == self._readers,
+            "resume",
+            f"go on with as many processes and --dataloader_num_workers as {checkpoint} was written by, {record['readers']}",
+            self._readers,
+        )
+        self.train_dataset.positions = {int(worker): position for worker, position in record["positions"].items()}
+        self.train_dataset.first = record["first"]
+
+    @property
+    def _num_workers(self) -> int:
+        return min(self.args.dataloader_num_workers, self.train_dataset.rows.num_shards)
+
+    @property
+    def _readers(self) -> list[int]:
+        return [self.args.world_size, self._num_workers]

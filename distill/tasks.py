@@ -3,6 +3,7 @@
 # B batch, H W image in pixels, K classes, P patches
 
 import colorsys
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -243,7 +244,7 @@ class MaskedImageModeling(Task):
         """Masks (B, rows, columns) of patches, each with the same number of whole squares (section 3.2)."""
         side = self.settings.mask_patch_size
         rows, columns = height // side, width // side
-        num_masked = round(self.settings.mask_share * rows * columns)
+        num_masked = math.ceil(self.settings.mask_share * rows * columns)
         order = torch.rand(batch_size, rows * columns, generator=random).argsort(dim=1)
         squares = (order.argsort(dim=1) < num_masked).view(batch_size, rows, columns)
         patches = side // self.patch_size

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from pytorch_optimizer import Lamb
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -66,19 +65,6 @@ class TaskTrainer(Trainer):
         if self._watch.stop_requested and self.state.global_step < self.state.max_steps:
             raise TrainingStopped(f"stopped at step {self.state.global_step} of {self.state.max_steps}")
         return result
-
-    def get_train_dataloader(self) -> DataLoader:
-        if not isinstance(self.train_dataset, IterableDataset):
-            return super().get_train_dataloader()
-        # A stream gives each process shards of its own; accelerate would divide them once more.
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            drop_last=True,
-        )
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
         # A training may leave out the last, smaller batch, whose images would depend on the number of processes; an

@@ -2,21 +2,15 @@
 
 python scripts/benchmark.py model                                  # forward and training of Swin-T and SwinV2-T
 python scripts/benchmark.py model --batch-sizes 1 --modes eager    # a part of it
+python scripts/benchmark.py train                                  # trainings against the loop of transformers' example
+python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # also where the package is not installed
 
@@ -24,63 +18,11 @@ from edge.quiet import quieten
 
 quieten()  # before the imports that have something to say
 
-import datasets
-import matplotlib
 import torch
-from torch import nn
-from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification, set_seed
+from benchmark_models import DTYPES, SIDES, benchmark_models, work
+from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
-from distill.augmentation import RandomAffine
-from distill.classifier import Classifier
-from distill.data import image_processor, prepare_data
-from distill.distillation import Schedule, train
-from distill.images import find_images
-from distill.pipeline import quieten_libraries
-from distill.settings import parse_settings
-from edge.environment import describe_machine, installed_versions
-from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-SIDES = ("ours", "stock", "timm")
-TIMM_NAMES = {"swin_tiny": "swin_tiny_patch4_window7_224", "swinv2_tiny": "swinv2_tiny_window8_256"}
-PRODUCTS = re.compile("addmm|::mm|bmm|mkldnn|convolution|gemm|_mm_")  # in the profiler's names of operations
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One thing to measure: a pass of a model over a batch.
-
-    mode: "eager" or "compiled". work: "forward" or "training", which is a forward and a backward pass.
-    """
-
-    model: str
-    batch_size: int
-    dtype: str
-    mode: str
-    work: str
-
-    def __str__(self) -> str:
-        return f"{self.model}, batch {self.batch_size}, {self.dtype}, {self.mode}, {self.work}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What one contender needed for a case: median milliseconds of a pass and megabytes above the loaded model.
-
-    product_share: the part of a pass, from 0 to 1, that a CPU spends in matrix products and convolutions, which PyTorch's
-    libraries compute for every contender alike; None on other devices.
-    """
-
-    side: str
-    attention: str
-    milliseconds: float
-    peak_megabytes: float
-    product_share: float | None
-    repeats: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,264 +52,25 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("device", type=torch.device)
     command.add_argument("threads", type=int)
     command.set_defaults(run=work)
+    command = commands.add_parser("train", help="images per second and memory of a training against transformers' example")
+    command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS))
+    command.add_argument("--batch-size", type=int, default=8)
+    command.add_argument("--steps", type=int, default=13, help="of each training; the first three are not counted")
+    command.add_argument("--repeats", type=int, default=3, help="trainings of each contender, in turns")
+    command.add_argument("--workers", type=int, default=0, help="processes that load images")
+    command.add_argument("--bf16", action="store_true", help="mixed precision")
+    command.add_argument("--out", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_training)
+    command = commands.add_parser("training-worker", help="one training of one contender (internal)")
+    command.add_argument("contender", choices=CONTENDERS)
+    command.add_argument("photographs", type=Path)
+    command.add_argument("model")
+    for name in ("batch_size", "steps", "workers", "bf16"):
+        command.add_argument(name, type=int)
+    command.set_defaults(run=work_training)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
     return 0
-
-
-def benchmark_models(arguments: argparse.Namespace) -> None:
-    cases = [
-        Case(model=model, batch_size=batch_size, dtype=dtype, mode=mode, work=work)
-        for model in arguments.models
-        for mode in arguments.modes
-        for dtype in arguments.dtypes
-        for batch_size in arguments.batch_sizes
-        for work in arguments.works
-    ]
-    device = torch.device(arguments.device)
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_machine(),
-        "threads": arguments.threads,
-        "versions": installed_versions("torch", "transformers", *(["timm"] if _timm() else [])),
-        "cases": [],
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    print(HEADER)
-    for case in cases:
-        measurements = measure_case(case, device, arguments.threads, arguments.seconds)
-        report["cases"].append(asdict(case) | {"measurements": [asdict(measurement) for measurement in measurements]})
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each case: a long run loses nothing
-        print(table_row(case, measurements), flush=True)
-    print(f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']} -> {arguments.out}")
-
-
-def measure_case(case: Case, device: torch.device, threads: int, seconds: float) -> list[Measurement]:
-    """Time all contenders in turn, each in a process of its own, so that none finds the memory that another one left."""
-    contenders = [(side, attention) for side in SIDES for attention in attentions_of(side, case)]
-    workers = {}
-    for contender in contenders:
-        command = [sys.executable, __file__, "worker", json.dumps(asdict(case)), *contender, str(device), str(threads)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        workers[contender] = subprocess.Popen(command, text=True, **pipes)
-
-    def answer(worker: subprocess.Popen, quantity: str) -> float:
-        worker.stdin.write(quantity + "\n")
-        worker.stdin.flush()
-        line = worker.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a contender died in {case}; run its command alone to see why: {worker.args}")
-        return float(line)
-
-    peaks = {contender: answer(worker, "peak_megabytes") for contender, worker in workers.items()}
-    for worker in workers.values():
-        answer(worker, "milliseconds")  # a second pass to warm up
-    times: dict[tuple, list[float]] = {contender: [] for contender in contenders}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[contenders[0]]) < 5:
-        for contender, worker in workers.items():
-            times[contender].append(answer(worker, "milliseconds"))
-    on_cpu = device.type == "cpu"
-    shares = {contender: answer(worker, "product_share") if on_cpu else None for contender, worker in workers.items()}
-    for worker in workers.values():
-        worker.communicate("")
-    return [
-        Measurement(
-            side=side,
-            attention=attention,
-            milliseconds=round(median(times[side, attention]), 3),
-            peak_megabytes=round(peaks[side, attention], 1),
-            product_share=shares[side, attention],
-            repeats=len(times[side, attention]),
-        )
-        for side, attention in contenders
-    ]
-
-
-def work(arguments: argparse.Namespace) -> None:
-    """Run a pass for every line read, the name of a quantity, and answer with the quantity; memory comes first."""
-    case, device = Case(**arguments.case), arguments.device
-    torch.set_num_threads(arguments.threads)
-    run = make_pass(build(arguments.side, case.model, arguments.attention).to(device), case, device)
-    quantities = {"peak_megabytes": peak_megabytes, "milliseconds": milliseconds, "product_share": product_share}
-    for line in sys.stdin:
-        print(quantities[line.strip()](run, device), flush=True)
-
-
-def attentions_of(side: str, case: Case) -> list[str]:
-    """Attention backends among which a contender's best is taken; stock V2 and timm have one each, if timm is there."""
-    if side == "timm":
-        return ["timm"] if _timm() else []
-    if side == "ours" or (side == "stock" and PRESETS[case.model]().version == 1):
-        return ["sdpa", "eager"]
-    return ["eager"]
-
-
-def build(side: str, name: str, attention: str) -> nn.Module:
-    """The model of one contender with 1,000 classes and no stochastic depth."""
-    torch.manual_seed(0)
-    config = PRESETS[name](num_labels=1000, drop_path_rate=0.0)
-    if side == "timm":
-        return _timm().create_model(TIMM_NAMES[name], num_classes=1000)
-    if side == "ours":
-        model = SwinHfForImageClassification(config)
-    else:
-        model_class, config = stock_model(config)
-        model = model_class(config)
-    model.set_attn_implementation(attention)
-    return model
-
-
-def stock_model(config: SwinHfConfig) -> tuple[type, SwinConfig | Swinv2Config]:
-    """The stock class of the same architecture and its config."""
-    names = "image_size patch_size embed_dim depths num_heads window_size mlp_ratio hidden_act drop_path_rate num_labels"
-    fields = {name: getattr(config, name) for name in names.split()}
-    if config.version == 1:
-        return SwinForImageClassification, SwinConfig(**fields)
-    return Swinv2ForImageClassification, Swinv2Config(**fields)
-
-
-def make_pass(model: nn.Module, case: Case, device: torch.device) -> Callable[[], None]:
-    """One pass of the case, to its end also on a GPU."""
-    size = PRESETS[case.model]().image_size
-    pixel_values = torch.randn(case.batch_size, 3, size, size, device=device)
-    labels = torch.randint(0, 1000, (case.batch_size,), device=device)
-    model.train(case.work == "training")
-    called = torch.compile(model) if case.mode == "compiled" else model
-
-    def run() -> None:
-        lowered = torch.autocast(device.type, dtype=torch.bfloat16, enabled=case.dtype == "bf16")
-        if case.work == "forward":
-            with torch.no_grad(), lowered:
-                called(pixel_values)
-        else:
-            model.zero_grad()
-            with lowered:
-                output = called(pixel_values)
-                loss = nn.functional.cross_entropy(getattr(output, "logits", output).float(), labels)
-            loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
-def milliseconds(run: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def product_share(run: Callable[[], None], device: torch.device) -> float:
-    """The part of a pass on a CPU that matrix products and convolutions take."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run()
-    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    products = sum(time for name, time in times.items() if PRODUCTS.search(name))
-    return round(products / sum(times.values()), 3)
-
-
-def peak_megabytes(run: Callable[[], None], device: torch.device) -> float:
-    """Memory at the peak of a pass, above what the model itself takes; of a compiled model, the compiler's peak too."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = _memory_of_this_process("VmRSS")
-    run()
-    return _memory_of_this_process("VmHWM") - before
-
-
-def _memory_of_this_process(kind: str) -> float:
-    """Megabytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; getrusage carries the parent's peak over."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6
-
-
-def compare_weight_inits(arguments: argparse.Namespace) -> None:
-    """Train a Swin of width 24 on the digits from both values of `weight_init`, without a teacher; curves as JSON and PNG."""
-    quieten_libraries()
-    settings = parse_settings(["--recipe", "digits"])
-    augmentation = RandomAffine(settings.augmentation)
-    architecture = {"image_size": 32, "patch_size": 2, "window_size": 4}
-    architecture |= {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 3, 6]}
-    curves: dict[str, list[list[float]]] = {"normal": [], "fan_in": []}
-    with tempfile.TemporaryDirectory() as folder:
-        data_dir = Path(folder) / "data"
-        data_dir.mkdir()
-        prepare_data(find_images(settings.data.dataset, "image-classification"), settings.data, data_dir)
-        data = datasets.load_from_disk(str(data_dir))
-        for seed in arguments.seeds:
-            for weight_init, results in curves.items():
-                set_seed(seed)
-                config = SwinHfConfig(num_labels=10, drop_path_rate=0.0, weight_init=weight_init, **architecture)
-                classifier = Classifier(SwinHfForImageClassification(config), image_processor(settings.data))
-                schedule = Schedule(epochs=arguments.epochs, learning_rate=1e-3, seed=seed)
-                figures = train(
-                    classifier, data, settings.training, settings.execution, schedule, augmentation, Path(folder) / "training"
-                )
-                results.append(figures["validation_accuracy_by_epoch"])
-                print(f"{weight_init}, seed {seed}: {results[-1][-1]:.1%} of {len(data['validation'])} validation images")
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "transformers"),
-        "architecture": architecture,
-        "num_validation_images": len(data["validation"]),
-        "validation_accuracy_by_epoch": curves,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    plot_weight_inits(report, arguments.out.with_suffix(".png"))
-    print(f"-> {arguments.out} and {arguments.out.with_suffix('.png')}")
-
-
-def plot_weight_inits(report: dict, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    labels = {"normal": 'weight_init="normal": standard deviation 0.02', "fan_in": 'weight_init="fan_in": 1 / sqrt(inputs)'}
-    for (weight_init, runs), colour in zip(report["validation_accuracy_by_epoch"].items(), ("C3", "C0")):
-        for number, run in enumerate(runs):
-            epochs = range(1, len(run) + 1)
-            axes.plot(epochs, [100 * value for value in run], color=colour, label=labels[weight_init] if number == 0 else None)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation accuracy, % (n = {report['num_validation_images']})")
-    axes.set_title(f"Swin of width {report['architecture']['embed_dim']} on digits, no teacher; one line per seed")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-HEADER = "| case | ours, ms | stock, ms | timm, ms | stock / ours | at most | timm / ours | ours, MB | stock, MB |"
-HEADER += "\n" + "|---" * 9 + "|"
-
-
-def table_row(case: Case, measurements: list[Measurement]) -> str:
-    """A case as a row of Markdown: each side with the faster of its attentions.
-
-    "at most": what stock / ours would be if all but the matrix products of stock took no time.
-    """
-    best = {}
-    for measurement in sorted(measurements, key=lambda entry: -entry.milliseconds):
-        best[measurement.side] = measurement
-
-    def ratio(side: str) -> str:
-        return f"{best[side].milliseconds / best['ours'].milliseconds:.2f}" if side in best else "-"
-
-    cells = [str(case), *(f"{best[side].milliseconds:.1f}" if side in best else "-" for side in SIDES)]
-    share = best["stock"].product_share
-    cells += [ratio("stock"), f"{1 / share:.2f}" if share else "-", ratio("timm")]
-    cells += [*(f"{best[side].peak_megabytes:.0f}" for side in ("ours", "stock"))]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _timm():
-    """timm, if it can be imported: it needs torchvision."""
-    try:
-        import timm
-    except (ImportError, RuntimeError):
-        return None
-    return timm
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Image processors of the Swin models: an image of any kind to normalised `pixel_values`."""
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
@@ -38,6 +39,29 @@ class SwinHfImageProcessingMixin:
 
     def process_image(self, image, **kwargs):
         return super().process_image(to_eight_bits(image), **kwargs)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """The class of each pixel, one integer tensor (height, width) for each image.
+
+        outputs: of a segmentation model, with logits (batch, classes, height, width).
+        target_sizes: (height, width) of each image, to which its logits are first enlarged; by default they are taken as is.
+
+        Raises:
+            ValueError: there is not one size for each image.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(
+                f"target_sizes must have one (height, width) for each of {len(logits)} images, got {target_sizes}"
+            )
+        return [
+            torch.nn.functional.interpolate(own[None], tuple(size), mode="bilinear", align_corners=False)[0].argmax(dim=0)
+            for own, size in zip(logits, target_sizes)
+        ]
 
 
 class SwinHfImageProcessorPil(SwinHfImageProcessingMixin, PilBackend):

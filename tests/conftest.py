@@ -60,6 +60,21 @@ def image_folder(tmp_path) -> Path:
 
 
 @pytest.fixture
+def mask_folder(tmp_path) -> Path:
+    """Eight images and masks of two classes, the right and the left half of each image."""
+    rng, folder = np.random.default_rng(0), tmp_path / "scenes"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(folder / "images" / f"{number}.jpg")
+        mask = np.zeros((20, 24), np.uint8)
+        mask[:, 12:] = 1
+        Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    (folder / "classes.txt").write_text("left\nright\n")
+    return folder
+
+
+@pytest.fixture
 def checkpoint(make_model, tmp_path) -> Path:
     """A saved tiny classifier of the classes of `image_folder`, with its processor."""
     folder = tmp_path / "checkpoint"

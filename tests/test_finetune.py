@@ -24,7 +24,7 @@ from distill.finetune_settings import CONFIG_DIR, TaskSettings, TransformSetting
 from distill.images import DataError
 from distill.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
 from distill.tasks import ImageClassification, MaskedImageModeling
-from distill.trainer import DivergenceError, TaskTrainer, TrainingStopped
+from distill.trainer import DivergenceError, TrainingStopped
 from distill.transforms import BatchMix, BatchTransform, RandomCrop
 from swin_hf import SwinHfForMaskedImageModeling, SwinHfImageProcessorPil
 
@@ -113,6 +113,14 @@ def test_a_crop_depends_on_seed_epoch_and_number_alone():
     assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)[0]), first)
     for other, _ in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
         assert not np.array_equal(np.asarray(other), first)
+
+
+def test_the_image_size_grows_from_epoch_to_epoch():
+    crop = RandomCrop(TransformSettings(initial_image_size=96), 192, seed=0, num_epochs=4, multiple=32)
+    assert [crop.size_at(epoch) for epoch in range(5)] == [96, 128, 160, 192, 192]
+    image = Image.new("RGB", (300, 200))
+    assert crop(image, 1, 0)[0].size == (128, 128)
+    assert RandomCrop(TransformSettings(), 192, seed=0)(image, 0, 0)[0].size == (192, 192)
 
 
 def test_crops_stay_inside_and_within_their_limits():
@@ -208,16 +216,8 @@ class StopAfter(TrainerCallback):
 def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch):
     data = ["--dataset", str(image_folder), "--ema_decay", "0.9", "--mixup_alpha", "0.5", "--initial_image_size", "12"]
     whole = finetune(settings_for(tmp_path / "whole", *data))
-    with monkeypatch.context() as patch:
-        init = TaskTrainer.__init__
-
-        def init_and_stop(self, *args, **kwargs):
-            init(self, *args, **kwargs)
-            self.add_callback(StopAfter(5))  # of 2 x 3 steps: in the middle of the second epoch
-
-        patch.setattr(TaskTrainer, "__init__", init_and_stop)
-        with pytest.raises(TrainingStopped, match="stopped at step 5 of 6"):
-            finetune(settings_for(tmp_path / "stopped", *data))
+    with pytest.raises(TrainingStopped, match="stopped at step 5 of 6"):
+        finetune(settings_for(tmp_path / "stopped", *data), [StopAfter(5)])
     resumed = finetune(settings_for(tmp_path / "stopped", *data, "--resume", "true"))
     assert resumed["test_accuracy"] == whole["test_accuracy"]
     expected = load_file(tmp_path / "whole" / "out" / "model.safetensors")
@@ -243,6 +243,19 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
 
 
+def test_predictions_reach_tensorboard_as_pictures(image_folder, tmp_path):
+    arguments = ["--dataset", str(image_folder), *STILL, "--report_to", "tensorboard", "--num_pictures", "5"]
+    finetune(settings_for(tmp_path, *arguments))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in (tmp_path / "out").rglob("events.out.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Images("eval/predictions")] == [3, 6]
+    assert {"train/loss", "eval/accuracy", "eval/calibration_error"} <= set(events.Tags()["scalars"])
+    sent, drawn = events.Images("eval/predictions")[0], tmp_path / "out" / "predictions" / "step-0000003.png"
+    assert (sent.width, sent.height) == Image.open(drawn).size
+
+
 def test_an_unreadable_image_is_named_and_left_out(image_folder, tmp_path, capsys):
     (image_folder / "red" / "3.png").write_bytes(b"no image")
     arguments = ["--dataset", str(image_folder), *STILL]
@@ -257,6 +270,7 @@ def test_an_unreadable_image_is_named_and_left_out(image_folder, tmp_path, capsy
 def test_masked_images_first_and_classes_after(image_folder, tmp_path):
     data = ["--dataset", str(image_folder), *STILL]
     first = finetune(settings_for(tmp_path / "masked", *data, "--task", "masked-image-modeling", "--mask_patch_size", "4"))
+    assert len(list((tmp_path / "masked" / "out" / "predictions").glob("*.png"))) == 2
     assert first["test_loss"] == pytest.approx(first["test_reconstruction_error"], rel=0.05)
     pretrained = tmp_path / "masked" / "out"
     tables = SwinHfForMaskedImageModeling.from_pretrained(pretrained).state_dict()

@@ -1,12 +1,13 @@
 """Odd images as people expect them, and one arithmetic on the training side and on the device."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTImageProcessorPil
+from transformers import AutoImageProcessor, SegformerImageProcessorPil, ViTImageProcessorPil
 
 import swin_hf
 from edge.image import UnreadableImageError, find_images, load_image, to_pixel_values
@@ -96,3 +97,13 @@ def test_empty_and_missing_folders_are_explained(tmp_path):
         find_images(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         find_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("sizes", [None, [(20, 30), (8, 5)]])
+def test_segments_are_those_of_stock(sizes):
+    outputs = SimpleNamespace(logits=torch.randn(2, 4, 8, 6))
+    ours = swin_hf.SwinHfImageProcessorPil().post_process_semantic_segmentation(outputs, sizes)
+    stock = SegformerImageProcessorPil().post_process_semantic_segmentation(outputs, sizes)
+    assert all(torch.equal(own, theirs) for own, theirs in zip(ours, stock, strict=True))
+    with pytest.raises(ValueError, match="target_sizes must have one"):
+        swin_hf.SwinHfImageProcessorPil().post_process_semantic_segmentation(outputs, [(1, 1)])
