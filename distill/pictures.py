@@ -58,7 +58,7 @@ class PredictionPictures(TrainerCallback):
 def draw(panels: list[Panels], path: Path) -> None:
     """Draw the panels of each image side by side, with its caption above, as a PNG."""
     width = len(panels[0].pictures)
-    columns = max(round(math.sqrt(len(panels) * 2) / width), 1)
+    columns = math.ceil(math.sqrt(len(panels) / width))
     rows = math.ceil(len(panels) / columns)
     size = (PANEL_INCHES * width * columns, (PANEL_INCHES + 0.3) * rows)
     figure, axes = plt.subplots(rows, columns * width, figsize=size, squeeze=False, layout="constrained")

@@ -136,11 +136,25 @@ def _pictures(pixels: torch.Tensor) -> np.ndarray:
 
 
 def class_colours(num_classes: int) -> np.ndarray:
-    """A colour for each number of a mask (256, 3): hues far apart for the classes, grey for the rest."""
+    """A colour for each number of a mask (256, 3): 0, often the background, dark, the others hues far apart, no class grey."""
     colours = np.full((IGNORED + 1, 3), 0.5)
-    for number in range(num_classes):
+    colours[0] = 0.1
+    for number in range(1, num_classes):
         colours[number] = colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.65, 0.95)
     return colours
+
+
+def class_ious(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union (Jaccard 1912) of each class from a confusion matrix (K, K); NaN for one that is nowhere."""
+    intersection = confusion.diagonal()
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
+    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """The mean over the classes that are in masks or predictions; 0 if there are none."""
+    ious = class_ious(confusion)
+    return float(np.nanmean(ious)) if not np.isnan(ious).all() else 0.0
 
 
 class SemanticSegmentation(Task):
@@ -177,12 +191,12 @@ class SemanticSegmentation(Task):
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         logits = model(pixel_values=self.normalise(pixels)).logits.float()
         logits = nn.functional.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=False)
-        predicted, known = logits.argmax(dim=1), targets != IGNORED
-        right = ((predicted == targets) & known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+        predicted = logits.argmax(dim=1)
+        ious = [mean_iou(counts) for counts in self.count_pixels(predicted, targets).cpu().numpy()]
         colours = class_colours(len(self.class_names))
         return [
-            Panels(pictures=[picture, colours[mask], colours[guess]], caption=f"image, mask, prediction: {share:.0%} right")
-            for picture, mask, guess, share in zip(_pictures(pixels), targets.cpu(), predicted.cpu(), right.tolist())
+            Panels(pictures=[picture, colours[mask], colours[guess]], caption=f"image, mask, prediction: mean IoU {iou:.2f}")
+            for picture, mask, guess, iou in zip(_pictures(pixels), targets.cpu(), predicted.cpu(), ious)
         ]
 
     def count_pixels(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -195,24 +209,17 @@ class SemanticSegmentation(Task):
         return counts[:, :-1].view(batch_size, num_classes, num_classes)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Mean of the classes' intersection over union (Jaccard 1912), and the share of pixels that are right."""
+        """Mean intersection over union of the classes, and the share of pixels that are right."""
         confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
         return {
-            "mean_iou": float(np.mean(list(self.details(prediction)["iou_by_class"].values()))),
+            "mean_iou": mean_iou(confusion),
             "pixel_accuracy": float(confusion.trace() / confusion.sum()),
         }
 
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
         """The intersection over union of every class that is in masks or predictions."""
-        confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
-        intersection, union = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()
-        return {
-            "iou_by_class": {
-                name: float(intersection[number] / union[number])
-                for number, name in enumerate(self.class_names)
-                if union[number] > 0
-            }
-        }
+        ious = class_ious(prediction.predictions.sum(axis=0, dtype=np.int64))
+        return {"iou_by_class": {name: float(iou) for name, iou in zip(self.class_names, ious) if not np.isnan(iou)}}
 
 
 class MaskedImageModeling(Task):

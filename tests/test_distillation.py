@@ -1,7 +1,9 @@
 """Distillation: the loss by hand, one tensor for both models, teachers of any kind, and resuming bit for bit."""
 
 import math
+import os
 import shutil
+import signal
 
 import datasets
 import numpy as np
@@ -16,7 +18,7 @@ from distill.data import image_processor
 from distill.distillation import Schedule, kd_loss, train
 from distill.measure import accuracy_with_interval, count_macs, wilson_interval
 from distill.settings import AugmentationSettings, DataSettings, ExecutionSettings, TrainingSettings
-from distill.trainer import TaskTrainer, last_whole_checkpoint
+from distill.trainer import TaskTrainer, TrainingStopped, last_whole_checkpoint
 
 PROCESSOR = image_processor(DataSettings(image_size=16))
 NAMES = ["blue", "green", "red"]
@@ -88,6 +90,30 @@ def test_killed_and_resumed_equals_uninterrupted(make_model, data, tmp_path, mon
             run(tmp_path / "killed")
     assert last_whole_checkpoint(tmp_path / "killed" / "checkpoints").endswith("checkpoint-6")
     resumed = run(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_sigterm_writes_a_checkpoint_from_which_the_next_call_goes_on(make_model, data, tmp_path):
+    settings, schedule = TrainingSettings(batch_size=8), Schedule(epochs=2, learning_rate=1e-3, seed=0)
+
+    def run(folder):
+        set_seed(0)
+        student = Classifier(make_model(), PROCESSOR)
+        train(student, data, settings, ExecutionSettings(), schedule, RandomAffine(AugmentationSettings()), folder)
+        return student.state_dict()
+
+    whole, step = run(tmp_path / "whole"), TaskTrainer.training_step
+
+    def stop_in_the_fourth_step(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskTrainer, "training_step", stop_in_the_fourth_step)
+        with pytest.raises(TrainingStopped, match="stopped at step 4 of 6"):
+            run(tmp_path / "stopped")
+    resumed = run(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -384,6 +385,24 @@ def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
     (tmp_path / "out" / "model.safetensors").touch()
     with pytest.raises(SettingsError, match="--output_dir must be new or empty, got .*; add --resume true"):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder)))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (TrainingStopped("stopped at step 5 of 6"), 143, "stopped at step 5 of 6; go on with --resume true"),
+        (DataError("no images"), 1, "error: no images"),
+    ],
+)
+def test_the_script_explains_itself(error, code, words, monkeypatch, capsys):
+    def fail(settings):
+        raise error
+
+    script = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "finetune.py"))
+    monkeypatch.setattr("distill.finetune.finetune", fail)
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--use_cpu", "true"])
+    assert script["main"]() == code
+    assert words in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_before_a_checkpoint_is_touched(image_folder, tmp_path, monkeypatch):

@@ -118,7 +118,9 @@ def test_flex_attention_gives_the_same_logits(make_model):
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
-rank, folder, version = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+rank, folder, version, way = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 torch.manual_seed(0)
 config = SwinHfConfig(image_size=16, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4,
@@ -128,20 +130,27 @@ pixels, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
 whole = SwinHfForImageClassification(config)
 whole.load_state_dict(model.state_dict())
 whole(pixels, labels=labels).loss.backward()
-parallel = torch.nn.parallel.DistributedDataParallel(model)  # unused parameters would be an error in the second step
+if way == "ddp":
+    parallel = torch.nn.parallel.DistributedDataParallel(model)  # unused parameters would be an error in the second step
+else:
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    parallel = fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
 for _ in range(2):
     parallel.zero_grad()
     mine = slice(2 * rank, 2 * rank + 2)
     parallel(pixels[mine], labels=labels[mine]).loss.backward()
 for ours, expected in zip(model.parameters(), whole.parameters()):
-    torch.testing.assert_close(ours.grad, expected.grad, atol=1e-5, rtol=1e-4)
+    grad = ours.grad if way == "ddp" else ours.grad.full_tensor()
+    torch.testing.assert_close(grad, expected.grad, atol=1e-5, rtol=1e-4)
 """
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_two_processes_give_the_gradients_of_one(tmp_path, version):
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    others = [subprocess.Popen([*command, str(rank), str(tmp_path), str(version)], stderr=subprocess.PIPE) for rank in (0, 1)]
+@pytest.mark.parametrize(("version", "way"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
+def test_two_processes_give_the_gradients_of_one(tmp_path, version, way):
+    command, last = [sys.executable, "-c", TWO_PROCESSES], [str(tmp_path), str(version), way]
+    others = [subprocess.Popen([*command, str(rank), *last], stderr=subprocess.PIPE) for rank in (0, 1)]
     for process in others:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()[-2000:]
