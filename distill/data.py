@@ -82,7 +82,7 @@ def split_images(
     whole = found.whole
     if whole not in found.images:
         return [(split, list(range(len(images))), split) for split, images in found.images.items()]
-    given = {split: list(range(len(found.labels[split]))) for split in ("validation", "test") if split in found.labels}
+    given = {split: list(range(len(found.labels[split]))) for split in ("validation", "test") if found.labels.get(split)}
     if "validation" in given and "test" not in given:
         # One held-out part: it is the test, and validation is cut from the training images.
         result = [("test", given["validation"], "validation")]

@@ -37,8 +37,7 @@ class Distillation(Task):
     "consistent teaching"). The teacher is frozen and never in training mode.
     """
 
-    best_metric = "accuracy"
-    greater_is_better = True
+    metric_names = ("accuracy",)
 
     def __init__(self, augmentation: RandomAffine, teacher: Classifier | None = None, kd_weight: float = 1.0):
         super().__init__()

@@ -23,6 +23,7 @@ from distill.tasks import ImageClassification, MaskedImageModeling, SemanticSegm
 from distill.trainer import DivergenceError, TaskTrainer, last_whole_checkpoint
 from distill.transforms import IGNORED, RandomCrop
 
+LOWER_IS_BETTER = ("loss", "calibration_error", "reconstruction_error")
 PIPELINES = {"image-classification": "image-classification", "semantic-segmentation": "image-segmentation"}
 EXPLAINED_ERRORS = (SettingsError, DataError, ModelError, LayerError, DivergenceError, OSError)
 
@@ -43,7 +44,8 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     model, processor = load_model(settings, found.class_names), load_processor(settings)
     freeze_stages(model, settings.optimisation.frozen_stages)
     with arguments.main_process_first(desc="looking through the images"):
-        examples = prepare_splits(found, settings.images, output_dir / "data.json")
+        known = checkpoint is not None or arguments.local_process_index > 0
+        examples = prepare_splits(found, settings.images, output_dir / "data.json", known)
     if arguments.process_index == 0:
         counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS if split in examples)
         print(f"{len(found.class_names)} classes; images: {counts}{' and a stream' if stream else ''}", flush=True)
@@ -82,7 +84,7 @@ def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
     task, images = settings.task.task, settings.images
     with settings.trainer.main_process_first(desc="finding the images"):
         if images.streaming:
-            stream = open_stream(task, images)
+            stream = open_stream(task, images, Path(settings.trainer.output_dir) / "held_out")
             return stream, stream.held_out
         return None, find_images(images.dataset, task, Path(images.class_names) if images.class_names else None)
 
@@ -112,9 +114,12 @@ def _training_images(
 
 def _judge_by(task: Task, arguments: FinetuneArguments) -> None:
     """Let the task say which checkpoint is best, unless the user did."""
-    arguments.metric_for_best_model = arguments.metric_for_best_model or task.best_metric
-    if arguments.greater_is_better is None or arguments.metric_for_best_model == task.best_metric:
-        arguments.greater_is_better = task.greater_is_better
+    arguments.metric_for_best_model = arguments.metric_for_best_model or task.metric_names[0]
+    name = arguments.metric_for_best_model.removeprefix("eval_")
+    rule = f"be one of {', '.join((*task.metric_names, 'loss'))}"
+    require(name in (*task.metric_names, "loss"), "metric_for_best_model", rule, name)
+    if arguments.greater_is_better is None:
+        arguments.greater_is_better = name not in LOWER_IS_BETTER
 
 
 def make_task(
@@ -129,7 +134,7 @@ def make_task(
         return MaskedImageModeling(processor, patch, settings.task)
     class_weights = None
     if settings.optimisation.class_weights == "balanced":
-        class_weights = _balanced_weights(examples, len(class_names))
+        class_weights = balanced_weights(examples, len(class_names))
     if settings.task.task == "semantic-segmentation":
         return SemanticSegmentation(processor, class_names, settings.transforms, class_weights)
     return ImageClassification(
@@ -137,13 +142,13 @@ def make_task(
     )
 
 
-def _balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
+def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
     """The inverse frequencies of classes of images or, where there are masks, of pixels; a class that is never seen gets 0."""
     counts = np.zeros(num_classes)
     for example in examples:
         mask = example.load_mask()
         numbers = example.label if mask is None else np.asarray(mask).ravel()
-        counts += np.bincount(np.atleast_1d(numbers), minlength=IGNORED + 1)[:num_classes]
+        counts += np.bincount(np.atleast_1d(numbers), minlength=max(num_classes, IGNORED + 1))[:num_classes]
     return torch.tensor([counts.sum() / (num_classes * count) if count else 0.0 for count in counts], dtype=torch.float32)
 
 
@@ -174,7 +179,8 @@ def _set_batch_size(settings: FinetuneSettings) -> None:
     arguments, whole = settings.trainer, settings.optimisation.global_batch_size
     if not whole:
         return
-    parts = arguments.world_size * arguments.gradient_accumulation_steps
+    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process on several GPUs, where nothing launched more
+    parts = devices * arguments.gradient_accumulation_steps
     require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
     arguments.per_device_train_batch_size = whole // parts
 

@@ -16,6 +16,7 @@ from distill.data import check_unreadable, split_images
 from distill.finetune_settings import ImageSettings
 from distill.images import DataError, FoundImages, ImageSource
 from distill.transforms import IGNORED, RandomCrop
+from edge.files import write_whole
 from edge.image import UnreadableImageError
 
 READING_THREADS = 8
@@ -56,7 +57,8 @@ class TrainingImages(Dataset):
         return self.repeats * len(self.examples)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        return to_sample(self.examples[number % len(self.examples)], self.crop, self.epoch, number)
+        example = self.examples[number % len(self.examples)]
+        return to_sample(example.source.load(), example.load_mask(), example.label, self.crop, self.epoch, number)
 
 
 class EvaluationImages(Dataset):
@@ -87,10 +89,12 @@ class BeginEpoch(TrainerCallback):
         self.images.begin_epoch(int(state.epoch))
 
 
-def to_sample(example: Example, crop: RandomCrop, epoch: int, number: int) -> dict[str, torch.Tensor]:
-    """A random crop of an example: "pixels", uint8 (3, H, W), and "targets", () or (H, W)."""
-    image, mask = crop(example.source.load(), epoch, number, example.load_mask())
-    return {"pixels": to_tensor(image), "targets": _targets(example.label, mask)}
+def to_sample(
+    image: Image.Image, mask: Image.Image | None, label: int, crop: RandomCrop, epoch: int, number: int
+) -> dict[str, torch.Tensor]:
+    """A random crop: "pixels", uint8 (3, H, W), and "targets", () or (H, W)."""
+    image, mask = crop(image, epoch, number, mask)
+    return {"pixels": to_tensor(image), "targets": _targets(label, mask)}
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -108,39 +112,45 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path) -> dict[str, list[Example]]:
-    """Readable images by split; the split and what was skipped are written to `record`, which a resumed run must match.
+def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, known: bool) -> dict[str, list[Example]]:
+    """Readable images by split; the split and what was skipped are written to `record`.
+
+    known: the record was written before, by the run that is resumed or by another process, and must fit.
 
     Raises:
-        DataError: too many images cannot be read, or the images are not those of the run that is resumed.
+        DataError: too many images cannot be used, a split has none left, or the images are not those of the record.
     """
     splits = {
         split: (source, indices)
         for split, indices, source in split_images(found, settings.validation_share, settings.test_share, settings.split_seed)
     }
-    numbers = {split: list(map(int, indices)) for split, (_, indices) in splits.items()}
-    if record.is_file():
-        known = json.loads(record.read_text())
-        if known["split"] != numbers or known["class_names"] != found.class_names:
+    content = {
+        "dataset": settings.dataset,
+        "reduce_labels": settings.reduce_labels,
+        "class_names": found.class_names,
+        "split": {split: list(map(int, indices)) for split, (_, indices) in splits.items()},
+    }
+    if known and record.is_file():
+        former = json.loads(record.read_text())
+        if content != {name: former.get(name) for name in content}:
             raise DataError(
                 f"the images or their split are not those that {record} tells of; give another --output_dir, or that run's "
-                "--dataset, --validation_share, --test_share and --split_seed"
+                "--dataset, --reduce_labels, --validation_share, --test_share and --split_seed"
             )
-        skipped = known["skipped"]
+        skipped = former["skipped"]
     else:
-        skipped = _unreadable(found, settings)
-        content = {"dataset": settings.dataset, "class_names": found.class_names, "skipped": skipped, "split": numbers}
+        skipped = _unusable(found, settings)
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(content, ensure_ascii=False) + "\n")
-    unreadable = {entry["name"] for entry in skipped}
-    return {
-        split: [
-            example
-            for example in (_example(found, source, index, settings) for index in indices)
-            if example.source.name not in unreadable
-        ]
+        write_whole(record, json.dumps(content | {"skipped": skipped}, ensure_ascii=False) + "\n")
+    unusable = {(entry["split"], entry["number"]) for entry in skipped}
+    examples = {
+        split: [_example(found, source, index, settings) for index in indices if (source, index) not in unusable]
         for split, (source, indices) in splits.items()
     }
+    for split, own in examples.items():
+        if not own:
+            raise DataError(f"there are no {split} images that can be used in --dataset {settings.dataset}; see {record}")
+    return examples
 
 
 def _example(found: FoundImages, split: str, number: int, settings: ImageSettings) -> Example:
@@ -148,39 +158,57 @@ def _example(found: FoundImages, split: str, number: int, settings: ImageSetting
     return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels)
 
 
-def _unreadable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str]]:
-    """Load every image and mask once, and give the names of images that cannot be used and why.
+def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str | int]]:
+    """Load every image and mask once, and tell which ones cannot be used and why.
 
     Raises:
-        DataError: there are too many of them.
+        DataError: there are too many of them, or the masks know one class only.
     """
-    examples = [
-        _example(found, split, number, settings) for split, images in found.images.items() for number in range(len(images))
-    ]
+    places = [(split, number) for split, images in found.images.items() for number in range(len(images))]
+    classes: set[int] = set()
 
-    def error_of(example: Example) -> str | None:
+    def error_of(place: tuple[str, int]) -> str | None:
+        example = _example(found, *place, settings)
         try:
             image, mask = example.source.load(), example.load_mask()
+            if mask is not None:
+                classes.update(check_mask(example, image, mask, len(found.class_names)))
         except UnreadableImageError as error:
             return str(error)
-        return None if mask is None else _mask_error(example, image, mask, len(found.class_names))
+        return None
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        errors = list(tqdm(pool.map(error_of, examples), total=len(examples), desc="looking through", mininterval=1.0))
-    skipped = [{"name": example.source.name, "error": error} for example, error in zip(examples, errors) if error]
-    for entry in skipped:
-        tqdm.write(f"skipped: {entry['error']}")
-    check_unreadable([entry["error"] for entry in skipped], len(examples), settings.max_unreadable_share)
+        errors = list(tqdm(pool.map(error_of, places), total=len(places), desc="looking through", mininterval=1.0))
+    skipped = []
+    for (split, number), error in zip(places, errors):
+        if error:
+            tqdm.write(f"skipped: {error}")
+            skipped.append({"split": split, "number": number, "error": error})
+    check_unreadable([entry["error"] for entry in skipped], len(places), settings.max_unreadable_share)
+    if found.masks is not None and len(classes) < 2:
+        names = ", ".join(found.class_names[number] for number in classes) or "none"
+        raise DataError(
+            f"the masks of --dataset {settings.dataset} know one class only ({names}); pixels must be numbers of classes, "
+            f"0 to {len(found.class_names) - 1}, and {IGNORED} for what is not to be learned: write 1, not 255, for an object"
+        )
     return skipped
 
 
-def _mask_error(example: Example, image: Image.Image, mask: Image.Image, num_classes: int) -> str | None:
-    """What is wrong with a mask that can be read."""
+def check_mask(example: Example, image: Image.Image, mask: Image.Image, num_classes: int) -> set[int]:
+    """The classes in a mask.
+
+    Raises:
+        UnreadableImageError: it does not fit its image, or has numbers of no class.
+    """
     if mask.size != image.size:
-        return f"{example.mask.name} is {mask.width} x {mask.height}, its image {image.width} x {image.height} pixels"
-    unknown = sorted(set(np.unique(np.asarray(mask)).tolist()) - {IGNORED} - set(range(num_classes)))
+        sizes = f"{mask.width} x {mask.height}, its image {image.width} x {image.height} pixels"
+        raise UnreadableImageError(f"{example.mask.name} is {sizes}")
+    present = set(np.unique(np.asarray(mask)).tolist()) - {IGNORED}
+    unknown = sorted(present - set(range(num_classes)))
     if unknown:
-        found = ", ".join(str(number + example.reduce_labels) for number in unknown[:5])
-        hint = "see --class_names and --reduce_labels"
-        return f"{example.mask.name} has pixels of class {found}, there are {num_classes} classes; {hint}"
-    return None
+        numbers = ", ".join(str(number + example.reduce_labels) for number in unknown[:5])
+        raise UnreadableImageError(
+            f"{example.mask.name} has pixels of class {numbers}, there are {num_classes} classes; see --class_names and "
+            "--reduce_labels"
+        )
+    return present

@@ -92,7 +92,8 @@ def _load_config(settings: FinetuneSettings, class_names: list[str]) -> PreTrain
         if task.task == "masked-image-modeling" and "encoder_stride" not in changes:
             config.encoder_stride = config.token_height_width[0]
         return config
-    config = AutoConfig.from_pretrained(task.model, **changes)
+    config, unknown = AutoConfig.from_pretrained(task.model, return_unused_kwargs=True, **changes)
+    require(not unknown, "model_args", f"be fields of {type(config).__name__}", ", ".join(sorted(unknown)))
     for own in (config, getattr(config, "backbone_config", None)):
         if isinstance(own, SwinHfConfig):
             own.image_size = task.image_size

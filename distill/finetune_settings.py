@@ -1,5 +1,6 @@
 """Settings of a fine-tuning: what is trained on what, beside the arguments of `transformers.Trainer`."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +81,11 @@ class ImageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformSettings:
-    """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1)."""
+    """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1).
+
+    But for RandAugment, which is Kornia's: it draws its operations for a whole batch, and its colour operations go one way,
+    down below a magnitude of 15 and up above it.
+    """
 
     initial_image_size: int = field(
         default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
@@ -89,7 +94,7 @@ class TransformSettings:
     crop_max_aspect: float = field(default=4 / 3, metadata={"help": "Largest change of aspect ratio by a crop; 1: none."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Share of the images that are mirrored."})
     randaugment_ops: int = field(default=2, metadata={"help": "Operations of RandAugment on each batch; 0: none."})
-    randaugment_magnitude: int = field(default=9, metadata={"help": "Strength of RandAugment, 0 to 30."})
+    randaugment_magnitude: int = field(default=9, metadata={"help": "Strength of RandAugment, 1 to 29."})
     color_jitter: float = field(default=0.4, metadata={"help": "Largest change of brightness, contrast and saturation."})
     rotation_degrees: float = field(default=0.0, metadata={"help": "Largest rotation to either side, in degrees."})
     translate_share: float = field(default=0.0, metadata={"help": "Largest shift, as a share of the image side."})
@@ -105,8 +110,8 @@ class TransformSettings:
         require(self.crop_max_aspect >= 1, "crop_max_aspect", "be at least 1", self.crop_max_aspect)
         for name in ("horizontal_flip", "random_erasing", "mix_share", "translate_share", "color_jitter"):
             require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
-        require(self.randaugment_ops >= 0, "randaugment_ops", "not be negative", self.randaugment_ops)
-        require(0 <= self.randaugment_magnitude <= 30, "randaugment_magnitude", "lie in [0, 30]", self.randaugment_magnitude)
+        require(0 <= self.randaugment_ops <= 15, "randaugment_ops", "lie in [0, 15]", self.randaugment_ops)
+        require(1 <= self.randaugment_magnitude <= 29, "randaugment_magnitude", "lie in [1, 29]", self.randaugment_magnitude)
         require(0 <= self.rotation_degrees <= 180, "rotation_degrees", "lie in [0, 180]", self.rotation_degrees)
         for name in ("mixup_alpha", "cutmix_alpha"):
             require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
@@ -139,8 +144,14 @@ class FinetuneArguments(TrainingArguments):
     report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pin memory for the device."})
 
+    ddp_timeout: int = field(
+        default=12 * 3600, metadata={"help": "Seconds that processes wait for the first one, which looks through the images."}
+    )
+
     def __post_init__(self):
+        chosen = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
+        self.metric_for_best_model, self.greater_is_better = chosen  # the task decides, where transformers would take the loss
         for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must hear of a new epoch
             require(not getattr(self, name), name, "be false", getattr(self, name))
 
@@ -173,8 +184,11 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
         task, images, transforms, optimisation, trainer = command_line.parse(argv)
     except (ValueError, ImportError) as error:  # TrainingArguments checks what depends on each other, and the device
         raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
-    sharded = bool(trainer.fsdp) or trainer.deepspeed is not None
+    launched = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"}
+    sharded = bool(trainer.fsdp) or trainer.deepspeed is not None or bool(launched)
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
+    partial = trainer.save_only_model and optimisation.ema_decay > 0
+    require(not partial, "save_only_model", "be false with --ema_decay, whose weights are saved beside the model's", True)
     require(
         transforms.initial_image_size <= task.image_size,
         "initial_image_size",

@@ -56,7 +56,7 @@ class ImageSource:
                 levels = np.asarray(mask)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableImageError(f"{self.name} cannot be read: {error}") from error
-        if levels.ndim != 2 or levels.max(initial=0) > 255:
+        if levels.ndim != 2 or levels.dtype.kind not in "bui" or levels.min(initial=0) < 0 or levels.max(initial=0) > 255:
             raise UnreadableImageError(f"{self.name} must be a mask with a number from 0 to 255 in each pixel, not colours")
         return Image.fromarray(levels.astype(np.uint8))
 
@@ -116,6 +116,7 @@ def found_in_rows(
         labels, names = _labels(splits, label_column(features, dataset))
         if "test" in labels and min(labels["test"], default=-1) < 0:  # Benchmarks hide the labels of their test images.
             del images["test"], labels["test"]
+        _check_labels(labels, dataset)
         return FoundImages(images=images, labels=labels, class_names=names)
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     if task == "masked-image-modeling":
@@ -137,6 +138,12 @@ def _found_in_folder(folder: Path, task: str, class_names: Path | None) -> Found
     names = ["image"] if masks is None else _read_class_names(class_names or folder / "classes.txt", str(folder))
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     return FoundImages(images=images, labels=labels, class_names=names, masks=masks)
+
+
+def _check_labels(labels: dict[str, list[int]], dataset: str) -> None:
+    for split, own in labels.items():
+        if min(own, default=0) < 0:
+            raise DataError(f"--dataset {dataset} has a class of {min(own)} among its {split} images; leave those out")
 
 
 def _read_class_names(file: Path | None, dataset: str) -> list[str]:
@@ -191,18 +198,18 @@ def _open(dataset: str) -> Path | dict[str, datasets.Dataset]:
         )
     try:
         return _by_split(datasets.load_dataset(dataset))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"--dataset {dataset} is neither digits, nor a folder here, nor a data set that the Hub gives: {error}"
         ) from error
 
 
 def _by_split(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
-    splits = dict(loaded) if isinstance(loaded, dict) else {"all": loaded}
+    splits = loaded if isinstance(loaded, dict) else {"all": loaded}
+    splits = {SPLIT_FOLDERS.get(split, split): rows for split, rows in splits.items()}
     if "train" not in splits:
         splits = {"all": next(iter(splits.values()))}
-    known = {SPLIT_FOLDERS.get(split, split): rows for split, rows in splits.items()}
-    return {split: rows for split, rows in known.items() if split in (*SPLITS, "all")}
+    return {split: rows for split, rows in splits.items() if split in (*SPLITS, "all")}
 
 
 def _open_table(path: Path) -> dict[str, datasets.Dataset]:
@@ -213,6 +220,8 @@ def _open_table(path: Path) -> dict[str, datasets.Dataset]:
         raise DataError(f"--dataset {path} is not a table that can be read: {error.__cause__ or error}") from error
     for column, feature in rows.features.items():
         if column in (*IMAGE_NAMES, *MASK_NAMES) and getattr(feature, "dtype", None) in ("string", "large_string"):
+            if None in rows[column]:
+                raise DataError(f'column "{column}" of {path} is empty in row {list(rows[column]).index(None)}; fill it')
             rows = rows.add_column(f"{column}.path", [str(path.parent / name) for name in rows[column]])
             rows = rows.remove_columns(column).rename_column(f"{column}.path", column)
             rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -296,15 +305,23 @@ def _from_files(files: list[Path]) -> list[ImageSource]:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of splits, if there are no others and one is for training."""
-    names = [path.name.lower() for path in _subfolders(folder)]
-    if not all(name in SPLIT_FOLDERS for name in names) or "train" not in {SPLIT_FOLDERS[name] for name in names}:
-        return {}
-    return {SPLIT_FOLDERS[path.name.lower()]: path for path in _subfolders(folder)}
+    """The folders of splits, if one is for training and there are no others.
+
+    Raises:
+        DataError: there are folders of two or more splits and others beside them.
+    """
+    splits = {SPLIT_FOLDERS[path.name.lower()]: path for path in _subfolders(folder) if path.name.lower() in SPLIT_FOLDERS}
+    others = [path.name for path in _subfolders(folder) if path.name.lower() not in SPLIT_FOLDERS]
+    if others and len(splits) > 1 and "train" in splits:
+        raise DataError(
+            f"--dataset {folder} has folders of splits ({', '.join(splits)}) and others ({', '.join(others[:5])}); "
+            "move the others away, or rename the splits if they are classes"
+        )
+    return splits if "train" in splits and not others else {}
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
 def _subfolder(folder: Path, names: Iterable[str]) -> Path | None:
@@ -355,6 +372,11 @@ def image_column(features: datasets.Features, dataset: str) -> str:
 def _labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[dict[str, list[int]], list[str]]:
     """Indices of classes by split, and the names of the classes."""
     values = {split: list(rows[column]) for split, rows in splits.items()}
+    for split, own in values.items():
+        if None in own:
+            raise DataError(
+                f'column "{column}" is empty in row {own.index(None)} of the {split} rows; fill it or drop the row'
+            )
     feature = next(iter(splits.values())).features[column]
     if isinstance(feature, datasets.ClassLabel):
         return values, feature.names

@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
-from collections.abc import Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from distill.command_line import require
 from distill.data import check_unreadable
-from distill.finetune_data import Example, to_sample
+from distill.finetune_data import Example, check_mask, to_sample
 from distill.finetune_settings import ImageSettings
 from distill.images import (
     SPLIT_FOLDERS,
@@ -31,6 +33,7 @@ from distill.images import (
 )
 from distill.trainer import TaskTrainer
 from distill.transforms import RandomCrop
+from edge.files import move_into_place
 from edge.image import UnreadableImageError
 
 FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is looked at
@@ -48,8 +51,10 @@ class Stream:
     held_out: FoundImages
 
 
-def open_stream(task: str, settings: ImageSettings) -> Stream:
-    """Open `--dataset` for streaming; its validation and test images are fetched.
+def open_stream(task: str, settings: ImageSettings, folder: Path) -> Stream:
+    """Open `--dataset` for streaming.
+
+    folder: where the rows of its validation and test splits are kept; they are fetched if it is not there.
 
     Raises:
         DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
@@ -61,17 +66,11 @@ def open_stream(task: str, settings: ImageSettings) -> Stream:
             "anyway: leave out --streaming"
         )
     try:
-        streams = {
-            SPLIT_FOLDERS.get(name, name): rows for name, rows in datasets.load_dataset(dataset, streaming=True).items()
-        }
-        held_out = {
-            split: datasets.load_dataset(dataset, split=name)
-            for name, split in SPLIT_FOLDERS.items()
-            if split != "train" and split in streams and name in datasets.get_dataset_split_names(dataset)
-        }
-    except (OSError, ValueError) as error:
+        loaded = datasets.load_dataset(dataset, streaming=True)
+    except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--dataset {dataset} cannot be streamed: {error}") from error
-    if "train" not in streams or not held_out:
+    streams = {SPLIT_FOLDERS.get(name, name): rows for name, rows in loaded.items()}
+    if "train" not in streams or not {"validation", "test"} & set(streams):
         raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(streams)}")
     rows = streams["train"] if streams["train"].features else streams["train"]._resolve_features()
     image = image_column(rows.features, dataset)
@@ -79,21 +78,50 @@ def open_stream(task: str, settings: ImageSettings) -> Stream:
     mask = mask_column(rows.features, dataset) if task == "semantic-segmentation" else None
     if label is not None and not isinstance(rows.features[label], datasets.ClassLabel):
         raise DataError(
-            f"--streaming needs a ClassLabel column, whose classes are known before they come, got {rows.features}"
+            f"--streaming needs a ClassLabel column, whose classes are known before they come; got {rows.features}"
         )
-    for column in filter(None, (image, mask)):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    found = found_in_rows(held_out, dataset, task, Path(settings.class_names) if settings.class_names else None)
-    return Stream(rows=rows, columns=(image, label, mask), held_out=_in_two_parts(found, settings.split_seed))
+    columns = [column for column in (image, label, mask) if column]
+    if not folder.is_dir():
+        _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, folder)
+    held_out = datasets.load_from_disk(str(folder))
+    found = found_in_rows(dict(held_out), dataset, task, Path(settings.class_names) if settings.class_names else None)
+    return Stream(
+        rows=undecoded(rows, columns), columns=(image, label, mask), held_out=_in_two_parts(found, settings.split_seed)
+    )
+
+
+def _fetch(streams: dict[str, datasets.IterableDataset], folder: Path) -> None:
+    """Write all rows of some streams to a folder, which appears when it is complete."""
+    partial_folder = folder.with_name(f".{folder.name}.partial")
+    partial_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+        fetched = {
+            split: datasets.Dataset.from_generator(partial(iter, rows), rows.features, cache)
+            for split, rows in streams.items()
+        }
+        datasets.DatasetDict(fetched).save_to_disk(partial_folder)
+    move_into_place(partial_folder, folder)
+
+
+def undecoded(rows: datasets.IterableDataset, columns: list[str]) -> datasets.IterableDataset:
+    """Some columns of a stream, with images as encoded bytes."""
+    rows = rows.select_columns(columns)
+    for column in columns:
+        if isinstance(rows.features[column], datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
 
 
 def _in_two_parts(found: FoundImages, seed: int) -> FoundImages:
     """Validation and test images; where only one of them is given, halves of it, stratified by class."""
     if len(found.images) == 2:
         return found
+    if not found.images:
+        raise DataError("--streaming needs held-out images with classes; the data hides those of its test split")
     (split,) = found.images
-    numbers = range(len(found.images[split]))
-    validation, test = train_test_split(numbers, test_size=0.5, stratify=found.labels[split], random_state=seed)
+    numbers, labels = range(len(found.images[split])), found.labels[split]
+    stratified = labels if min(Counter(labels).values()) > 1 else None  # with one image of a class there are no halves
+    validation, test = train_test_split(numbers, test_size=0.5, stratify=stratified, random_state=seed)
 
     def parts(values: dict[str, list]) -> dict[str, list]:
         chosen = {"validation": sorted(validation), "test": sorted(test)}
@@ -106,18 +134,15 @@ def _in_two_parts(found: FoundImages, seed: int) -> FoundImages:
 class StreamedImages(IterableDataset):
     """Random crops of the images of a stream, pass after pass without end.
 
-    Each process and each of its workers reads shards of its own, in an order that the seed fixes; within them, images are
-    mixed in a buffer. There must be as many shards as readers for that to spare reading.
+    Each process and each of its workers reads shards of its own, in an order that the seed and the pass fix; within them,
+    images are mixed in a buffer. With fewer shards than processes, each of these reads all of them.
 
     positions: for each worker the pass, the rows seen in it and the number of the last image, where it is to go on.
     first: the worker whose batch comes next; the others follow in turn.
     """
 
     def __init__(self, stream: Stream, settings: ImageSettings, crop: RandomCrop, process_index: int, num_processes: int):
-        self.rows = split_dataset_by_node(
-            stream.rows.shuffle(seed=crop.seed, buffer_size=settings.shuffle_buffer), process_index, num_processes
-        )
-        self.columns, self.settings, self.crop = stream.columns, settings, crop
+        self.stream, self.settings, self.crop = stream, settings, crop
         self.process_index, self.num_processes = process_index, num_processes
         self.positions: dict[int, list[int]] = {}
         self.first = 0
@@ -128,41 +153,68 @@ class StreamedImages(IterableDataset):
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
         readers = workers * self.num_processes
         epoch, skipped, number = self.positions.get(own, (0, 0, workers * self.process_index + own))
-        errors: list[str] = []
         while True:
-            self.rows.set_epoch(epoch)
-            seen = skipped
-            for row in itertools.islice(self.rows, skipped, None):
+            seen, errors = skipped, []
+            for row in itertools.islice(self.rows_of(epoch), skipped, None):
                 seen, number = seen + 1, number + readers  # no two images share a number
                 try:
-                    sample = to_sample(self._example(row, number), self.crop, epoch, number)
+                    sample = self._sample(row, epoch, number)
                 except UnreadableImageError as error:
                     errors.append(str(error))
                     tqdm.write(f"skipped: {error}")
-                    check_unreadable(errors, max(seen, FEWEST_JUDGED), self.settings.max_unreadable_share)
+                    if seen - skipped >= FEWEST_JUDGED:
+                        check_unreadable(errors, seen - skipped, self.settings.max_unreadable_share)
                 else:
                     yield sample | {"position": torch.tensor([own, epoch, seen, number])}
+            check_unreadable(errors, seen - skipped, self.settings.max_unreadable_share)
             epoch, skipped = epoch + 1, 0
 
-    def _example(self, row: dict, number: int) -> Example:
-        image, label, mask = self.columns
+    def rows_of(self, epoch: int) -> datasets.IterableDataset:
+        """This process's rows in the order of one pass."""
+        rows = self.stream.rows.shuffle(seed=self.crop.seed + epoch, buffer_size=self.settings.shuffle_buffer)
+        strategy = "shards" if rows.num_shards >= self.num_processes else "examples"
+        return split_dataset_by_node(rows, self.process_index, self.num_processes, strategy=strategy)
+
+    @property
+    def max_workers(self) -> int:
+        """More would have no shard to read."""
+        return max(self.stream.rows.num_shards // self.num_processes, 1)
+
+    def _sample(self, row: dict, epoch: int, number: int) -> dict[str, torch.Tensor]:
+        image, label, mask = self.stream.columns
 
         def source(column: str) -> ImageSource:
-            name = row[column]["path"] or f"image {number} of the stream"
-            return ImageSource(name, partial(io.BytesIO, row[column]["bytes"]))
+            cell = row[column] or {"path": None, "bytes": None}
+            name = cell["path"] or f"{column} {number} of the stream"
+            if cell["bytes"] is None:
+                raise UnreadableImageError(f"{name} cannot be read: it is empty")
+            return ImageSource(name, partial(io.BytesIO, cell["bytes"]))
 
-        return Example(
+        example = Example(
             source(image),
             0 if label is None else row[label],
             None if mask is None else source(mask),
             self.settings.reduce_labels,
         )
+        picture, classes = example.source.load(), example.load_mask()
+        if classes is not None:
+            check_mask(example, picture, classes, len(self.stream.held_out.class_names))
+        return to_sample(picture, classes, example.label, self.crop, epoch, number)
 
 
 class StreamLoader(DataLoader):
-    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0."""
+    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0.
+
+    is_finished: whether the training has all its steps, so that none is loaded.
+    """
+
+    def __init__(self, *args, is_finished: Callable[[], bool], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_finished = is_finished
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if self.is_finished():
+            return
         batches, first = super().__iter__(), self.dataset.first
         while True:
             in_turn = list(itertools.islice(batches, max(self.num_workers, 1)))
@@ -185,6 +237,7 @@ class StreamTrainer(TaskTrainer):
             num_workers=self._num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             drop_last=True,
+            is_finished=lambda: self.state.global_step >= self.args.max_steps,
             generator=torch.Generator(),  # of its own, so that a resumed training draws no number more than another
         )
 
@@ -214,7 +267,7 @@ class StreamTrainer(TaskTrainer):
 
     @property
     def _num_workers(self) -> int:
-        return min(self.args.dataloader_num_workers, self.train_dataset.rows.num_shards)
+        return min(self.args.dataloader_num_workers, self.train_dataset.max_workers)
 
     @property
     def _readers(self) -> list[int]:

@@ -41,11 +41,10 @@ class Panels:
 class Task(nn.Module, ABC):
     """What a model learns from a batch of pixels (B, 3, H, W) in [0, 1] and targets, and how it is judged.
 
-    best_metric: the figure of `metrics` by which the best checkpoint is told.
+    metric_names: the figures of `metrics`, first the one by which the best checkpoint is told.
     """
 
-    best_metric: str
-    greater_is_better: bool
+    metric_names: tuple[str, ...]
 
     @abstractmethod
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> TaskOutput:
@@ -67,8 +66,7 @@ class Task(nn.Module, ABC):
 class ImageClassification(Task):
     """Cross-entropy with smoothed, mixed labels; in evaluation against the label as it is."""
 
-    best_metric = "accuracy"
-    greater_is_better = True
+    metric_names = ("accuracy", "top5_accuracy", "worst_class_accuracy", "calibration_error")
 
     def __init__(
         self,
@@ -135,6 +133,13 @@ def _pictures(pixels: torch.Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).float().cpu().numpy()
 
 
+def _at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits (B, K, h, w) at (height, width), which some models give themselves."""
+    if logits.shape[2:] == size:
+        return logits
+    return nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
 def class_colours(num_classes: int) -> np.ndarray:
     """A colour for each number of a mask (256, 3): 0, often the background, dark, the others hues far apart, no class grey."""
     colours = np.full((IGNORED + 1, 3), 0.5)
@@ -158,13 +163,12 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 class SemanticSegmentation(Task):
-    """The model's own loss, or cross-entropy with weights of the classes; its predictions are counts of pixels.
+    """The model's own loss, its cross-entropy perhaps with weights of the classes; its predictions are counts of pixels.
 
     They are confusion matrices (B, K, K), true classes in rows, so that an evaluation need not keep logits of all pixels.
     """
 
-    best_metric = "mean_iou"
-    greater_is_better = True
+    metric_names = ("mean_iou", "pixel_accuracy")
 
     def __init__(
         self,
@@ -182,16 +186,16 @@ class SemanticSegmentation(Task):
         if model.training:
             pixels, targets = self.transform(pixels, targets)
         output = model(pixel_values=self.normalise(pixels), labels=targets)
-        logits = nn.functional.interpolate(output.logits.float(), targets.shape[1:], mode="bilinear", align_corners=False)
-        loss = output.loss
+        logits, loss = _at_size(output.logits.float(), targets.shape[1:]), output.loss
         if model.training and self.class_weights is not None:
-            loss = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
+            plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+            weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
+            loss = loss - plain + weighted  # what an auxiliary head adds stays
         return TaskOutput(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
 
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         logits = model(pixel_values=self.normalise(pixels)).logits.float()
-        logits = nn.functional.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=False)
-        predicted = logits.argmax(dim=1)
+        predicted = _at_size(logits, targets.shape[1:]).argmax(dim=1)
         ious = [mean_iou(counts) for counts in self.count_pixels(predicted, targets).cpu().numpy()]
         colours = class_colours(len(self.class_names))
         return [
@@ -225,8 +229,7 @@ class SemanticSegmentation(Task):
 class MaskedImageModeling(Task):
     """SimMIM (Xie et al. 2022, arXiv:2111.09886): the pixels of masked squares from the rest of the image."""
 
-    best_metric = "loss"
-    greater_is_better = False
+    metric_names = ("reconstruction_error",)
 
     def __init__(self, processor, patch_size: int, settings: TaskSettings):
         super().__init__()

@@ -91,7 +91,10 @@ class TaskTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.run_task(model, inputs)
-        return output.loss.detach(), output.predictions.detach(), inputs["targets"]
+        targets = inputs["targets"]
+        if targets.ndim > 1:  # masks, which the predictions have been compared with; nothing is gathered that nobody reads
+            targets = targets.new_zeros(len(targets))
+        return output.loss.detach(), output.predictions.detach(), targets
 
     @torch.no_grad()
     def draw(self, batch: dict[str, torch.Tensor]) -> list[Panels]:

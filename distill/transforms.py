@@ -27,6 +27,8 @@ class RandomCrop:
     num_epochs: those in which `initial_image_size` grows to `image_size`, by steps of `multiple` pixels.
     """
 
+    resample = Image.Resampling.BICUBIC
+
     def __init__(self, settings: TransformSettings, image_size: int, seed: int, num_epochs: int = 1, multiple: int = 1):
         self.settings, self.image_size, self.seed = settings, image_size, seed
         self.num_epochs, self.multiple = num_epochs, multiple
@@ -43,7 +45,7 @@ class RandomCrop:
             picture = picture.resize(size, resample, box=box)
             return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 
-        return cut(image, Image.Resampling.BICUBIC), mask and cut(mask, Image.Resampling.NEAREST)
+        return cut(image, self.resample), mask and cut(mask, Image.Resampling.NEAREST)
 
     def size_at(self, epoch: int) -> int:
         """Height and width in an epoch: progressive resolution (Tan and Le 2021, arXiv:2104.00298)."""

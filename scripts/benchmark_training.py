@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ CONTENDERS = {
 PLAIN = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
 SETTINGS = ("model", "batch_size", "steps", "workers", "bf16", "repeats")
 WARMUP_STEPS = 3
+ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
 
 
 class StepTimes(TrainerCallback):
@@ -66,9 +68,7 @@ def benchmark_training(arguments: argparse.Namespace) -> None:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else describe_machine(),
         "versions": installed_versions("torch", "transformers", "accelerate", "kornia"),
-        "settings": {
-            name: getattr(arguments, name) for name in ("model", "batch_size", "steps", "workers", "bf16", "repeats")
-        },
+        "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "contenders": {},
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def benchmark_training(arguments: argparse.Namespace) -> None:
             for contender, results in runs.items():
                 command = [sys.executable, str(BENCHMARK), "training-worker", contender, str(photographs), arguments.model]
                 command += map(str, (arguments.batch_size, arguments.steps, arguments.workers, int(arguments.bf16)))
-                done = subprocess.run(command, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, text=True, env=ONE_GPU)
                 if done.returncode:
                     raise RuntimeError(f"{contender} failed:\n{done.stderr[-3000:]}")
                 results.append(json.loads(done.stdout.splitlines()[-1]))
@@ -136,6 +136,7 @@ def train_like_the_example(arguments: argparse.Namespace, folder: str, times: St
         model_class, stock_config = stock_model(config)
         model = model_class(stock_config)
     crop = RandomCrop(TransformSettings(), config.image_size, seed=42)
+    crop.resample = Image.Resampling.BILINEAR  # torchvision's default
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     counter = iter(range(sys.maxsize))
 

@@ -20,12 +20,14 @@ from sklearn.metrics import top_k_accuracy_score
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback
 
 from distill.command_line import SettingsError
-from distill.finetune import ModelError, finetune
+from distill.finetune import balanced_weights, finetune
+from distill.finetune_data import Example
+from distill.finetune_model import ModelError
 from distill.finetune_settings import CONFIG_DIR, TaskSettings, TransformSettings, parse_finetune_settings
 from distill.images import DataError
 from distill.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
 from distill.tasks import ImageClassification, MaskedImageModeling
-from distill.trainer import DivergenceError, TrainingStopped
+from distill.trainer import DivergenceError, TaskTrainer, TrainingStopped
 from distill.transforms import BatchMix, BatchTransform, RandomCrop
 from swin_hf import SwinHfForMaskedImageModeling, SwinHfImageProcessorPil
 
@@ -244,6 +246,22 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
 
 
+def test_the_best_checkpoint_is_the_most_accurate_one(image_folder, tmp_path, monkeypatch):
+    """Not the one with the least loss: here the loss rises while the accuracy falls, or the other way round."""
+    figures = iter([(1.0, 0.5), (2.0, 0.9), (3.0, 0.7)])
+
+    def evaluate(self, *args, **kwargs):
+        loss, accuracy = next(figures)
+        metrics = {"eval_loss": loss, "eval_accuracy": accuracy}
+        self.log(metrics)
+        return metrics
+
+    monkeypatch.setattr(TaskTrainer, "evaluate", evaluate)
+    finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL, "--num_train_epochs", "3"))
+    states = sorted((tmp_path / "out").glob("checkpoint-*/trainer_state.json"))
+    assert json.loads(states[-1].read_text())["best_model_checkpoint"].endswith("checkpoint-6")
+
+
 def test_predictions_reach_tensorboard_as_pictures(image_folder, tmp_path):
     arguments = ["--dataset", str(image_folder), *STILL, "--report_to", "tensorboard", "--num_pictures", "5"]
     finetune(settings_for(tmp_path, *arguments))
@@ -263,7 +281,9 @@ def test_an_unreadable_image_is_named_and_left_out(image_folder, tmp_path, capsy
     finetune(settings_for(tmp_path, *arguments))
     assert "red/3.png cannot be read" in capsys.readouterr().out
     (skipped,) = json.loads((tmp_path / "out" / "data.json").read_text())["skipped"]
-    assert skipped["name"].endswith("red/3.png")
+    assert skipped["error"].split(" cannot be read")[0].endswith("red/3.png")
+    numbers = json.loads((tmp_path / "out" / "data.json").read_text())["split"]
+    assert skipped["number"] in [number for own in numbers.values() for number in own]
     with pytest.raises(DataError, match="1 of 48 images cannot be read, more than the allowed share of 1%"):
         finetune(settings_for(tmp_path / "strict", *arguments, "--max_unreadable_share", "0.01"))
 
@@ -347,6 +367,8 @@ def test_every_config_parses(config):
         ("--initial_image_size 512", "--initial_image_size must be at most --image_size 224, got 512"),
         ("--eval_strategy no", "load_best_model_at_end requires the save and eval strategy to match"),
         ("--config nowhere", "--config must be a YAML file or a name"),
+        ("--randaugment_magnitude 30", r"--randaugment_magnitude must lie in \[1, 29\], got 30"),
+        ("--ema_decay 0.9 --save_only_model true", "--save_only_model must be false with --ema_decay"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
@@ -371,6 +393,7 @@ def test_bad_settings_are_named(arguments, message):
             SettingsError,
             "--mask_patch_size must be a multiple of the patch",
         ),
+        ("--metric_for_best_model acuracy", SettingsError, "--metric_for_best_model must be one of accuracy, top5_accuracy"),
         ("--dataset /nowhere", DataError, "--dataset /nowhere is neither a folder nor"),
     ],
 )
@@ -378,6 +401,25 @@ def test_bad_input_is_refused_before_any_training(arguments, error, message, ima
     with pytest.raises(error, match=message):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder), *arguments.split()))
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_averaged_weights_are_refused_where_a_launcher_splits_them(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match="--ema_decay must be 0 where FSDP or DeepSpeed split the weights"):
+        parse_finetune_settings(["--ema_decay", "0.9", "--use_cpu", "true"])
+
+
+def test_misspelt_fields_of_a_checkpoint_are_refused(checkpoint, image_folder, tmp_path):
+    arguments = ["--dataset", str(image_folder), "--model", str(checkpoint), "--model_args", "{windw_size: 4}"]
+    with pytest.raises((SettingsError, ModelError), match="windw_size"):
+        finetune(settings_for(tmp_path, *arguments))
+
+
+def test_weights_of_classes_are_their_inverse_frequencies():
+    examples = [Example(None, label) for label in [0] * 6 + [1] * 3 + [299]]
+    weights = balanced_weights(examples, 300)
+    assert weights[[0, 1, 299]].tolist() == pytest.approx([10 / (300 * count) for count in (6, 3, 1)])
+    assert weights[2] == 0
 
 
 def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.data import split_images
 from distill.images import DataError, find_images
 from edge.image import UnreadableImageError
 
@@ -112,6 +113,36 @@ def test_what_is_wrong_with_masks_is_said(mask_folder):
         find_images(str(mask_folder), "semantic-segmentation")
     with pytest.raises(DataError, match="must have a folder images and a folder masks"):
         find_images(str(mask_folder / "images"), "semantic-segmentation")
+
+
+def test_split_folders_with_others_beside_them_are_refused(image_folder):
+    for name in ("train", "test"):
+        (image_folder / name).mkdir()
+    with pytest.raises(DataError, match=r"has folders of splits \(test, train\) and others \(blue, green, red\); move"):
+        find_images(str(image_folder), "image-classification")
+    (image_folder / "test").rmdir()  # "train" alone may be a class of vehicles
+    assert find_images(str(image_folder), "image-classification").class_names == ["blue", "green", "red", "train"]
+
+
+def test_a_held_out_split_without_images_is_cut_from_the_others(image_folder, tmp_path):
+    (tmp_path / "all").mkdir()
+    image_folder.rename(tmp_path / "all" / "train")
+    (tmp_path / "all" / "test").mkdir()
+    found = find_images(str(tmp_path / "all"), "image-classification")
+    assert {split: len(own) for split, own, _ in split_images(found, 0.1, 0.2, 0)} == {
+        "train": 33,
+        "validation": 5,
+        "test": 10,
+    }
+
+
+def test_empty_cells_are_named(image_folder):
+    rows = [{"image": "a.png", "label": "x"}, {"image": "b.png", "label": None}]
+    with pytest.raises(DataError, match='column "label" is empty in row 1 of the all rows'):
+        find_images(write_table(image_folder / "table.csv", rows), "image-classification")
+    rows = [{"image": None, "label": "x"}, {"image": "b.png", "label": "y"}]
+    with pytest.raises(DataError, match='column "image" of .* is empty in row 0'):
+        find_images(write_table(image_folder / "other.csv", rows), "image-classification")
 
 
 def test_images_without_labels(image_folder, mask_folder):

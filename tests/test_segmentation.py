@@ -39,7 +39,8 @@ class Guess(torch.nn.Module):
         self.logits = torch.nn.Parameter(logits)
 
     def forward(self, pixel_values, labels):
-        return type("Output", (), {"logits": self.logits, "loss": self.logits.sum()})
+        loss = torch.nn.functional.cross_entropy(self.logits, labels, ignore_index=IGNORED)
+        return type("Output", (), {"logits": self.logits, "loss": loss + 0.25})  # a quarter by an auxiliary head
 
 
 def still_task(num_classes: int, weights: torch.Tensor | None = None) -> SemanticSegmentation:
@@ -68,7 +69,7 @@ def test_weighted_loss_by_hand():
     model = Guess(torch.tensor([[[[0.0, 1.0], [2.0, 5.0]], [[0.0, 0.0], [0.0, 0.0]]]]))
     loss = still_task(2, weights)(model.train(), torch.rand(1, 3, 2, 2), targets).loss
     negative = [np.log(2), -np.log(1 / (1 + np.e)), -np.log(1 / (1 + np.e**2))]
-    assert loss.item() == pytest.approx((negative[0] + 3 * negative[1] + 3 * negative[2]) / 7, rel=1e-5)
+    assert loss.item() == pytest.approx((negative[0] + 3 * negative[1] + 3 * negative[2]) / 7 + 0.25, rel=1e-5)
 
 
 def test_masks_turn_and_shift_with_their_images():
@@ -147,6 +148,13 @@ def test_any_segmenter_of_transformers_is_taken(mask_folder, tmp_path):
     finetune(settings_for(tmp_path, *arguments))
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert isinstance(model, SegformerForSemanticSegmentation) and model.config.num_labels == 2
+
+
+def test_black_and_white_masks_are_refused(mask_folder, tmp_path):
+    for file in (mask_folder / "masks").iterdir():
+        Image.open(file).point(lambda level: 255 * level).save(file)
+    with pytest.raises(DataError, match=r"know one class only \(left\); .* write 1, not 255, for an object"):
+        finetune(settings_for(tmp_path, "--dataset", str(mask_folder), *SEGMENT))
 
 
 def test_masks_that_do_not_fit_are_named(mask_folder, tmp_path, capsys):

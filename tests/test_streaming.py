@@ -51,7 +51,7 @@ def images_of(folder, process_index: int = 0, num_processes: int = 1, **changes)
     arguments = ["--dataset", str(folder), *STEPS] + [f"--{name}={value}" for name, value in changes.items()]
     settings = parse_finetune_settings(arguments).images
     crop = RandomCrop(TransformSettings(crop_min_area=1.0, crop_max_aspect=1.0), 16, seed=0)
-    stream = open_stream("image-classification", settings)
+    stream = open_stream("image-classification", settings, folder.parent / "held_out")
     return StreamedImages(stream, settings, crop, process_index, num_processes)
 
 
@@ -78,9 +78,8 @@ def test_processes_read_shards_of_their_own(parquet_folder):
 
 
 def test_one_held_out_part_is_halved(parquet_folder):
-    held_out = open_stream(
-        "image-classification", parse_finetune_settings(["--dataset", str(parquet_folder), *STEPS]).images
-    ).held_out
+    held_out = images_of(parquet_folder).stream.held_out
+    assert not list((parquet_folder.parent / "cache").rglob("*.arrow"))  # nothing of the stream was prepared on disk
     assert {split: len(images) for split, images in held_out.images.items()} == {"validation": 4, "test": 5}
     assert sorted(held_out.labels["validation"] + held_out.labels["test"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -100,13 +99,17 @@ def test_a_streamed_training_resumes_bit_for_bit(parquet_folder, tmp_path, worke
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_unreadable_images_of_a_stream_are_named_and_left_out(parquet_folder, capsys):
+def test_unreadable_images_of_a_stream_are_named_and_left_out(parquet_folder, capsys, monkeypatch):
     file = parquet_folder / "train-00000-of-00004.parquet"
     rows = datasets.Dataset.from_parquet(str(file)).cast_column("image", datasets.Image(decode=False)).to_list()
     rows[2]["image"]["bytes"] = b"no image"
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "mid", "light"])})
     datasets.Dataset.from_list(rows, features=features).to_parquet(str(file))
-    assert sorted(levels(images_of(parquet_folder), 23)) == [0, 1, *range(3, 24)]
+    monkeypatch.setattr("distill.streaming.FEWEST_JUDGED", 20)
+    images = images_of(parquet_folder, max_unreadable_share=0.05)
+    assert sorted(levels(images, 4 * 23)) == sorted(4 * [0, 1, *range(3, 24)])  # 1 of 24 in each pass
+    with pytest.raises(DataError, match="1 of 2[0-4] images cannot be read, more than the allowed share of 1%"):
+        levels(images_of(parquet_folder, max_unreadable_share=0.01), 48)
     assert "of the stream cannot be read" in capsys.readouterr().out
 
 
