@@ -84,7 +84,7 @@ def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
     task, images = settings.task.task, settings.images
     with settings.trainer.main_process_first(desc="finding the images"):
         if images.streaming:
-            stream = open_stream(task, images, Path(settings.trainer.output_dir) / "held_out")
+            stream = open_stream(task, images, Path(settings.trainer.output_dir))
             return stream, stream.held_out
         return None, find_images(images.dataset, task, Path(images.class_names) if images.class_names else None)
 

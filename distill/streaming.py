@@ -1,5 +1,6 @@
 """Training images as a stream: shards of a data set that is never on disk as a whole, split over processes and workers."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -51,10 +52,10 @@ class Stream:
     held_out: FoundImages
 
 
-def open_stream(task: str, settings: ImageSettings, folder: Path) -> Stream:
+def open_stream(task: str, settings: ImageSettings, output_dir: Path) -> Stream:
     """Open `--dataset` for streaming.
 
-    folder: where the rows of its validation and test splits are kept; they are fetched if it is not there.
+    output_dir: where its validation and test rows are kept; they are fetched if they are not there.
 
     Raises:
         DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
@@ -81,6 +82,7 @@ def open_stream(task: str, settings: ImageSettings, folder: Path) -> Stream:
             f"--streaming needs a ClassLabel column, whose classes are known before they come; got {rows.features}"
         )
     columns = [column for column in (image, label, mask) if column]
+    folder = output_dir / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
     if not folder.is_dir():
         _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, folder)
     held_out = datasets.load_from_disk(str(folder))

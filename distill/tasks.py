@@ -22,7 +22,7 @@ GOLDEN_RATIO = 0.618034
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOutput:
-    """loss: what is minimised. predictions: one row for each image. parts: of the loss, by name, to be logged."""
+    """loss: what is minimised. predictions: one row per image, for `metrics`. parts: of the loss, by name, to be logged."""
 
     loss: torch.Tensor
     predictions: torch.Tensor
@@ -163,9 +163,9 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 class SemanticSegmentation(Task):
-    """The model's own loss, its cross-entropy perhaps with weights of the classes; its predictions are counts of pixels.
+    """The model's own loss, its cross-entropy perhaps with weights of the classes.
 
-    They are confusion matrices (B, K, K), true classes in rows, so that an evaluation need not keep logits of all pixels.
+    Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows: it need not keep logits of all pixels.
     """
 
     metric_names = ("mean_iou", "pixel_accuracy")
@@ -187,11 +187,13 @@ class SemanticSegmentation(Task):
             pixels, targets = self.transform(pixels, targets)
         output = model(pixel_values=self.normalise(pixels), labels=targets)
         logits, loss = _at_size(output.logits.float(), targets.shape[1:]), output.loss
-        if model.training and self.class_weights is not None:
+        if not model.training:
+            return TaskOutput(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
+        if self.class_weights is not None:
             plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
             weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
             loss = loss - plain + weighted  # what an auxiliary head adds stays
-        return TaskOutput(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
+        return TaskOutput(loss=loss, predictions=logits)
 
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         logits = model(pixel_values=self.normalise(pixels)).logits.float()

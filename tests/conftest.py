@@ -1,6 +1,7 @@
 """Tiny seeded models and images for all tests; no network, no GPU."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -10,12 +11,42 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerCallback
 
 from distill.data import image_processor
+from distill.finetune_settings import parse_finetune_settings
 from distill.settings import DataSettings
-from swin_hf import SwinHfConfig, SwinHfForImageClassification
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 TINY = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
+PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16})
+HELD_OUT = ["--validation_share", "0.2", "--test_share", "0.2"]
+STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
+
+
+def settings_for(folder: Path, *more: str):
+    """A training of a tiny model that takes seconds."""
+    config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.1})
+    arguments = ["--image_size", "16", "--model_args", config, "--output_dir", str(folder / "out"), "--use_cpu", "true"]
+    arguments += [
+        "--num_train_epochs",
+        "2",
+        "--per_device_train_batch_size",
+        "8",
+        *HELD_OUT,
+    ]
+    return parse_finetune_settings(arguments + list(more))
+
+
+class StopAfter(TrainerCallback):
+    """Sends this process a SIGTERM after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)

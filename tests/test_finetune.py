@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import HELD_OUT, PROCESSOR, STILL, TINY, StopAfter, settings_for
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
-from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback
+from transformers import AutoModelForImageClassification, EvalPrediction
 
 from distill.command_line import SettingsError
 from distill.finetune import balanced_weights, finetune
@@ -29,28 +28,7 @@ from distill.optimisation import LayerError, WeightAverage, freeze_stages, param
 from distill.tasks import ImageClassification, MaskedImageModeling
 from distill.trainer import DivergenceError, TaskTrainer, TrainingStopped
 from distill.transforms import BatchMix, BatchTransform, RandomCrop
-from swin_hf import SwinHfForMaskedImageModeling, SwinHfImageProcessorPil
-
-PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16})
-STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
-
-
-def settings_for(folder: Path, *more: str):
-    """A training of a tiny model that takes seconds."""
-    config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.1})
-    arguments = ["--image_size", "16", "--model_args", config, "--output_dir", str(folder / "out"), "--use_cpu", "true"]
-    arguments += [
-        "--num_train_epochs",
-        "2",
-        "--per_device_train_batch_size",
-        "8",
-        "--validation_share",
-        "0.2",
-        "--test_share",
-        "0.2",
-    ]
-    return parse_finetune_settings(arguments + list(more))
-
+from swin_hf import SwinHfForMaskedImageModeling
 
 # -- parameters --------------------------------------------------------------------------------------------------------
 
@@ -205,17 +183,6 @@ def test_figures_of_an_evaluation():
 # -- whole trainings ---------------------------------------------------------------------------------------------------
 
 
-class StopAfter(TrainerCallback):
-    """Sends this process a SIGTERM after a step."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch):
     data = ["--dataset", str(image_folder), "--ema_decay", "0.9", "--mixup_alpha", "0.5", "--initial_image_size", "12"]
     whole = finetune(settings_for(tmp_path / "whole", *data))
@@ -329,10 +296,7 @@ def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
             "2",
             "--global_batch_size",
             "8",
-            "--validation_share",
-            "0.2",
-            "--test_share",
-            "0.2",
+            *HELD_OUT,
         ]
         # Not AdamW: it makes steps of the rounding in gradients that are zero, those of the keys' biases.
         arguments += [*STILL, "--optim", "sgd", "--learning_rate", "0.1", "--use_cpu", "true", "--ddp_backend", "gloo"]

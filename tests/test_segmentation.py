@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PROCESSOR, STILL, settings_for
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, jaccard_score
-from test_finetune import PROCESSOR, STILL, settings_for
 from transformers import (
     AutoModelForSemanticSegmentation,
     EvalPrediction,

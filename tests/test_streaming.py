@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import STILL, StopAfter, settings_for
 from PIL import Image
 from safetensors.torch import load_file
-from test_finetune import STILL, StopAfter, settings_for
 
 from distill.command_line import SettingsError
 from distill.finetune import finetune
@@ -51,7 +51,7 @@ def images_of(folder, process_index: int = 0, num_processes: int = 1, **changes)
     arguments = ["--dataset", str(folder), *STEPS] + [f"--{name}={value}" for name, value in changes.items()]
     settings = parse_finetune_settings(arguments).images
     crop = RandomCrop(TransformSettings(crop_min_area=1.0, crop_max_aspect=1.0), 16, seed=0)
-    stream = open_stream("image-classification", settings, folder.parent / "held_out")
+    stream = open_stream("image-classification", settings, folder.parent)
     return StreamedImages(stream, settings, crop, process_index, num_processes)
 
 
