@@ -28,13 +28,7 @@ def settings_for(folder: Path, *more: str):
     """A training of a tiny model that takes seconds."""
     config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.1})
     arguments = ["--image_size", "16", "--model_args", config, "--output_dir", str(folder / "out"), "--use_cpu", "true"]
-    arguments += [
-        "--num_train_epochs",
-        "2",
-        "--per_device_train_batch_size",
-        "8",
-        *HELD_OUT,
-    ]
+    arguments += ["--num_pictures", "2", "--num_train_epochs", "2", "--per_device_train_batch_size", "8", *HELD_OUT]
     return parse_finetune_settings(arguments + list(more))
 
 

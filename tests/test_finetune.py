@@ -291,13 +291,7 @@ def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
         out = tmp_path / str(processes)
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
-        arguments += [
-            "--num_train_epochs",
-            "2",
-            "--global_batch_size",
-            "8",
-            *HELD_OUT,
-        ]
+        arguments += ["--num_train_epochs", "2", "--global_batch_size", "8", *HELD_OUT]
         # Not AdamW: it makes steps of the rounding in gradients that are zero, those of the keys' biases.
         arguments += [*STILL, "--optim", "sgd", "--learning_rate", "0.1", "--use_cpu", "true", "--ddp_backend", "gloo"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
