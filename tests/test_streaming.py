@@ -33,6 +33,7 @@ def encoded(level: int) -> dict[str, bytes | None]:
 def parquet_folder(tmp_path, monkeypatch):
     """24 training images in four shards, each of a grey level of its own, and 9 for validation."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # after each pass
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "mid", "light"])})
     folder = tmp_path / "parquet"
     folder.mkdir()
