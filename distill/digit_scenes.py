@@ -71,7 +71,7 @@ class ScenePainter:
 
     def __init__(self, numbers: list[int]):
         digits = load_digits()
-        self.glyphs = [Image.fromarray(np.round(digits.images[number] * (255 / 16)).astype(np.uint8)) for number in numbers]
+        self.glyphs = [digit_image(digits.images[number]) for number in numbers]
         self.labels = [int(digits.target[number]) for number in numbers]
         self.photographs = [Image.fromarray(photograph) for photograph in load_sample_images().images]
 
@@ -87,10 +87,10 @@ class ScenePainter:
         rows, columns = np.nonzero(covered > MASK_LEVEL)
         label = self.labels[number]
         return {
-            "image": encode(np.round(scene * 255).astype(np.uint8)),
+            "image": encode(Image.fromarray(np.round(scene * 255).astype(np.uint8))),
             "label": label,
             "box": [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1],
-            "mask": encode(np.where(covered > MASK_LEVEL, label + 1, 0).astype(np.uint8)),
+            "mask": encode(Image.fromarray(np.where(covered > MASK_LEVEL, label + 1, 0).astype(np.uint8))),
         }
 
     def _background(self, random: np.random.Generator) -> np.ndarray:
@@ -134,8 +134,13 @@ class ScenePainter:
         return covered
 
 
-def encode(pixels: np.ndarray) -> dict[str, bytes | None]:
-    """Pixels (H, W) or (H, W, 3) as a PNG that a `datasets` row can hold."""
+def digit_image(levels: np.ndarray) -> Image.Image:
+    """One of scikit-learn's digits, grey levels (8, 8) of 0 to 16, with levels of 0 to 255."""
+    return Image.fromarray(np.round(levels * (255 / 16)).astype(np.uint8))
+
+
+def encode(image: Image.Image) -> dict[str, bytes | None]:
+    """An image as a PNG that a `datasets` row can hold."""
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
+    image.save(content, format="PNG")
     return {"bytes": content.getvalue(), "path": None}

@@ -144,11 +144,11 @@ def make_task(
 
 def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
     """The inverse frequencies of classes of images or, where there are masks, of pixels; a class that is never seen gets 0."""
-    counts = np.zeros(num_classes)
+    counts = np.bincount([example.label for example in examples if example.mask is None], minlength=num_classes)
     for example in examples:
-        mask = example.load_mask()
-        numbers = example.label if mask is None else np.asarray(mask).ravel()
-        counts += np.bincount(np.atleast_1d(numbers), minlength=max(num_classes, IGNORED + 1))[:num_classes]
+        if example.mask is not None:
+            pixels = np.asarray(example.load_mask()).ravel()
+            counts += np.bincount(pixels, minlength=max(num_classes, IGNORED + 1))[:num_classes]
     return torch.tensor([counts.sum() / (num_classes * count) if count else 0.0 for count in counts], dtype=torch.float32)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from distill.digit_scenes import DigitScenes
+from distill.digit_scenes import DigitScenes, digit_image, encode
 from edge.image import IMAGE_SUFFIXES, UnreadableImageError, load_image
 
 SPLITS = ("train", "validation", "test")
@@ -239,12 +239,7 @@ def _open_table(path: Path) -> dict[str, datasets.Dataset]:
 def _digits() -> datasets.Dataset:
     """The handwritten digits of scikit-learn (UCI ML, 8 x 8 grey levels of 0 to 16), enlarged to 32 x 32."""
     digits = load_digits()
-    images = []
-    for levels in digits.images:
-        image = Image.fromarray(np.round(levels * (255 / 16)).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
-        content = io.BytesIO()
-        image.save(content, format="PNG")
-        images.append({"bytes": content.getvalue(), "path": None})
+    images = [encode(digit_image(levels).resize((32, 32), Image.Resampling.BICUBIC)) for levels in digits.images]
     names = datasets.ClassLabel(names=[str(name) for name in digits.target_names])
     features = datasets.Features({"image": datasets.Image(), "label": names})
     return datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)

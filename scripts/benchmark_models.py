@@ -218,12 +218,12 @@ def peak_megabytes(run: Callable[[], None], device: torch.device) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = _memory_of_this_process("VmRSS")
+    before = memory_of_this_process("VmRSS")
     run()
-    return _memory_of_this_process("VmHWM") - before
+    return memory_of_this_process("VmHWM") - before
 
 
-def _memory_of_this_process(kind: str) -> float:
+def memory_of_this_process(kind: str) -> float:
     """Megabytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; getrusage carries the parent's peak over."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6

@@ -15,7 +15,7 @@ import datasets
 import matplotlib
 import numpy as np
 import torch
-from benchmark_models import stock_model
+from benchmark_models import memory_of_this_process, stock_model
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -188,8 +188,7 @@ def peak_megabytes() -> float:
     """The most memory that this process had: on the GPU if there is one, else all of its own, as Linux counts it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    return memory_of_this_process("VmHWM")
 
 
 def compare_weight_inits(arguments: argparse.Namespace) -> None:
