@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edge.artefact import MANIFEST_FILE, PROGRAM_FILE, InputContract, Manifest
-from edge.deploy import check_deployable, deploy
+from edge.deploy import deploy
+from edge.deploy_layers import InputView
 from edge.environment import installed_versions
 from edge.files import move_into_place
 from edge.image import find_images, load_image, to_pixel_values
@@ -49,7 +50,6 @@ def export(checkpoint_dir: Path, out: Path, recipe_name: str, images: Path | Non
         `calibration` images of the run that the checkpoint belongs to.
 
     Raises:
-        DeployError: a model that the deploy form cannot express.
         ExportError: no such checkpoint, an image processor that a device cannot repeat, too few images to calibrate on, or
             a program that is too far from the model.
         ValueError: an unknown recipe.
@@ -57,13 +57,18 @@ def export(checkpoint_dir: Path, out: Path, recipe_name: str, images: Path | Non
     recipe = find_recipe(recipe_name)
     checkpoint_dir, out = Path(checkpoint_dir), Path(out)
     model, processor = load_checkpoint(checkpoint_dir)
-    check_deployable(model.config)
     contract = input_contract(model.config, processor)
     if out.exists() and any(path.name not in (PROGRAM_FILE, MANIFEST_FILE) for path in out.iterdir()):
         raise ExportError(f"--out {out} must be a new folder or an earlier export, got a folder with other files in it")
     inputs = _load_inputs(checkpoint_dir, images, contract, recipe)
 
-    deployed = deploy(model, processor.image_mean, processor.image_std)
+    view = InputView(
+        height=contract.height,
+        width=contract.width,
+        image_mean=tuple(processor.image_mean),
+        image_std=tuple(processor.image_std),
+    )
+    deployed = deploy(model, view)
     reference = model_logits(model, processor, inputs)
     deploy_difference = _check_deploy_form(deployed, inputs, reference)
     program, program_facts = _lower(deployed, recipe, [torch.from_numpy(x) for x in inputs])

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["swin_hf", "edge", "distill", "scripts"]
-MODEL_SIDE = {"export", "deploy"}
+MODEL_SIDE = {"activations", "deploy", "deploy_layers", "export", "folding"}
 ON_THE_DEVICE = sorted({file.stem for file in (ROOT / "edge").glob("*.py")} - MODEL_SIDE)
 
 
