@@ -24,8 +24,11 @@ from distill.report import make_report, read_table, write_report
 from distill.settings import Settings
 from distill.stages import Stage, StageError, file_listing, run_stages, stages_to_build
 from distill.trainer import DivergenceError
+from edge.calibration import CalibrationError
+from edge.checkpoint import CheckpointError
 from edge.deploy import DeployError
-from edge.export import ExportError, export
+from edge.export import ExportError, ExportSettings, export
+from edge.lowering import LoweringError
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 
 EXPLAINED_ERRORS = (
@@ -35,7 +38,10 @@ EXPLAINED_ERRORS = (
     DivergenceError,
     StageError,
     PruningError,
+    CheckpointError,
+    CalibrationError,
     DeployError,
+    LoweringError,
     ExportError,
     OSError,
 )
@@ -186,10 +192,11 @@ class Pipeline:
         self._train(model, work_dir, own.recover_epochs, own.recover_learning_rate, self.load("teacher"))
 
     def build_edge(self, work_dir: Path) -> None:
-        manifest = export(self.run_dir / "recovered", work_dir, self.settings.edge.edge_recipe)
+        manifest = export(self.run_dir / "recovered", work_dir, ExportSettings(recipe=self.settings.edge.edge_recipe))
+        parity = manifest.parity["program"]
         print(
             f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees "
-            f"with the model on {manifest.parity['program_agreement']:.1%} of {manifest.parity['num_images']} training images"
+            f"with the model on {parity['agreement']:.1%} of {parity['num_images']} training images"
         )
 
     def build_report(self, work_dir: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from distill.command_line import CommandLine, require
+from edge.recipes import RECIPES
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
 RECIPE_DIR = Path(__file__).parent / "recipes"
@@ -159,10 +160,11 @@ class RecoverSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeSettings:
-    edge_recipe: str = field(default="int8", metadata={"help": "Export recipe of `python -m edge export`: int8 or fp32."})
+    edge_recipe: str = field(default="int8", metadata={"help": "Export recipe of `python -m edge export`."})
 
     def __post_init__(self):
-        require(self.edge_recipe in ("int8", "fp32"), "edge_recipe", "be int8 or fp32", self.edge_recipe)
+        runnable = [name for name, recipe in RECIPES.items() if recipe.executable]
+        require(self.edge_recipe in runnable, "edge_recipe", f"be one of {', '.join(runnable)}", self.edge_recipe)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,10 @@
-"""Latency of a program on this machine."""
+"""Latency, load time and memory of a program on this machine."""
 
+import json
 import os
+import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.environment import describe_machine
+from edge.artefact import PROGRAM_FILE, SELF_TEST_FILE
+from edge.environment import describe_machine, memory_of_this_process
 from edge.runner import Runner
+
+WARM_UP_SHARE = 0.1  # of the repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,7 @@ class Latency:
 
     p50_ms: float
     p90_ms: float
+    p99_ms: float
     repeats: int
     threads: int
 
@@ -29,38 +37,107 @@ def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads
     The caller sets the number of threads; it is only recorded here. Each is warmed up with a tenth of the repeats.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + max(repeats // 10, 1)):
+    for _ in range(repeats + max(round(repeats * WARM_UP_SHARE), 1)):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            times[name].append(time.perf_counter() - start)
-    return {
-        name: Latency(
-            p50_ms=float(np.percentile(values[-repeats:], 50) * 1e3),
-            p90_ms=float(np.percentile(values[-repeats:], 90) * 1e3),
-            repeats=repeats,
-            threads=threads,
-        )
-        for name, values in times.items()
-    }
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: summarise(values[-repeats:], threads) for name, values in times.items()}
 
 
-def bench(folder: Path, repeats: int = 200) -> dict:
-    """Cold load time, and latency with one thread and with all cores, as JSON values."""
-    load_ms, latencies = [], []
-    for threads in sorted({1, os.cpu_count() or 1}):
-        start = time.perf_counter()
-        runner = Runner(folder, num_threads=threads)
-        load_ms.append((time.perf_counter() - start) * 1e3)
-        contract = runner.manifest.input
-        shape = (1, contract.channels, contract.height, contract.width)
-        pixel_values = np.random.default_rng(0).random(shape, np.float32)
-        measured = measure_latency({"program": partial(runner.logits, pixel_values)}, repeats, threads)
-        latencies.append(measured["program"])
+def summarise(times_ms: list[float], threads: int) -> Latency:
+    """Percentiles of times in milliseconds."""
+    p50, p90, p99 = (float(value) for value in np.percentile(times_ms, (50, 90, 99)))
+    return Latency(p50_ms=p50, p90_ms=p90, p99_ms=p99, repeats=len(times_ms), threads=threads)
+
+
+def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
+    """Load time, latency for each number of threads, memory and sizes, as JSON values.
+
+    Each number of threads is measured in a process of its own, where nothing was loaded before.
+    """
+    numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
+    Runner(folder)  # what is wrong with the artefact is said before the first process starts
+    measured = [_bench_alone(folder, repeats, number) for number in numbers]
+    first = measured[0]
     return {
-        "recipe": runner.manifest.recipe,
-        "size_bytes": runner.manifest.program["size_bytes"],
-        "load_ms": load_ms[0],  # the first, with nothing cached in the process
-        "latency": [vars(latency) for latency in latencies],
+        "recipe": first["recipe"],
+        "sizes": first["sizes"],
+        "load_ms": first["load_ms"],
+        "first_run_ms": first["first_run_ms"],
+        "program_memory_bytes": first["program_memory_bytes"],
+        "latency": [row["latency"] for row in measured],
         "machine": describe_machine(),
     }
+
+
+def describe(figures: dict) -> str:
+    """What `bench` found, for people."""
+    sizes = ", ".join(f"{name} {size / 1e3:.0f} kB" for name, size in figures["sizes"].items())
+    lines = [
+        f"recipe {figures['recipe']}; {sizes}",
+        f"  loaded in {figures['load_ms']:.0f} ms, first run {figures['first_run_ms']:.0f} ms, "
+        f"{figures['program_memory_bytes'] / 1e6:.1f} MB of memory for it",
+    ]
+    for row in figures["latency"]:
+        lines.append(
+            f"  {row['threads']} thread(s): p50 {row['p50_ms']:.3f} ms, p90 {row['p90_ms']:.3f} ms, "
+            f"p99 {row['p99_ms']:.3f} ms ({row['repeats']} runs)"
+        )
+    for row in figures.get("compared", []):
+        latency = f"{row['p50_ms']:8.2f} ms  {row['ratio']:5.2f} of ours" if "p50_ms" in row else f"left out: {row['skipped']}"
+        lines.append(f"  {row['name']:<34} {latency}")
+    return "\n".join([*lines, f"  on {figures['machine']}"])
+
+
+def _bench_alone(folder: Path, repeats: int, threads: int) -> dict:
+    """Measure with a number of threads in a new process."""
+    command = [sys.executable, "-m", "edge.bench", str(folder), str(repeats), str(threads)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise OSError(f"the measurement with {threads} thread(s) failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_here(folder: Path, repeats: int, threads: int) -> dict:
+    """Load a program in this process and time it."""
+    memory_before, start = memory_of_this_process("VmHWM"), time.perf_counter()
+    runner = Runner(folder, num_threads=threads)  # runs it once on zeros
+    loaded = time.perf_counter()
+    contract = runner.manifest.input
+    shape = runner.shape("forward")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, shape, np.uint8) if contract.dtype == "uint8" else rng.random(shape, np.float32)
+    runner.outputs(pixels)
+    first_run = time.perf_counter()
+    latency = measure_latency({"program": partial(runner.outputs, pixels)}, repeats, threads)["program"]
+    return {
+        "recipe": runner.manifest.recipe,
+        "sizes": sizes_of(folder),
+        "load_ms": (loaded - start) * 1e3,
+        "first_run_ms": (first_run - loaded) * 1e3,
+        "program_memory_bytes": memory_of_this_process("VmHWM") - memory_before,
+        "latency": vars(latency),
+    }
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """Bytes of the program and of what lies beside it."""
+    folder = Path(folder)
+    program, bundle = (folder / name for name in (PROGRAM_FILE, SELF_TEST_FILE))
+    beside = sum(path.stat().st_size for path in folder.iterdir() if path not in (program, bundle))
+    content = program.read_bytes()
+    # The extended header of ExecuTorch's file format: "eh00", its length, then where the program ends and its data begins.
+    graph_bytes, data_start = struct.unpack_from("<QQ", content, 16) if content[8:12] == b"eh00" else (len(content), 0)
+    sizes = {
+        "program": len(content),
+        "of it graph": graph_bytes,
+        "of it weights and constants": len(content) - data_start if data_start else 0,
+        "descriptions": beside,
+    }
+    return sizes | ({"self-test": bundle.stat().st_size} if bundle.is_file() else {})
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_here(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -12,9 +12,9 @@ import copy
 import torch
 from torch import nn
 
-from edge.deploy_layers import DeployEmbeddings, DeployPatchMerging, InputView, deploy_block
+from edge.deploy_layers import DeployEmbeddings, DeployPatchMerging, DeployPlan, InputView, deploy_block
 from edge.folding import Rescale, take_apart, with_affine_before
-from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfModel
+from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfModel
 
 DEPLOYABLE = (SwinHfForImageClassification, SwinHfBackbone)
 
@@ -23,11 +23,13 @@ class DeployError(ValueError):
     """A model has no deploy form; the message says why."""
 
 
-def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView) -> nn.Module:
+def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView, compact: bool = False) -> nn.Module:
     """Deploy form of `model` for the images that `view` describes; the model is left as it is.
 
     A classifier maps pixels to logits (B, K), without a classifier head to pooled features (B, C). A backbone maps them to a
     tuple of feature maps (B, C, H, W), one for each of its `out_features`.
+
+    compact: hold position biases and masks as int8, exact to 2**-16 of the largest, for programs of int8 weights.
 
     Raises:
         DeployError: another kind of model, or images of other channels than the model's.
@@ -39,21 +41,22 @@ def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView
         raise DeployError(f"image_mean must have {model.config.num_channels} values, one per channel, got {view.image_mean}")
     model = copy.deepcopy(model).eval().float().cpu()
     kind = DeployBackbone if isinstance(model, SwinHfBackbone) else DeployClassifier
+    plan = DeployPlan(hidden_act=model.config.hidden_act, batch_size=view.batch_size, compact=compact)
     with torch.no_grad():
-        return kind(model, view).eval().requires_grad_(False)
+        return kind(model, view, plan).eval().requires_grad_(False)
 
 
 class DeployEncoder(nn.Module):
     """Pixels to the (B * L, C) tokens after each stage, before its patch merging; the first are those of the stem."""
 
-    def __init__(self, config: SwinHfConfig, swin: SwinHfModel, view: InputView):
+    def __init__(self, swin: SwinHfModel, view: InputView, plan: DeployPlan):
         super().__init__()
         self.embeddings = DeployEmbeddings(swin.embeddings, view)
         height, width = self.embeddings.grid
         self.grids = [(height, width)]
         self.stages = nn.ModuleList()
         for stage in swin.encoder.layers:
-            blocks = [deploy_block(block, config.hidden_act, height, width, view.batch_size) for block in stage.blocks]
+            blocks = [deploy_block(block, height, width, plan) for block in stage.blocks]
             self.grids.append((height, width))
             merging = None
             if stage.downsample is not None:
@@ -81,9 +84,9 @@ class DeployStage(nn.Module):
 class DeployClassifier(nn.Module):
     """Pixels to logits (B, K)."""
 
-    def __init__(self, model: SwinHfForImageClassification, view: InputView):
+    def __init__(self, model: SwinHfForImageClassification, view: InputView, plan: DeployPlan):
         super().__init__()
-        self.encoder = DeployEncoder(model.config, model.swin, view)
+        self.encoder = DeployEncoder(model.swin, view, plan)
         self.norm, affine = take_apart(model.swin.layernorm)
         # The mean over the tokens lies between the norm and the classifier, and leaves scale and shift as they are.
         has_head = isinstance(model.classifier, nn.Linear)
@@ -99,9 +102,9 @@ class DeployClassifier(nn.Module):
 class DeployBackbone(nn.Module):
     """Pixels to feature maps (B, C, H, W), one for each of the backbone's `out_features`."""
 
-    def __init__(self, model: SwinHfBackbone, view: InputView):
+    def __init__(self, model: SwinHfBackbone, view: InputView, plan: DeployPlan):
         super().__init__()
-        self.encoder = DeployEncoder(model.config, model.swin, view)
+        self.encoder = DeployEncoder(model.swin, view, plan)
         self.stages = [model.stage_names.index(name) for name in model.hidden_states_norms]
         apart = [take_apart(norm) for norm in model.hidden_states_norms.values()]
         self.norms = nn.ModuleList(nn.Sequential(normalise, Rescale(affine)) for normalise, affine in apart)

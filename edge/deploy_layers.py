@@ -9,6 +9,7 @@ accelerators take no more (XNNPACK takes six).
 from dataclasses import dataclass
 
 import torch
+import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operators
 from torch import nn
 
 from edge.activations import deploy_activation
@@ -59,6 +60,84 @@ class InputView:
         return (self.batch_size, len(self.image_mean), self.height, self.width)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeployPlan:
+    """What the layers of one deploy form have in common.
+
+    compact: hold position biases and masks as int8.
+    """
+
+    hidden_act: str
+    batch_size: int
+    compact: bool
+
+    def constant(self, values: torch.Tensor) -> nn.Module:
+        return CompactConstant(values) if self.compact else Constant(values)
+
+
+class Constant(nn.Module):
+    """A tensor that the program holds."""
+
+    def __init__(self, values: torch.Tensor):
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self) -> torch.Tensor:
+        return self.values
+
+
+class CompactConstant(nn.Module):
+    """A tensor that the program holds as one or two int8 numbers for each value, to within 2**-16 of the largest.
+
+    Position biases and masks of windows are a twentieth of a program whose weights are int8, if they stay float.
+    """
+
+    def __init__(self, values: torch.Tensor):
+        super().__init__()
+        self.scales: list[float] = []
+        rest = values
+        while len(self.scales) < 2 and bool(rest.any()):
+            scale = float(rest.abs().max()) / 127
+            rounded = torch.round(rest / scale).to(torch.int8)
+            self.register_buffer(f"values_{len(self.scales)}", rounded)
+            self.scales.append(scale)
+            rest = rest - rounded * scale
+        if not self.scales:
+            self.register_buffer("values_0", torch.zeros_like(values, dtype=torch.int8))
+            self.scales.append(1.0)
+
+    def forward(self) -> torch.Tensor:
+        parts = [
+            torch.ops.quantized_decomposed.dequantize_per_tensor(
+                getattr(self, f"values_{number}"), scale, 0, -128, 127, torch.int8
+            )
+            for number, scale in enumerate(self.scales)
+        ]
+        return sum(parts[1:], start=parts[0])
+
+
+class RowColumnMask(nn.Module):
+    """The mask of a shifted map, (nW, 1, N, N), as the sum of a mask for each row of windows and one for each column."""
+
+    def __init__(self, rows: nn.Module, columns: nn.Module):
+        super().__init__()
+        self.rows, self.columns = rows, columns  # (nW rows, 1, N, N), (1, nW columns, N, N)
+
+    def forward(self) -> torch.Tensor:
+        return (self.rows() + self.columns()).flatten(0, 1).unsqueeze(1)
+
+
+def deploy_mask(mask: torch.Tensor, rows_of_windows: int, plan: DeployPlan) -> nn.Module:
+    """What is added to scores where `mask` (nW, N, N), True where a pair of tokens may mix, is not True."""
+    scores = (~mask).float() * MASKED_SCORE
+    by_place = mask.unflatten(0, (rows_of_windows, -1))  # (nW rows, nW columns, N, N)
+    rows, columns = by_place[:, :1], by_place[:1]
+    if plan.batch_size == 1 and torch.equal(rows & columns, by_place):
+        by_place = scores.unflatten(0, (rows_of_windows, -1))
+        return RowColumnMask(plan.constant(by_place[:, :1].clone()), plan.constant(by_place[:1].clone()))
+    return plan.constant(scores[:, None].repeat(plan.batch_size, 1, 1, 1))  # padding that is masked is no sum
+
+
 class DeployEmbeddings(nn.Module):
     """Pixels to (B * L, C) tokens; the input normalisation lives in the weights of the projection."""
 
@@ -102,10 +181,11 @@ class DeployAttention(nn.Module):
     """Attention inside windows, the scale in the query weights, position bias and mask constants.
 
     first: what scales and shifts the incoming channels and goes into the projections of queries, keys and values.
+    mask: what is added to the scores, (B * nW, 1, N, N).
     """
 
     def __init__(
-        self, attention: SwinHfAttention, first: Affine, window: tuple[int, int], mask: torch.Tensor | None, batch_size: int
+        self, attention: SwinHfAttention, first: Affine, window: tuple[int, int], mask: nn.Module | None, plan: DeployPlan
     ):
         super().__init__()
         self.head_dim, self.value_head_dim = attention.head_dim, attention.value_head_dim
@@ -116,11 +196,9 @@ class DeployAttention(nn.Module):
         # Cloned, since `contiguous` keeps the odd strides that a permutation leaves on a dimension of size one (a single
         # head), from which the exporter derives a wrong dimension order: the program then fails when it is run.
         bias = attention.relative_position_bias(window).detach().clone(memory_format=torch.contiguous_format)
-        self.register_buffer("bias", bias)  # (1, h, N, N)
         self.num_heads, self.N = bias.shape[1:3]
-        if mask is not None:
-            mask = ((~mask).float()[:, None] * MASKED_SCORE).repeat(batch_size, 1, 1, 1)  # (B * nW, 1, N, N)
-        self.register_buffer("mask", mask)
+        self.bias = plan.constant(bias)  # (1, h, N, N)
+        self.mask = mask
 
     def heads(self, projected: torch.Tensor, head_dim: int) -> torch.Tensor:
         """(B * nW * N, h * d) to one (N, d) matrix per window and head, (B * nW, h, N, d)."""
@@ -135,9 +213,9 @@ class DeployAttention(nn.Module):
         query, key = self.queries_and_keys(windows)
         value = self.heads(self.v_proj(windows), self.value_head_dim)
         query, key, value = (heads.reshape(-1, *heads.shape[2:]) for heads in (query, key, value))  # (B * nW * h, .., ..)
-        scores = torch.bmm(query, key).view(-1, self.num_heads, self.N, self.N) + self.bias
+        scores = torch.bmm(query, key).view(-1, self.num_heads, self.N, self.N) + self.bias()
         if self.mask is not None:
-            scores = scores + self.mask
+            scores = scores + self.mask()
         weights = scores.softmax(dim=-1).view(-1, self.N, self.N)
         context = torch.bmm(weights, value).view(-1, self.num_heads, self.N, self.value_head_dim)
         return self.o_proj(context.permute(0, 2, 1, 3).reshape(windows.shape[0], -1))  # (B * nW * N, C)
@@ -233,17 +311,18 @@ def roll(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 class DeployBlock(nn.Module):
     """One block on the tokens of a map whose height and width are fixed: Swin, normalised before each branch."""
 
-    def __init__(self, block: SwinHfBlock, hidden_act: str, height: int, width: int, batch_size: int):
+    def __init__(self, block: SwinHfBlock, height: int, width: int, plan: DeployPlan):
         super().__init__()
         window, shift = fit_window(height, width, block.window, block.shifted)
         self.order = WindowOrder(height, width, window, shift)
         padded = bool(self.order.pad_height or self.order.pad_width)
         mask = None
         if shift or (block.mask_padding and padded):
-            mask = attention_mask((height, width), window, shift, block.mask_padding)
-        self._fill(block, hidden_act, padded, (window, mask, batch_size))
+            may_mix = attention_mask((height, width), window, shift, block.mask_padding)
+            mask = deploy_mask(may_mix, (height + self.order.pad_height) // window[0], plan)
+        self._fill(block, padded, plan, (window, mask, plan))
 
-    def _fill(self, block: SwinHfBlock, hidden_act: str, padded: bool, attention_arguments: tuple) -> None:
+    def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
         self.norm_before, affine = take_apart(block.layernorm_before)
         if padded:
             # Padding is zeros after scale and shift, so that these cannot wait for the projections.
@@ -251,7 +330,7 @@ class DeployBlock(nn.Module):
             affine = Affine.identity(len(affine.scale))
         self.attention = DeployDotProductAttention(block.attention, affine, *attention_arguments)
         self.norm_after, affine = take_apart(block.layernorm_after)
-        self.mlp = DeployMLP(block.mlp, hidden_act)
+        self.mlp = DeployMLP(block.mlp, plan.hidden_act)
         self.mlp.fc1 = with_affine_before(self.mlp.fc1, affine)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -262,11 +341,11 @@ class DeployBlock(nn.Module):
 class DeployPostNormBlock(DeployBlock):
     """One block of Swin V2, normalised after each branch."""
 
-    def _fill(self, block: SwinHfBlock, hidden_act: str, padded: bool, attention_arguments: tuple) -> None:
+    def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
         identity = Affine.identity(block.attention.o_proj.out_features)
         self.attention = DeployCosineAttention(block.attention, identity, *attention_arguments)
         self.attention.o_proj, self.norm_before = norm_after(self.attention.o_proj, block.layernorm_before)
-        self.mlp = DeployMLP(block.mlp, hidden_act)
+        self.mlp = DeployMLP(block.mlp, plan.hidden_act)
         self.mlp.fc2, self.norm_after = norm_after(self.mlp.fc2, block.layernorm_after)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -304,7 +383,7 @@ class DeployPatchMerging(nn.Module):
         return self.norm_after(self.reduction(self.norm_before(groups.reshape(-1, 4 * C))))
 
 
-def deploy_block(block: SwinHfBlock, hidden_act: str, height: int, width: int, batch_size: int) -> DeployBlock:
+def deploy_block(block: SwinHfBlock, height: int, width: int, plan: DeployPlan) -> DeployBlock:
     """The deploy form of a block of either version."""
     kind = DeployPostNormBlock if block.post_norm else DeployBlock
-    return kind(block, hidden_act, height, width, batch_size)
+    return kind(block, height, width, plan)

@@ -19,3 +19,13 @@ def describe_machine() -> str:
 def installed_versions(*packages: str) -> dict[str, str]:
     """Version of Python and of each package."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def memory_of_this_process(field: str) -> int:
+    """Bytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; 0 elsewhere.
+
+    Not getrusage: it carries the parent's peak over.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

@@ -37,14 +37,22 @@ class Normalise(nn.Module):
 
     def __init__(self, channels: int, eps: float, centre: bool):
         super().__init__()
-        self.eps, self.centre = eps, centre
+        self.centre, self.prescale = centre, 1.0
+        self.register_buffer("eps", torch.tensor([eps]))  # a scalar would be cast in every run in half precision
         self.register_buffer("mean_column", torch.full((channels, 1), 1.0 / channels))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.centre:
             tokens = tokens - torch.mm(tokens, self.mean_column)
+        if self.prescale != 1.0:
+            tokens = tokens * self.prescale
         variance = torch.mm(tokens * tokens, self.mean_column)
         return tokens * torch.rsqrt(variance + self.eps)
+
+    def prescaled(self, factor: float) -> None:
+        """Multiply tokens by `factor` first, in place: the result stays what it was."""
+        self.prescale = factor
+        self.eps.mul_(factor**2)
 
 
 class Rescale(nn.Module):
@@ -85,7 +93,7 @@ def norm_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> tuple[nn.Module
     if isinstance(normalise, Normalise):
         if normalise.centre:
             weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
-            normalise = Normalise(len(bias), normalise.eps, centre=False)
+            normalise = Normalise(len(bias), float(normalise.eps), centre=False)
         return _like(layer, weight, bias), nn.Sequential(normalise, Rescale(affine))
     scale = affine.scale.double()
     weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))

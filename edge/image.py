@@ -4,6 +4,7 @@
 program has no transformers. A test holds the two equal.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pixel_values(image: Image.Image, height: int, width: int, resample: int) -> np.ndarray:
-    """Resize an RGB image and lay it out as a program wants it: float32 (1, 3, height, width) in [0, 1]."""
+def to_pixel_values(image: Image.Image, height: int, width: int, resample: int, dtype: str = "float32") -> np.ndarray:
+    """Resize an RGB image and lay it out as a program wants it.
+
+    dtype: "float32" for (1, 3, height, width) in [0, 1], "uint8" for (1, height, width, 3) in [0, 255].
+    """
     if image.size != (width, height):
         image = image.resize((width, height), resample=resample)
-    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(255)
-    return np.ascontiguousarray(pixels)
+    pixels = np.asarray(image)[None]
+    if dtype == "uint8":
+        return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -71,3 +77,12 @@ def find_images(folder: str | Path) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give a folder of images")
     return paths
+
+
+def label_of(path: Path, root: Path, labels: list[str]) -> str | None:
+    """The label that an image's class folder or its name `<label>_<n>` gives, if it is one of `labels`."""
+    folder = path.relative_to(root).parts[0]
+    if folder in labels:
+        return folder
+    name = re.sub(r"_\d+$", "", path.stem)
+    return name if name in labels else None

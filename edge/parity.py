@@ -1,4 +1,4 @@
-"""How close two sets of logits are."""
+"""How close two sets of outputs are."""
 
 from dataclasses import dataclass
 
@@ -7,28 +7,45 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Parity:
-    """Comparison of logits (n, K) with reference logits (n, K).
+    """Comparison of outputs (n, K) with reference outputs (n, K).
 
     max_difference: largest absolute difference.
-    sqnr_db: mean over images of 10 log10(|reference|^2 / |difference|^2), the reference less its mean over classes, since
-        a constant added to all logits changes nothing.
-    agreement: share of images with the same top class.
+    sqnr_db: mean over images of 10 log10(|reference|^2 / |difference|^2); of logits less their mean over classes, since a
+        constant added to all logits changes nothing.
+    agreement: share of images with the same top class; none for feature maps.
+    kl: mean Kullback-Leibler divergence of the reference's probabilities from these, in nats; none for feature maps.
     """
 
     num_images: int
     max_difference: float
     sqnr_db: float
-    agreement: float
+    agreement: float | None
+    kl: float | None
 
 
-def compare(logits: np.ndarray, reference: np.ndarray) -> Parity:
-    """Compare logits (n, K) with a reference of the same shape."""
-    difference = logits - reference
-    signal = ((reference - reference.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    noise = np.maximum(((difference - difference.mean(axis=1, keepdims=True)) ** 2).sum(axis=1), 1e-20)
+def compare(outputs: np.ndarray, reference: np.ndarray, are_logits: bool = True) -> Parity:
+    """Compare outputs (n, K) with a reference of the same shape."""
+    outputs, reference = outputs.astype(np.float64), reference.astype(np.float64)
+    difference = outputs - reference
+    centre = reference.mean(axis=1, keepdims=True) if are_logits else 0.0
+    drift = difference.mean(axis=1, keepdims=True) if are_logits else 0.0
+    signal = ((reference - centre) ** 2).sum(axis=1)
+    noise = np.maximum(((difference - drift) ** 2).sum(axis=1), 1e-20)
+    agreement = kl = None
+    if are_logits:
+        agreement = float((outputs.argmax(axis=1) == reference.argmax(axis=1)).mean())
+        expected = log_softmax(reference)
+        kl = float((np.exp(expected) * (expected - log_softmax(outputs))).sum(axis=1).mean())
     return Parity(
-        num_images=len(logits),
+        num_images=len(outputs),
         max_difference=float(np.abs(difference).max()),
         sqnr_db=float(np.mean(10 * np.log10(np.maximum(signal, 1e-20) / noise))),
-        agreement=float((logits.argmax(axis=1) == reference.argmax(axis=1)).mean()),
+        agreement=agreement,
+        kl=kl,
     )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of the probabilities of logits (..., K)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from executorch.extension.pybindings import portable_lib
-from executorch.runtime import Runtime
+from executorch.runtime import Method, Runtime, Verification
 
-from edge.artefact import ArtefactError, read_artefact
+from edge.artefact import MANIFEST_FILE, ArtefactError, read_artefact
 from edge.image import load_image, to_pixel_values
 
 
@@ -41,47 +41,102 @@ class Runner:
             ArtefactError: it is missing or damaged, or the runtime does not take the program.
         """
         self.manifest, self._program_bytes = read_artefact(folder)
-        contract = self.manifest.input
+        self._methods: dict[str, Method] = {}
         try:
             with _held_back_stderr():
                 if num_threads is not None:
                     # Before loading: a loaded program holds on to the thread pool that this replaces.
                     portable_lib._unsafe_reset_threadpool(num_threads)
-                self._program = Runtime.get().load_program(self._program_bytes)
-                self._forward = self._program.load_method("forward")
-                shape = (1, contract.channels, contract.height, contract.width)
-                self.logits(np.zeros(shape, dtype=np.float32))
+                self._program = Runtime.get().load_program(self._program_bytes, verification=Verification.InternalConsistency)
+                missing = set(self.manifest.methods) - set(self._program.method_names)
+                if missing:
+                    raise ArtefactError(f"the program in {folder} lacks methods that {MANIFEST_FILE} names: {missing}")
+                outputs = self.outputs(np.zeros(self.shape("forward"), dtype=self.manifest.input.dtype))
         except RuntimeError as error:
             raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {folder}: {error}") from error
+        if self.is_classifier and outputs[0].shape[1:] != (len(self.manifest.labels),):
+            raise ArtefactError(
+                f"the program in {folder} puts out {outputs[0].shape}, {MANIFEST_FILE} names "
+                f"{len(self.manifest.labels)} labels"
+            )
 
-    def pixel_values(self, image: str | Path) -> np.ndarray:
-        """An image file as the program's input, float32 (1, 3, height, width) in [0, 1].
+    @property
+    def is_classifier(self) -> bool:
+        return self.manifest.task == "image-classification"
+
+    def shape(self, method: str) -> tuple[int, int, int, int]:
+        """Shape of the input of a method.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if method not in self.manifest.methods:
+            raise ValueError(f"method must be one of {', '.join(self.manifest.methods)}, got {method!r}")
+        return self.manifest.input.shape(**self.manifest.methods[method])
+
+    def pixel_values(self, image: str | Path, method: str = "forward") -> np.ndarray:
+        """An image file as the input of a method for single images, in the layout of the contract.
 
         Raises:
             UnreadableImageError: it cannot be decoded.
         """
-        contract = self.manifest.input
-        return to_pixel_values(load_image(image), contract.height, contract.width, contract.resample)
+        contract, size = self.manifest.input, self.manifest.methods[method]
+        return to_pixel_values(load_image(image), size["height"], size["width"], contract.resample, contract.dtype)
 
-    def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Logits (K,) of one input, float32 (1, 3, height, width) in [0, 1].
+    def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
+        """All outputs of a method: logits (B, K), or feature maps (B, C, H, W).
 
         Raises:
-            ValueError: another shape.
+            ValueError: no such method, or an input of another shape or type than its contract's.
         """
-        contract = self.manifest.input
-        expected = (1, contract.channels, contract.height, contract.width)
-        if pixel_values.shape != expected:
-            raise ValueError(f"pixel_values must have shape {expected}, got {pixel_values.shape}")
+        expected, dtype = self.shape(method), self.manifest.input.dtype
+        if pixel_values.shape != expected or pixel_values.dtype != dtype:
+            raise ValueError(
+                f"pixel_values must have shape {expected} and type {dtype}, got {pixel_values.shape} and {pixel_values.dtype}"
+            )
+        if method not in self._methods:
+            self._methods[method] = self._program.load_method(method)
         # The runtime reads memory as if it were contiguous, whatever the strides say.
-        tensor = torch.from_numpy(np.ascontiguousarray(pixel_values, dtype=np.float32))
-        return self._forward.execute([tensor])[0].numpy()[0].copy()
+        tensor = torch.from_numpy(np.ascontiguousarray(pixel_values))
+        return [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+
+    def logits(self, pixel_values: np.ndarray, method: str = "forward") -> np.ndarray:
+        """Logits of a batch of images, (K,) for a single one and (B, K) for more.
+
+        Raises:
+            ValueError: no such method, or an input of another shape or type than its contract's.
+        """
+        logits = self.outputs(pixel_values, method)[0]
+        return logits[0] if len(logits) == 1 else logits
+
+    def constant(self, name: str) -> list:
+        """What the program itself says under a name: `labels`, `temperature`, `input_contract` (as JSON)."""
+        return self._program.load_method(name).execute([])
 
     def classify(self, image: str | Path, top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of an image file, the best first."""
-        probabilities = softmax(self.logits(self.pixel_values(image)))
+        """The `top_k` most probable classes of an image file, the best first.
+
+        Raises:
+            ArtefactError: the artefact is a backbone, which knows no classes.
+            UnreadableImageError: the image cannot be decoded.
+        """
+        if not self.is_classifier:
+            raise ArtefactError("the artefact must be a classifier to name classes, got one of feature maps")
+        probabilities = softmax(self.logits(self.pixel_values(image)) / self.manifest.temperature)
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         return [Prediction(self.manifest.labels[index], float(probabilities[index])) for index in best]
+
+
+def run_bundle(content: bytes, num_images: int, tolerance: float) -> None:
+    """Run the program of a bundle on the images in it.
+
+    Raises:
+        RuntimeError: an output differs from the one in the bundle by more than `tolerance`, or the bundle is damaged.
+    """
+    with _held_back_stderr():
+        bundle = portable_lib._load_bundled_program_from_buffer(content)
+        for number in range(num_images):
+            bundle.verify_result_with_bundled_expected_output("forward", number, 0.0, tolerance)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""Check a device artefact on images: against the checkpoint it came from, and against labels."""
+"""Check a device artefact: on images, against the checkpoint it came from and against labels, and by its own bundle."""
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
-from edge.image import UnreadableImageError, find_images
+from edge.artefact import SELF_TEST_FILE, read_file, read_manifest
+from edge.image import UnreadableImageError, find_images, label_of
 from edge.parity import compare
-from edge.runner import Runner
+from edge.runner import Runner, run_bundle
 
 
 class VerificationError(ValueError):
@@ -36,7 +36,7 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
         except UnreadableImageError:
             unreadable += 1
             continue
-        labels.append(label_of(path, Path(data), runner.manifest.labels))
+        labels.append(label_of(path, Path(data), runner.manifest.labels) if runner.is_classifier else None)
     if not inputs:
         raise VerificationError(f"none of the images in {data} can be read")
     labelled = [index for index, label in enumerate(labels) if label is not None]
@@ -45,43 +45,51 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
             f"{data} has neither class folders nor names like <label>_<n>.png, and the checkpoint is not there; "
             "give --checkpoint"
         )
-    logits = np.stack([runner.logits(pixel_values) for pixel_values in inputs])
+    outputs = np.stack([np.concatenate([y.ravel() for y in runner.outputs(x)]) for x in inputs])
     figures: dict[str, float | int | str] = {"num_images": len(inputs), "num_unreadable": unreadable}
     if labelled:
-        right = [runner.manifest.labels[logits[index].argmax()] == labels[index] for index in labelled]
+        right = [runner.manifest.labels[outputs[index].argmax()] == labels[index] for index in labelled]
         figures |= {"num_labelled": len(labelled), "accuracy": float(np.mean(right))}
     if checkpoint_dir is not None:
-        figures |= _compare_with_checkpoint(runner, logits, inputs, checkpoint_dir)
+        figures |= _compare_with_checkpoint(runner, outputs, inputs, checkpoint_dir)
     return figures
 
 
-def label_of(path: Path, root: Path, labels: list[str]) -> str | None:
-    """The label that an image's class folder or its name `<label>_<n>` gives, if it is one of `labels`."""
-    folder = path.relative_to(root).parts[0]
-    if folder in labels:
-        return folder
-    name = re.sub(r"_\d+$", "", path.stem)
-    return name if name in labels else None
-
-
 def _compare_with_checkpoint(
-    runner: Runner, logits: np.ndarray, inputs: list[np.ndarray], checkpoint_dir: Path
+    runner: Runner, outputs: np.ndarray, inputs: list[np.ndarray], checkpoint_dir: Path
 ) -> dict[str, float | str]:
     # Imported here: a device that verifies against labels alone has no transformers.
-    from edge.export import load_checkpoint, model_logits
+    from edge.checkpoint import load_checkpoint, model_outputs
     from edge.recipes import find_recipe
 
-    parity = compare(logits, model_logits(*load_checkpoint(Path(checkpoint_dir)), inputs))
+    parity = compare(outputs, model_outputs(*load_checkpoint(Path(checkpoint_dir)), inputs), runner.is_classifier)
     recipe = find_recipe(runner.manifest.recipe)
-    if parity.agreement < recipe.min_agreement or parity.sqnr_db < recipe.min_sqnr_db:
+    agreement = 1.0 if parity.agreement is None else parity.agreement
+    if agreement < recipe.min_agreement or parity.sqnr_db < recipe.min_sqnr_db:
         raise VerificationError(
-            f"the program agrees with {checkpoint_dir} on {parity.agreement:.1%} of {parity.num_images} images at "
+            f"the program agrees with {checkpoint_dir} on {agreement:.1%} of {parity.num_images} images at "
             f"{parity.sqnr_db:.1f} dB; recipe {recipe.name} promises {recipe.min_agreement:.0%} and "
             f"{recipe.min_sqnr_db:.0f} dB"
         )
-    return {
-        "checkpoint": str(checkpoint_dir),
-        "agreement": parity.agreement,
-        "sqnr_db": parity.sqnr_db,
-        "max_difference": parity.max_difference,
-    }
+    figures = {"checkpoint": str(checkpoint_dir), "sqnr_db": parity.sqnr_db, "max_difference": parity.max_difference}
+    return figures if parity.agreement is None else figures | {"agreement": parity.agreement, "kl": parity.kl}
+
+
+def self_test(folder: Path) -> tuple[int, float]:
+    """Run the bundled program on its own images: their number, and the difference from the outputs that they may have.
+
+    Raises:
+        ArtefactError: the artefact has no bundle, or a damaged one.
+        VerificationError: the program puts out something else than where it was exported.
+    """
+    manifest = read_manifest(folder)
+    content = read_file(folder, manifest, SELF_TEST_FILE)
+    num_images, tolerance = int(manifest.self_test["num_images"]), float(manifest.self_test["tolerance"])
+    try:
+        run_bundle(content, num_images, tolerance)
+    except RuntimeError as error:
+        raise VerificationError(
+            f"the program in {Path(folder) / SELF_TEST_FILE} puts out something else than where it was exported, beyond "
+            f"{tolerance:.2g}: {error}. This runtime or processor computes it wrongly"
+        ) from error
+    return num_images, tolerance

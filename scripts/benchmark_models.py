@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
 
-from edge.environment import describe_machine, installed_versions
+from edge.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
 
@@ -220,13 +220,7 @@ def peak_megabytes(run: Callable[[], None], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     before = memory_of_this_process("VmRSS")
     run()
-    return memory_of_this_process("VmHWM") - before
-
-
-def memory_of_this_process(kind: str) -> float:
-    """Megabytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; getrusage carries the parent's peak over."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6
+    return (memory_of_this_process("VmHWM") - before) / 1e6
 
 
 HEADER = "| case | ours, ms | stock, ms | timm, ms | stock / ours | at most | timm / ours | ours, MB | stock, MB |"

@@ -15,7 +15,7 @@ import datasets
 import matplotlib
 import numpy as np
 import torch
-from benchmark_models import memory_of_this_process, stock_model
+from benchmark_models import stock_model
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -30,7 +30,7 @@ from distill.images import find_images
 from distill.pipeline import quieten_libraries
 from distill.settings import parse_settings
 from distill.transforms import RandomCrop
-from edge.environment import describe_machine, installed_versions
+from edge.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
 
@@ -188,7 +188,7 @@ def peak_megabytes() -> float:
     """The most memory that this process had: on the GPU if there is one, else all of its own, as Linux counts it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return memory_of_this_process("VmHWM")
+    return memory_of_this_process("VmHWM") / 1e6
 
 
 def compare_weight_inits(arguments: argparse.Namespace) -> None:

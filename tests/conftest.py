@@ -78,9 +78,9 @@ def image_folder(tmp_path) -> Path:
         folder = tmp_path / "photos" / name
         folder.mkdir(parents=True)
         for number in range(16):
-            pixels = rng.integers(0, 120, (20, 24, 3))
-            pixels[..., 2 - channel] += 120
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+            blots = rng.integers(0, 120, (4, 5, 3))  # enlarged, since no image is pure noise
+            blots[..., 2 - channel] += 120
+            Image.fromarray(blots.astype(np.uint8)).resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return tmp_path / "photos"
 
 

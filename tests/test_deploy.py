@@ -67,6 +67,15 @@ def test_deploy_form_equals_the_model(make_model, case, version, norm):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_compact_constants_are_close(make_model, version):
+    model = make_model(**PADDED, version=version)
+    pixels = torch.rand(1, 3, 21, 38)
+    deployed = deploy(model, view_of(model.config), compact=True)
+    assert "bias.values_1" in " ".join(dict(deployed.named_buffers()))
+    torch.testing.assert_close(deployed(pixels), model(normalised(pixels)).logits, atol=1e-4, rtol=0.0)
+
+
 @pytest.mark.parametrize("hidden_act", ACT2FN)
 def test_every_activation_is_the_models(make_model, hidden_act):
     model = make_model(hidden_act=hidden_act).float()  # xIELU's slopes are made in bfloat16

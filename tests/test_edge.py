@@ -13,7 +13,9 @@ from PIL import Image
 import edge.__main__ as cli
 import edge.export as exporting
 from edge.artefact import ArtefactError, read_artefact
-from edge.export import ExportError, export, load_checkpoint, model_logits
+from edge.calibration import CalibrationError
+from edge.checkpoint import CheckpointError, load_checkpoint, model_outputs
+from edge.export import ExportError, ExportSettings, export
 from edge.parity import compare
 from edge.runner import Runner, softmax
 from edge.verify import VerificationError, verify
@@ -30,6 +32,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def settings(recipe: str, images, **more) -> ExportSettings:
+    return ExportSettings(recipe=recipe, data=images, **more)
+
+
 @pytest.fixture(scope="module")
 def exported_once(tmp_path_factory):
     return tmp_path_factory.mktemp("exported") / "edge"
@@ -40,7 +46,7 @@ def artefact(exported_once, checkpoint, image_folder, tmp_path):
     """An fp32 export of `checkpoint`, which is the same in every test, beside it."""
     export_to = tmp_path / "edge"
     if not exported_once.exists():
-        export(checkpoint, export_to, "fp32", image_folder)
+        export(checkpoint, export_to, settings("fp32", image_folder))
         shutil.copytree(export_to, exported_once)
         return export_to
     shutil.copytree(exported_once, export_to)
@@ -49,7 +55,7 @@ def artefact(exported_once, checkpoint, image_folder, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["fp32", "int8"])
 def test_program_follows_the_model_on_real_images(checkpoint, image_folder, tmp_path, recipe):
-    manifest = export(checkpoint, tmp_path / "edge", recipe, image_folder)
+    manifest = export(checkpoint, tmp_path / "edge", settings(recipe, image_folder))
     model, processor = load_checkpoint(checkpoint)
     runner = Runner(tmp_path / "edge")
     images = sorted(image_folder.rglob("*.png"))
@@ -60,7 +66,7 @@ def test_program_follows_the_model_on_real_images(checkpoint, image_folder, tmp_
     assert difference < (1e-4 if recipe == "fp32" else 0.15 * np.abs(expected).max())
     assert (program.argmax(1) == expected.argmax(1)).mean() >= 0.97
     assert manifest.program["num_delegates"] == 1
-    assert manifest.program["num_undelegated_operators"] == 0
+    assert manifest.program["outside"] == {}
     assert manifest.labels == ["blue", "green", "red"]
 
 
@@ -69,7 +75,7 @@ def test_pruned_single_head_model_runs_on_the_runtime(make_model, checkpoint, im
     make_model(block_num_heads=[[1], [3, 1]], block_head_dim=[[8], [8, 8]], block_mlp_dim=[[24], [40, 8]]).save_pretrained(
         checkpoint
     )
-    assert export(checkpoint, tmp_path / "edge", "fp32", image_folder).parity["program_max_difference"] < 1e-4
+    assert export(checkpoint, tmp_path / "edge", settings("fp32", image_folder)).parity["program"]["max_difference"] < 1e-4
 
 
 def test_run_needs_no_transformers_datasets_or_swin_hf(artefact, image_folder):
@@ -110,7 +116,7 @@ def test_verify_counts_accuracy_and_agreement(artefact, checkpoint, image_folder
     model, processor = load_checkpoint(checkpoint)
     runner = Runner(artefact)
     images = sorted(image_folder.rglob("*.png"))
-    logits = model_logits(model, processor, [runner.pixel_values(image) for image in images])
+    logits = model_outputs(model, processor, [runner.pixel_values(image) for image in images])
     right = [["blue", "green", "red"][row.argmax()] == image.parent.name for row, image in zip(logits, images)]
     assert figures["num_labelled"] == 48
     assert figures["accuracy"] == pytest.approx(np.mean(right))
@@ -125,10 +131,14 @@ def test_verify_refuses_a_program_that_is_not_the_checkpoints(artefact, make_mod
 
 
 def test_export_that_misses_its_bound_writes_nothing(checkpoint, image_folder, tmp_path, monkeypatch):
-    lower = exporting._lower
-    monkeypatch.setattr(exporting, "_lower", lambda deployed, *rest: lower(_with_other_weights(deployed), *rest))
+    lower = exporting.lower
+
+    def lower_other_weights(methods, *rest):
+        return lower({name: (_with_other_weights(form), example) for name, (form, example) in methods.items()}, *rest)
+
+    monkeypatch.setattr(exporting, "lower", lower_other_weights)
     with pytest.raises(ExportError, match="nothing was written"):
-        export(checkpoint, tmp_path / "edge", "fp32", image_folder)
+        export(checkpoint, tmp_path / "edge", settings("fp32", image_folder))
     assert not [path for path in tmp_path.iterdir() if "edge" in path.name]
 
 
@@ -153,28 +163,28 @@ def _with_other_weights(module):
 )
 def test_wrong_checkpoint_is_explained(checkpoint, image_folder, tmp_path, damage, message):
     damage(checkpoint)
-    with pytest.raises(ExportError, match=message):
-        export(checkpoint, tmp_path / "edge", "fp32", image_folder)
+    with pytest.raises(CheckpointError, match=message):
+        export(checkpoint, tmp_path / "edge", settings("fp32", image_folder))
     assert not (tmp_path / "edge").exists()
 
 
 def test_export_asks_for_images_and_enough_of_them(checkpoint, image_folder, tmp_path):
     with pytest.raises(ExportError, match="give a folder of them with --data"):
-        export(checkpoint, tmp_path / "edge", "int8")
+        export(checkpoint, tmp_path / "edge", ExportSettings())
     for image in sorted(image_folder.rglob("*.png"))[5:]:
         image.unlink()
-    with pytest.raises(ExportError, match="needs at least 16 images to calibrate on, got 5"):
-        export(checkpoint, tmp_path / "edge", "int8", image_folder)
+    with pytest.raises(CalibrationError, match="needs at least 16 images to calibrate on, got 5"):
+        export(checkpoint, tmp_path / "edge", settings("int8", image_folder))
 
 
 def test_unknown_recipe_is_refused_before_any_work(checkpoint, tmp_path, capsys):
     assert cli.main(["export", str(checkpoint), "--out", str(tmp_path / "edge"), "--recipe", "int7"]) == 1
-    assert "recipe must be one of fp32, int8, got 'int7'" in capsys.readouterr().err
+    assert "recipe must be one of fp32, fp16, int8, int8-static" in capsys.readouterr().err
 
 
 def test_export_never_deletes_a_foreign_folder(checkpoint, image_folder):
     with pytest.raises(ExportError, match="must be a new folder or an earlier export"):
-        export(checkpoint, image_folder, "fp32", image_folder)
+        export(checkpoint, image_folder, settings("fp32", image_folder))
     assert (image_folder / "red" / "0.png").is_file()
 
 

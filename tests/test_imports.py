@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["swin_hf", "edge", "distill", "scripts"]
-MODEL_SIDE = {"activations", "deploy", "deploy_layers", "export", "folding"}
+MODEL_SIDE = {
+    *("activations", "calibration", "checkpoint", "deploy", "deploy_layers", "equalisation", "export", "folding", "half"),
+    *("lowering", "peers", "qat", "quantize", "self_test", "sensitivity", "transformers_format"),
+}
 ON_THE_DEVICE = sorted({file.stem for file in (ROOT / "edge").glob("*.py")} - MODEL_SIDE)
 
 

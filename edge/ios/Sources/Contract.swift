@@ -1,0 +1,14 @@
+import Foundation
+
+/// What the program takes and what its logits mean: `contract.json`, which `python -m edge app` wrote.
+struct Contract: Decodable {
+    let height: Int
+    let width: Int
+    let resample: Filter
+    /// "uint8": the program takes bytes (1, height, width, 3); "float32": floats (1, 3, height, width) in [0, 1].
+    let dtype: String
+    /// Probabilities are softmax(logits / temperature).
+    let temperature: Double
+    /// Names of the classes, in the order of the logits.
+    let labels: [String]
+}

@@ -1,0 +1,184 @@
+"""The same model in other engines, each as its own users would get the best out of it, measured in turns with ours."""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
+
+from edge.artefact import PROGRAM_FILE, read_manifest
+from edge.bench import summarise
+from edge.checkpoint import load_checkpoint
+from edge.deploy import deploy
+from edge.deploy_layers import InputView
+from edge.engines import Contender, take_turns
+from swin_hf import SwinHfConfig
+
+ROUNDS = 10
+OURS = "ours"
+STOCK_FIELDS = (
+    *("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
+    *("qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps", "num_labels"),
+)
+DENSE = ("stage_dims", "block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
+
+
+class PeerError(ValueError):
+    """There is nothing to compare with; the message says why."""
+
+
+def compare_with_peers(folder: Path, checkpoint_dir: Path | None = None, repeats: int = 100, threads: int | None = None):
+    """Latency of an artefact and of other engines with a model of the same shape, the fastest first, as JSON values.
+
+    checkpoint_dir: of the model, by default the one that the artefact names.
+
+    Raises:
+        PeerError: the checkpoint is not there.
+    """
+    folder, manifest = Path(folder), read_manifest(folder)
+    recorded = Path(os.path.normpath(folder.resolve() / str(manifest.source["checkpoint"])))
+    checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded
+    if not checkpoint_dir.is_dir():
+        raise PeerError(f"--compare needs the checkpoint, which is not in {checkpoint_dir}; give --checkpoint")
+    contract = manifest.input
+    ours = Contender(
+        name=f"{OURS}, {manifest.recipe}",
+        engine="executorch",
+        file=str(folder / PROGRAM_FILE),
+        shape=contract.shape(**manifest.methods["forward"]),
+        input_dtype=contract.dtype,
+    )
+    with tempfile.TemporaryDirectory() as work_dir:
+        peers, left_out = prepare_peers(checkpoint_dir, Path(work_dir))
+        return rows_of([ours, *peers], left_out, repeats, threads)
+
+
+def rows_of(
+    contenders: list[Contender], left_out: dict[str, str], repeats: int = 100, threads: int | None = None
+) -> list[dict]:
+    """Measured rows, the fastest first, then what could not be measured and why.
+
+    ratio: to the first contender.
+    """
+    threads = threads or os.cpu_count() or 1
+    measured = take_turns(contenders, ROUNDS, max(repeats // ROUNDS, 1), threads)
+    left_out = left_out | {name: times["error"][0] for name, times in measured.items() if "error" in times}
+    rows = {
+        name: asdict(summarise(times["turns"], threads)) | {"alone_ms": float(np.median(times["alone"]))}
+        for name, times in measured.items()
+        if "turns" in times
+    }
+    base = rows[contenders[0].name]["p50_ms"] if contenders[0].name in rows else float("nan")
+    found = [{"name": name, **row, "ratio": row["p50_ms"] / base} for name, row in rows.items()]
+    found.sort(key=lambda row: row["p50_ms"])
+    return found + [{"name": name, "skipped": reason} for name, reason in left_out.items()]
+
+
+def prepare_peers(checkpoint_dir: Path, work_dir: Path) -> tuple[list[Contender], dict[str, str]]:
+    """Programs of other engines for the classifier in `checkpoint_dir`, and why those are missing that are."""
+    model, processor = load_checkpoint(checkpoint_dir)
+    height, width = model.config.image_height_width
+    view = InputView(height=height, width=width, image_mean=tuple(processor.image_mean), image_std=tuple(processor.image_std))
+    shape = (1, model.config.num_channels, height, width)
+    example = torch.rand(shape)
+    contenders, left_out = [], {}
+
+    def add(name: str, engine: str, make: Callable[[], Path], **options: str) -> None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                file = make()
+        except Exception as error:  # whatever another project raises is the reason why it is left out
+            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            return
+        contenders.append(Contender(name=name, engine=engine, file=str(file), shape=shape, options=options or None))
+
+    stock: PreTrainedModel | None = None
+    try:
+        stock = stock_model(model.config)
+    except PeerError as error:
+        left_out["stock transformers"] = str(error)
+    if stock is not None:
+        stock.save_pretrained(work_dir / "stock")
+        add("transformers ExecutorchExporter, fp32", "executorch", lambda: _executorch(stock, example, work_dir))
+        add("ONNX Runtime, fp32", "onnxruntime", lambda: _onnx(stock, example, work_dir / "stock.onnx"))
+        add("ONNX Runtime, int8 dynamic", "onnxruntime", lambda: _onnx_int8(work_dir / "stock.onnx"))
+        add(
+            "OpenVINO, fp32",
+            "openvino",
+            lambda: _openvino(stock, example, work_dir / "stock.xml"),
+            INFERENCE_PRECISION_HINT="f32",
+        )
+        add("OpenVINO, bf16", "openvino", lambda: work_dir / "stock.xml", INFERENCE_PRECISION_HINT="bf16")
+        add("PyTorch, stock model", "pytorch", lambda: work_dir / "stock")
+        add("PyTorch compiled, stock model", "pytorch", lambda: work_dir / "stock", compile="yes")
+    deployed = deploy(model, view)
+    add("ONNX Runtime, fp32, our deploy form", "onnxruntime", lambda: _onnx(deployed, example, work_dir / "ours.onnx"))
+    add("ONNX Runtime, int8 dynamic, our deploy form", "onnxruntime", lambda: _onnx_int8(work_dir / "ours.onnx"))
+    add("PyTorch, our model", "pytorch", lambda: checkpoint_dir)
+    return contenders, left_out
+
+
+def stock_model(config: SwinHfConfig) -> PreTrainedModel:
+    """A stock Swin of the same shape, with random weights: they do not matter for time.
+
+    Raises:
+        PeerError: stock transformers has no such Swin.
+    """
+    different = [name for name in DENSE if getattr(config, name) is not None]
+    different += [name for name, value in (("norm", "layer"), ("mask_padding", False)) if getattr(config, name) != value]
+    if different:
+        raise PeerError(f"stock transformers has no Swin with its own {', '.join(different)}")
+    fields = {name: getattr(config, name) for name in STOCK_FIELDS}
+    if config.version == 2:
+        return Swinv2ForImageClassification(Swinv2Config(**fields)).eval()
+    return SwinForImageClassification(SwinConfig(**fields)).eval()
+
+
+def _executorch(model: PreTrainedModel, example: torch.Tensor, work_dir: Path) -> Path:
+    from transformers.exporters.exporter_executorch import ExecutorchConfig, ExecutorchExporter
+
+    exported = ExecutorchExporter().export(model, {"pixel_values": example}, config=ExecutorchConfig(backend="xnnpack"))
+    exported.save_pretrained(work_dir / "executorch")
+    return work_dir / "executorch" / "model.pte"
+
+
+def _onnx(model: torch.nn.Module, example: torch.Tensor, file: Path) -> Path:
+    """By transformers' own exporter, which knows the fusions of ONNX Runtime; what is not of transformers by PyTorch's."""
+    if isinstance(model, PreTrainedModel):
+        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+        exported = OnnxExporter().export(model, {"pixel_values": example}, config=OnnxConfig())
+        exported.save_pretrained(file.parent / "onnx")
+        (file.parent / "onnx" / "model.onnx").rename(file)
+        for data in (file.parent / "onnx").glob("model.onnx.*"):
+            data.rename(file.parent / data.name)
+        return file
+    torch.onnx.export(model, (example,), str(file), dynamo=True, verbose=False, external_data=False)
+    return file
+
+
+def _onnx_int8(file: Path) -> Path:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared, quantized = file.with_suffix(".prepared.onnx"), file.with_suffix(".int8.onnx")
+    try:
+        quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
+    except Exception:  # optional preparation of theirs, which fails on some graphs
+        prepared = file
+    quantize_dynamic(str(prepared), str(quantized), per_channel=True, weight_type=QuantType.QInt8)
+    return quantized
+
+
+def _openvino(model: PreTrainedModel, example: torch.Tensor, file: Path) -> Path:
+    import openvino
+
+    converted = openvino.convert_model(torch.export.export(model, (), {"pixel_values": example}))
+    openvino.save_model(converted, str(file), compress_to_fp16=False)
+    return file
