@@ -11,7 +11,8 @@ from edge.artefact import InputContract
 from edge.image import UnreadableImageError, find_images, label_of, load_image, to_pixel_values, to_rgb
 
 MIN_CALIBRATION_IMAGES = 16
-MAX_IMAGES = 256
+MAX_IMAGES = 128  # to compare on
+MAX_CALIBRATION_IMAGES = 32  # as many as the literature takes (RepQ-ViT); histograms of all activations take their time
 MIN_CORRELATION = 0.3  # of neighbouring pixels: photographs and scans have 0.8 and more, noise has none
 MIN_DEVIATION = 1.0  # of the levels of an image, of 255
 
@@ -37,12 +38,12 @@ def load_images(source: ImageSource, labels: list[str], at_most: int = MAX_IMAGE
         CalibrationError: there are none, or none that can be read.
     """
     if not isinstance(source, str | Path):
-        return _evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
+        return evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
     folder = Path(source)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _load_saved_dataset(folder, at_most)
     try:
-        paths = _evenly(find_images(folder), at_most)
+        paths = evenly(find_images(folder), at_most)
     except FileNotFoundError as error:
         raise CalibrationError(str(error)) from error
     images = []
@@ -68,11 +69,11 @@ def _load_saved_dataset(folder: Path, at_most: int) -> list[LabelledImage]:
     if not columns or not len(dataset):
         raise CalibrationError(f"{folder} must be a data set with an image column, got columns {dataset.column_names}")
     classes = next((f for f in dataset.features.items() if isinstance(f[1], datasets.ClassLabel)), None)
-    rows = [dataset[int(index)] for index in _evenly(range(len(dataset)), at_most)]
+    rows = [dataset[int(index)] for index in evenly(range(len(dataset)), at_most)]
     return [LabelledImage(to_rgb(row[columns[0]]), classes[1].int2str(row[classes[0]]) if classes else None) for row in rows]
 
 
-def _evenly(items, at_most: int) -> list:
+def evenly(items, at_most: int) -> list:
     """At most so many of the items, at even distances, so that sorted classes are all there."""
     items = list(items)
     if len(items) <= at_most:

@@ -124,7 +124,8 @@ class RowColumnMask(nn.Module):
         self.rows, self.columns = rows, columns  # (nW rows, 1, N, N), (1, nW columns, N, N)
 
     def forward(self) -> torch.Tensor:
-        return (self.rows() + self.columns()).flatten(0, 1).unsqueeze(1)
+        mask = self.rows() + self.columns()
+        return mask.view(-1, 1, *mask.shape[2:])
 
 
 def deploy_mask(mask: torch.Tensor, rows_of_windows: int, plan: DeployPlan) -> nn.Module:

@@ -91,7 +91,23 @@ def open_pytorch(file: str, threads: int, options: dict[str, str]) -> Callable[[
     return run
 
 
+def open_matmul(file: str, threads: int, options: dict[str, str]) -> Callable[[np.ndarray], object]:
+    """Products of square matrices, `options["products"]` of them, by PyTorch: what this machine can multiply in fp32."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def run(matrix: np.ndarray) -> object:
+        left = torch.from_numpy(matrix)
+        for _ in range(int(options["products"])):
+            product = left @ left
+        return product
+
+    return run
+
+
 ENGINES = {
+    "matmul": open_matmul,
     "executorch": open_executorch,
     "onnxruntime": open_onnxruntime,
     "openvino": open_openvino,

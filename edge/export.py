@@ -19,9 +19,11 @@ from edge.artefact import (
     sha256_of,
 )
 from edge.calibration import (
+    MAX_CALIBRATION_IMAGES,
     MIN_CALIBRATION_IMAGES,
     ImageSource,
     LabelledImage,
+    evenly,
     load_images,
     method_inputs,
     require_real_images,
@@ -34,7 +36,7 @@ from edge.half import HalfPrecision
 from edge.lowering import Lowered, lower
 from edge.parity import Parity, compare
 from edge.quantize import quantize
-from edge.recipes import Recipe, Rule, find_recipe
+from edge.recipes import CASTS, Recipe, Rule, find_recipe
 from edge.runner import Runner
 from edge.self_test import NUM_IMAGES, SELF_TEST_BOUND, bundle
 from edge.sensitivity import Sensitivity, layer_sensitivity, quantized_layers
@@ -121,7 +123,7 @@ def sensitivity(checkpoint_dir: Path, settings: ExportSettings) -> list[Sensitiv
     job.load_images()
     method = job.methods["forward"]
     deployed = deploy(job.model, input_view(job.processor, job.contract, **method))
-    images = [torch.from_numpy(array) for array in job.inputs["forward"][:SENSITIVITY_IMAGES]]
+    images = [torch.from_numpy(array) for array in evenly(job.inputs["forward"], SENSITIVITY_IMAGES)]
     reference = np.concatenate([flat(deployed(image)) for image in images])
     return layer_sensitivity(deployed, job.recipe, images, reference, job.is_classifier)
 
@@ -135,6 +137,8 @@ class _Job:
     def __init__(self, checkpoint_dir: Path, settings: ExportSettings):
         self.checkpoint_dir, self.settings = checkpoint_dir, settings
         self.recipe: Recipe = find_recipe(settings.recipe)
+        if settings.input_dtype == "uint8":  # whose cast to floats no backend takes
+            self.recipe = replace(self.recipe, outside=(*self.recipe.outside, *CASTS))
         self.model, self.processor = load_checkpoint(checkpoint_dir)
         self.contract: InputContract = input_contract(self.model.config, self.processor, settings.input_dtype)
         self.is_classifier = hasattr(self.model, "classifier")
@@ -208,7 +212,8 @@ class _Job:
         form, recipe, kept = self._within_bound(deployed["forward"], images)
         forms = {"forward": form}
         for name in list(self.methods)[1:]:
-            forms[name] = quantize(deployed[name], recipe, [torch.from_numpy(array) for array in self.inputs[name]])
+            others = [torch.from_numpy(array) for array in self.inputs[name]]
+            forms[name] = quantize(deployed[name], recipe, evenly(others, MAX_CALIBRATION_IMAGES))
         return forms, kept
 
     def _check_deploy_form(self, method: str, deployed: nn.Module, relative_limit: float) -> None:
@@ -223,13 +228,13 @@ class _Job:
         """The quantized form that follows the model as the recipe promises, with as many layers in float as that takes."""
         recipe, worst, kept = self.recipe, None, []
         while True:
-            form = quantize(deployed, recipe, images)
+            form = quantize(deployed, recipe, evenly(images, MAX_CALIBRATION_IMAGES))
             parity = self.compare("forward", [flat(form(x)) for x in images])
             if _holds(parity, self.recipe) or len(kept) == len(quantized_layers(deployed, self.recipe)):
                 self.parity["quantized"] = parity
                 return form, recipe, kept
             if worst is None:
-                few = images[:: -(-len(images) // SENSITIVITY_IMAGES)]
+                few = evenly(images, SENSITIVITY_IMAGES)
                 reference = np.concatenate([flat(deployed(x)) for x in few])
                 worst = layer_sensitivity(deployed, self.recipe, few, reference, self.is_classifier)
             kept = [sensitivity.layer for sensitivity in worst[: max(1, 2 * len(kept))]]
@@ -239,7 +244,9 @@ class _Job:
         """The temperature of the probabilities, on held-out images."""
         if not self.validation:
             return 1.0
-        outputs = np.concatenate([flat(form(torch.from_numpy(x))) for x in self.held_out])[: len(self.validation)]
+        outputs = self.expected
+        if self.recipe.is_quantized:
+            outputs = np.concatenate([flat(form(torch.from_numpy(x))) for x in self.held_out])[: len(self.validation)]
         return fit_temperature(outputs, self.classes)
 
     @property

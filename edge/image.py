@@ -58,7 +58,7 @@ def to_pixel_values(image: Image.Image, height: int, width: int, resample: int, 
     """
     if image.size != (width, height):
         image = image.resize((width, height), resample=resample)
-    pixels = np.asarray(image)[None]
+    pixels = np.array(image)[None]
     if dtype == "uint8":
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)

@@ -78,7 +78,7 @@ def check_budget(edge: EdgeProgramManager, recipe: Recipe) -> tuple[int, dict[st
     if culprits:
         first = culprits[0]
         raise LoweringError(
-            f"recipe {recipe.name} must leave nothing but {', '.join(recipe.outside) or 'nothing'} to the portable runtime, "
+            f"recipe {recipe.name} must leave {', '.join(recipe.outside) or 'nothing'} to the portable runtime, "
             f"got {', '.join(f'{count} x {name}' for name, count in outside.items())}; the first comes from "
             f"{origin(first)}. Change that layer, or take another recipe or backend"
         )

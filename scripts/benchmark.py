@@ -3,6 +3,8 @@
 python scripts/benchmark.py model                                  # forward and training of Swin-T and SwinV2-T
 python scripts/benchmark.py model --batch-sizes 1 --modes eager    # a part of it
 python scripts/benchmark.py train                                  # trainings against the loop of transformers' example
+python scripts/benchmark.py edge                                   # programs for the device against other engines
+python scripts/benchmark.py edge --frontier                        # ... and against timm's models for phones
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -19,6 +21,7 @@ from edge.quiet import quieten
 quieten()  # before the imports that have something to say
 
 import torch
+from benchmark_edge import benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
@@ -68,6 +71,16 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("batch_size", "steps", "workers", "bf16"):
         command.add_argument(name, type=int)
     command.set_defaults(run=work_training)
+    command = commands.add_parser("edge", help="programs for the device against other engines and models")
+    command.add_argument("--parts", nargs="+", default=["peers", "students"], choices=["peers", "students", "frontier"])
+    command.add_argument(
+        "--frontier", dest="parts", action="store_const", const=["frontier"], help="the models of timm, alone"
+    )
+    command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS), help="of the comparison with engines")
+    command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--repeats", type=int, default=100)
+    command.add_argument("--out", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_edge)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
     return 0

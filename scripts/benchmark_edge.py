@@ -1,0 +1,280 @@
+"""Programs for the device against other engines, students against each other and against the models of other projects."""
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import nn
+
+from distill.classifier import Classifier
+from distill.measure import count_macs
+from edge.calibration import LabelledImage, method_inputs
+from edge.checkpoint import input_contract, input_view
+from edge.deploy import deploy
+from edge.engines import Contender
+from edge.environment import describe_machine, installed_versions
+from edge.half import HalfPrecision
+from edge.lowering import lower
+from edge.parity import compare
+from edge.peers import prepare_peers, rows_of
+from edge.quantize import quantize
+from edge.recipes import RECIPES, Recipe, Rule
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.presets_swin_hf import PRESETS
+
+NUM_CROPS = 16  # of the photographs that scikit-learn ships
+SQUARE, PRODUCTS = 1024, 4  # of the matrices that show what the machine can multiply
+RUNS_OF_OURS = ("fp32", "fp16", "int8", "int8-static", "int8-dynamic")
+STUDENTS = ("swin_edge_small", "swin_edge_medium", "swin_edge_large")
+VARIANTS = {  # of swin_edge_medium: what its parts cost
+    "relu": {"hidden_act": "relu"},
+    "hardswish": {"hidden_act": "hardswish"},
+    "RMSNorm": {"norm": "rms"},
+    "BatchNorm": {"norm": "batch"},
+    "BatchNorm, relu": {"norm": "batch", "hidden_act": "relu"},
+    "a block more in stage 1": {"depths": [2, 1, 5, 1]},
+    "a block more in stage 2": {"depths": [1, 2, 5, 1]},
+    "a block more in stage 3": {"depths": [1, 1, 6, 1]},
+    "a block more in stage 4": {"depths": [1, 1, 5, 2]},
+}
+RIVALS = {  # timm's name: accuracy that its authors published for ImageNet-1k, in percent
+    "mobilenetv4_conv_medium": 79.1,
+    "repvit_m1_1": 81.3,
+    "tiny_vit_5m_224": 80.9,
+    "efficientformerv2_s2": 82.2,
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A program of ours: its contender, size, what it was made of, and how it follows the model on photographs."""
+
+    contender: Contender
+    size_bytes: int
+    weight_bytes: int
+    num_delegates: int
+    sqnr_db: float
+
+
+def benchmark_edge(arguments: argparse.Namespace) -> None:
+    """Measure the parts that were asked for and write them to `arguments.out`, beside those that are there already."""
+    report = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
+        "threads": arguments.threads,
+    }
+    if arguments.out.is_file():
+        report = json.loads(arguments.out.read_text()) | report
+    parts = {"peers": measure_peers, "students": measure_students, "frontier": measure_frontier}
+    for part in arguments.parts:
+        with tempfile.TemporaryDirectory() as work_dir:
+            report[part] = parts[part](arguments, Path(work_dir))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"-> {arguments.out}")
+
+
+def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
+    """A preset with random weights in our recipes and in every engine that is installed."""
+    torch.manual_seed(0)
+    model = SwinHfForImageClassification(PRESETS[arguments.model](num_labels=1000)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_position_bias_table" in name:
+                parameter.normal_()  # zeros would be stored once for all blocks
+    processor = _processor(model.config)
+    model.save_pretrained(work_dir / "checkpoint")
+    processor.save_pretrained(work_dir / "checkpoint")
+    made = {recipe: make_program(model, RECIPES[recipe], work_dir / f"{recipe}.pte") for recipe in RUNS_OF_OURS}
+    peers, left_out = prepare_peers(work_dir / "checkpoint", work_dir)
+    limits = [
+        _matmul(),
+        make_squares(RECIPES["fp32"], work_dir / "squares-fp32.pte"),
+        make_squares(replace(RECIPES["int8-static"], rules=(Rule("*", "int8-static"),)), work_dir / "squares-int8.pte"),
+    ]
+    contenders = [replace(one.contender, name=f"ours, {recipe}") for recipe, one in made.items()]
+    rows = rows_of([*contenders, *peers, *limits], left_out, arguments.repeats, arguments.threads)
+    macs = count_macs(Classifier(model, processor), model.config.image_height_width[0])
+    time_of = {row["name"]: row["p50_ms"] for row in rows if "p50_ms" in row}
+    limit_ms = {limit.name: time_of[limit.name] * macs / (PRODUCTS * SQUARE**3) for limit in limits if limit.name in time_of}
+    stock = time_of.get("transformers ExecutorchExporter, fp32")
+    print(f"\n{arguments.model}: {macs / 1e9:.2f} G multiply-accumulates, {arguments.threads} threads\n")
+    print("| program | p50, ms | p90, ms | alone, ms | of stock's exporter |\n|---|---|---|---|---|")
+    for row in rows:
+        if "p50_ms" not in row:
+            print(f"| {row['name']} | left out: {row['skipped']} | | | |")
+        elif row["name"] not in limit_ms:
+            ratio = f"{row['p50_ms'] / stock:.2f}" if stock else "-"
+            print(f"| {row['name']} | {row['p50_ms']:.1f} | {row['p90_ms']:.1f} | {row['alone_ms']:.1f} | {ratio} |")
+    for name, milliseconds in limit_ms.items():
+        print(f"{name}: the products of this model alone would take {milliseconds:.1f} ms")
+    for recipe, one in made.items():
+        print(
+            f"{recipe}: {one.size_bytes / 1e6:.2f} MB, {one.size_bytes / one.weight_bytes:.3f} of its weights, "
+            f"{one.num_delegates} delegate(s), {one.sqnr_db:.1f} dB on {NUM_CROPS} crops of photographs"
+        )
+    facts = {recipe: {key: value for key, value in vars(one).items() if key != "contender"} for recipe, one in made.items()}
+    return {"model": arguments.model, "macs": macs, "rows": rows, "limit_ms": limit_ms, "ours": facts}
+
+
+def measure_students(arguments: argparse.Namespace, work_dir: Path) -> dict:
+    """Students for phones, and what each part of the middle one costs, in fp32 and int8."""
+    configs = {name: PRESETS[name](num_labels=1000) for name in STUDENTS}
+    configs |= {f"swin_edge_medium, {name}": PRESETS["swin_edge_medium"](num_labels=1000, **changes)
+                for name, changes in VARIANTS.items()}  # fmt: skip
+    contenders, sizes = [], {}
+    for number, (name, config) in enumerate(configs.items()):
+        torch.manual_seed(0)
+        model = SwinHfForImageClassification(config).eval()
+        for recipe in ("fp32", "int8"):
+            made = make_program(model, RECIPES[recipe], work_dir / f"{number}-{recipe}.pte")
+            contenders.append(replace(made.contender, name=f"{name}, {recipe}"))
+            sizes[contenders[-1].name] = made.size_bytes
+    middle = next(one for one in contenders if one.name == "swin_edge_medium, int8")
+    contenders.sort(key=lambda contender: contender is not middle)
+    rows = rows_of(contenders, {}, arguments.repeats, arguments.threads)
+    print("\n| student | p50, ms | of swin_edge_medium in int8 | .pte, MB |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['name']} | {row['p50_ms']:.2f} | {row['ratio']:.2f} | {sizes[row['name']] / 1e6:.2f} |")
+    return {"rows": rows, "size_bytes": sizes}
+
+
+def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
+    """What a developer would take from timm instead, lowered the ordinary way, beside our presets."""
+    contenders, left_out, sizes = [], {}, {}
+    for name in ("swin_tiny", *STUDENTS):
+        torch.manual_seed(0)
+        model = SwinHfForImageClassification(PRESETS[name](num_labels=1000)).eval()
+        for recipe in ("fp32", "int8"):
+            made = make_program(model, RECIPES[recipe], work_dir / f"{name}-{recipe}.pte")
+            contenders.append(replace(made.contender, name=f"{name}, {recipe}"))
+            sizes[contenders[-1].name] = made.size_bytes
+    for name in RIVALS:
+        for precision in ("fp32", "int8"):
+            file = work_dir / f"{name}-{precision}.pte"
+            try:
+                sizes[f"{name}, {precision}"] = lower_rival(name, precision, file)
+            except Exception as error:  # whatever goes wrong in another project is the reason why it is left out
+                left_out[f"{name}, {precision}"] = f"{type(error).__name__}: {error}"[:200]
+                continue
+            contenders.append(_program(f"{name}, {precision}", file, (1, 3, 224, 224)))
+    rows = rows_of(contenders, left_out, arguments.repeats, arguments.threads)
+    print("\n| model | p50, ms | .pte, MB | published top-1, % |\n|---|---|---|---|")
+    for row in rows:
+        published = RIVALS.get(row["name"].split(",")[0], "-")
+        if "p50_ms" in row:
+            print(f"| {row['name']} | {row['p50_ms']:.1f} | {sizes[row['name']] / 1e6:.1f} | {published} |")
+        else:
+            print(f"| {row['name']} | left out: {row['skipped']} | | {published} |")
+    return {"rows": rows, "size_bytes": sizes, "published_top1": RIVALS}
+
+
+def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path) -> Made:
+    """Lower a model by a recipe; its accuracy is not looked at, since its weights are random."""
+    processor = _processor(model.config)
+    contract = input_contract(model.config, processor)
+    forward = {"batch_size": 1, "height": contract.height, "width": contract.width}
+    images = [torch.from_numpy(array) for array in method_inputs(photograph_crops(), contract, forward)]
+    deployed = deploy(model, input_view(processor, contract, **forward), compact=recipe.is_quantized)
+    form = deployed
+    if recipe.is_quantized:
+        form = quantize(deployed, recipe, images)
+    elif recipe.float_dtype == "float16":
+        form = HalfPrecision(deployed)
+    with torch.no_grad():
+        outputs, reference = (np.concatenate([one(image).numpy() for image in images]) for one in (form, deployed))
+    lowered = lower({"forward": (form, images[0])}, recipe, {})
+    file.write_bytes(lowered.program)
+    return Made(
+        contender=_program(recipe.name, file, contract.shape()),
+        size_bytes=len(lowered.program),
+        weight_bytes=weight_bytes(model, recipe),
+        num_delegates=lowered.num_delegates,
+        sqnr_db=compare(outputs, reference).sqnr_db,
+    )
+
+
+def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
+    """Bytes of the parameters: in int8 the matrices, with a scale for each row, the rest in the recipe's floats."""
+    size = 2 if recipe.float_dtype == "float16" else 4
+    total = 0
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and "table" not in name and "position_bias_mlp" not in name
+        if recipe.is_quantized and is_matrix:
+            total += parameter.numel() + size * parameter.shape[0]
+        else:
+            total += size * parameter.numel()
+    return total
+
+
+def make_squares(recipe: Recipe, file: Path) -> Contender:
+    """A program that multiplies square matrices and does nothing else: the limit of its engine."""
+    layers = nn.Sequential(*(nn.Linear(SQUARE, SQUARE, bias=False) for _ in range(PRODUCTS))).eval().requires_grad_(False)
+    example = torch.rand(SQUARE, SQUARE)
+    form = quantize(layers, recipe, [example]) if recipe.is_quantized else layers
+    file.write_bytes(lower({"forward": (form, example)}, recipe, {}).program)
+    return _program(f"limit of ExecuTorch's products, {'int8' if recipe.is_quantized else 'fp32'}", file, (SQUARE, SQUARE))
+
+
+def _matmul() -> Contender:
+    options = {"products": str(PRODUCTS)}
+    return Contender(
+        name="limit of PyTorch's products, fp32", engine="matmul", file="", shape=(SQUARE, SQUARE), options=options
+    )
+
+
+def lower_rival(name: str, precision: str, file: Path) -> int:
+    """A model of timm through the lowering that ExecuTorch's tutorials show, int8 as XNNPACK's quantizer does it globally."""
+    import timm
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+    from executorch.exir import to_edge_transform_and_lower
+    from timm.utils.model import reparameterize_model
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    torch.manual_seed(0)
+    model = reparameterize_model(timm.create_model(name, pretrained=False).eval())
+    crops = [to_tensor(image.image.resize((224, 224))) for image in photograph_crops()]
+    exported = torch.export.export(model, (crops[0],), strict=True)
+    if precision == "int8":
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        prepared = prepare_pt2e(exported.module(), quantizer)
+        for crop in crops:
+            prepared(crop)
+        exported = torch.export.export(convert_pt2e(prepared), (crops[0],), strict=True)
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+    file.write_bytes(program)
+    return len(program)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """(1, 3, H, W), about normalised."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None].copy()) / 127.5 - 1
+
+
+def photograph_crops() -> list[LabelledImage]:
+    """Crops of the two photographs that scikit-learn ships."""
+    rng, crops = np.random.default_rng(0), []
+    for number in range(NUM_CROPS):
+        photograph = load_sample_images().images[number % 2]
+        side = int(rng.integers(200, 400))
+        top, left = (int(rng.integers(0, length - side + 1)) for length in photograph.shape[:2])
+        crops.append(LabelledImage(Image.fromarray(photograph[top : top + side, left : left + side]), None))
+    return crops
+
+
+def _program(name: str, file: Path, shape: tuple[int, ...]) -> Contender:
+    return Contender(name=name, engine="executorch", file=str(file), shape=shape)
+
+
+def _processor(config: SwinHfConfig) -> SwinHfImageProcessorPil:
+    height, width = config.image_height_width
+    return SwinHfImageProcessorPil(size={"height": height, "width": width})
