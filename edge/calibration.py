@@ -40,7 +40,7 @@ def load_images(source: ImageSource, labels: list[str], at_most: int = MAX_IMAGE
     if not isinstance(source, str | Path):
         return evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
     folder = Path(source)
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+    if is_saved_dataset(folder):
         return _load_saved_dataset(folder, at_most)
     try:
         paths = evenly(find_images(folder), at_most)
@@ -55,6 +55,11 @@ def load_images(source: ImageSource, labels: list[str], at_most: int = MAX_IMAGE
     if not images:
         raise CalibrationError(f"none of the images in {folder} can be read")
     return images
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` saved a data set, or splits of one, in this folder."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def _load_saved_dataset(folder: Path, at_most: int) -> list[LabelledImage]:

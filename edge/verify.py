@@ -1,11 +1,13 @@
 """Check a device artefact: on images, against the checkpoint it came from and against labels, and by its own bundle."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from edge.artefact import SELF_TEST_FILE, read_file, read_manifest
+from edge.calibration import is_saved_dataset, load_images, method_inputs
 from edge.image import UnreadableImageError, find_images, label_of
 from edge.parity import compare
 from edge.runner import Runner, run_bundle
@@ -16,7 +18,7 @@ class VerificationError(ValueError):
 
 
 def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict[str, float | int | str]:
-    """Run the program on all images under `data` and return its figures as JSON values.
+    """Run the program on all images under `data`, a folder or a saved data set, and return its figures as JSON values.
 
     Accuracy is counted over images whose label is known: the class folder they lie in, or a name `<label>_<n>`. The
     comparison is with `checkpoint_dir`, by default the checkpoint that `edge.json` names, if it is still there.
@@ -29,14 +31,7 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
     if checkpoint_dir is None:
         recorded = Path(os.path.normpath(Path(folder).resolve() / runner.manifest.source["checkpoint"]))
         checkpoint_dir = recorded if recorded.is_dir() else None
-    inputs, labels, unreadable = [], [], 0
-    for path in find_images(data):
-        try:
-            inputs.append(runner.pixel_values(path))
-        except UnreadableImageError:
-            unreadable += 1
-            continue
-        labels.append(label_of(path, Path(data), runner.manifest.labels) if runner.is_classifier else None)
+    inputs, labels, unreadable = _inputs(runner, Path(data))
     if not inputs:
         raise VerificationError(f"none of the images in {data} can be read")
     labelled = [index for index, label in enumerate(labels) if label is not None]
@@ -53,6 +48,24 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
     if checkpoint_dir is not None:
         figures |= _compare_with_checkpoint(runner, outputs, inputs, checkpoint_dir)
     return figures
+
+
+def _inputs(runner: Runner, data: Path) -> tuple[list[np.ndarray], list[str | None], int]:
+    """Inputs of the program, the label of each image where it is known, and the number of images that cannot be read."""
+    inputs, labels, unreadable = [], [], 0
+    if is_saved_dataset(data):
+        images = load_images(data, runner.manifest.labels, at_most=sys.maxsize)
+        inputs = method_inputs(images, runner.manifest.input, runner.manifest.methods["forward"])
+        labels = [image.label if image.label in runner.manifest.labels else None for image in images]
+        return inputs, labels, unreadable
+    for path in find_images(data):
+        try:
+            inputs.append(runner.pixel_values(path))
+        except UnreadableImageError:
+            unreadable += 1
+            continue
+        labels.append(label_of(path, data, runner.manifest.labels) if runner.is_classifier else None)
+    return inputs, labels, unreadable
 
 
 def _compare_with_checkpoint(

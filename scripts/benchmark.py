@@ -21,10 +21,11 @@ from edge.quiet import quieten
 quieten()  # before the imports that have something to say
 
 import torch
-from benchmark_edge import benchmark_edge
+from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
+from edge.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
 
@@ -72,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument(name, type=int)
     command.set_defaults(run=work_training)
     command = commands.add_parser("edge", help="programs for the device against other engines and models")
-    command.add_argument("--parts", nargs="+", default=["peers", "students"], choices=["peers", "students", "frontier"])
+    command.add_argument("--parts", nargs="+", default=["peers", "students"], choices=list(EDGE_PARTS))
+    command.add_argument(
+        "--checkpoints", nargs="+", type=Path, default=[], metavar="DIR", help="of accuracy: fine-tuned classifiers"
+    )
+    command.add_argument("--recipes", nargs="+", default=["int8", "int8-static", "int8-dynamic"], choices=list(RECIPES))
     command.add_argument(
         "--frontier", dest="parts", action="store_const", const=["frontier"], help="the models of timm, alone"
     )

@@ -14,18 +14,22 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from distill.classifier import Classifier
+from distill.images import FoundImages, ImageSource, find_images
 from distill.measure import count_macs
-from edge.calibration import LabelledImage, method_inputs
-from edge.checkpoint import input_contract, input_view
+from edge.artefact import read_manifest
+from edge.calibration import MAX_IMAGES, LabelledImage, evenly, method_inputs
+from edge.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
 from edge.deploy import deploy
 from edge.engines import Contender
 from edge.environment import describe_machine, installed_versions
+from edge.export import ExportSettings, export
 from edge.half import HalfPrecision
 from edge.lowering import lower
 from edge.parity import compare
 from edge.peers import prepare_peers, rows_of
 from edge.quantize import quantize
 from edge.recipes import RECIPES, Recipe, Rule
+from edge.runner import Runner
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 from swin_hf.presets_swin_hf import PRESETS
 
@@ -73,10 +77,9 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
     }
     if arguments.out.is_file():
         report = json.loads(arguments.out.read_text()) | report
-    parts = {"peers": measure_peers, "students": measure_students, "frontier": measure_frontier}
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as work_dir:
-            report[part] = parts[part](arguments, Path(work_dir))
+            report[part] = EDGE_PARTS[part](arguments, Path(work_dir))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"-> {arguments.out}")
@@ -175,6 +178,65 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
         else:
             print(f"| {row['name']} | left out: {row['skipped']} | | {published} |")
     return {"rows": rows, "size_bytes": sizes, "published_top1": RIVALS}
+
+
+def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
+    """Fine-tuned classifiers and their programs on the test images that scripts/finetune.py held out."""
+    results = {}
+    print("\n| checkpoint, recipe | model | program | difference in points | same class | n |\n|---|---|---|---|---|---|")
+    for checkpoint in arguments.checkpoints:
+        record = json.loads((checkpoint / "data.json").read_text())
+        found = find_images(record["dataset"], "image-classification")
+        train, test = (split_examples(found, record, split) for split in ("train", "test"))
+        labels = np.array([label for _, label in test])
+        for recipe in arguments.recipes:
+            out = work_dir / f"{checkpoint.name}-{recipe}"
+            export(checkpoint, out, ExportSettings(recipe=recipe, data=[image.load() for image, _ in train], self_test=False))
+            model, processor = load_checkpoint(checkpoint)
+            images = [LabelledImage(image.load(), None) for image, _ in test]
+            inputs = method_inputs(images, read_manifest(out).input, {"batch_size": 1, **input_size(out)})
+            expected = model_outputs(model, processor, inputs).argmax(axis=1)
+            runner = Runner(out)
+            top = np.array([runner.logits(pixels).argmax() for pixels in inputs])
+            figures = paired_difference(expected == labels, top == labels) | {"agreement": float((top == expected).mean())}
+            results[f"{checkpoint.name}, {recipe}"] = figures
+            print(
+                f"| {checkpoint.name}, {recipe} | {figures['model']:.2%} | {figures['program']:.2%} | "
+                f"{100 * figures['difference']:+.2f} [{100 * figures['low']:+.2f}, {100 * figures['high']:+.2f}] | "
+                f"{figures['agreement']:.2%} | {len(labels)} |",
+                flush=True,
+            )
+    return results
+
+
+def input_size(artefact: Path) -> dict[str, int]:
+    contract = read_manifest(artefact).input
+    return {"height": contract.height, "width": contract.width}
+
+
+def split_examples(found: FoundImages, record: dict, split: str) -> list[tuple[ImageSource, int]]:
+    """Each image of a split that a fine-tuning recorded, with its class number; of training images 128."""
+    source = split if split in found.images else found.whole
+    numbers = record["split"][split]
+    if split == "train":
+        numbers = evenly(numbers, MAX_IMAGES)
+    return [(found.images[source][number], found.labels[source][number]) for number in numbers]
+
+
+def paired_difference(model_is_right: np.ndarray, program_is_right: np.ndarray) -> dict[str, float | int]:
+    """Accuracies and their difference with its 95 % interval, for answers to the same images (Agresti 2013, section 11.1)."""
+    n = len(model_is_right)
+    lost, won = int((model_is_right & ~program_is_right).sum()), int((~model_is_right & program_is_right).sum())
+    difference = (won - lost) / n
+    spread = 1.96 * np.sqrt(won + lost - (won - lost) ** 2 / n) / n
+    return {
+        "num_images": n,
+        "model": float(model_is_right.mean()),
+        "program": float(program_is_right.mean()),
+        "difference": difference,
+        "low": float(difference - spread),
+        "high": float(difference + spread),
+    }
 
 
 def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path) -> Made:
@@ -278,3 +340,11 @@ def _program(name: str, file: Path, shape: tuple[int, ...]) -> Contender:
 def _processor(config: SwinHfConfig) -> SwinHfImageProcessorPil:
     height, width = config.image_height_width
     return SwinHfImageProcessorPil(size={"height": height, "width": width})
+
+
+EDGE_PARTS = {
+    "peers": measure_peers,
+    "students": measure_students,
+    "frontier": measure_frontier,
+    "accuracy": measure_accuracy,
+}
