@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test conformance lint clean
+.PHONY: demo test test-arm64 conformance lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned -> .pte -> report
@@ -13,6 +13,9 @@ demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned ->
 test: $(VENV)/.installed  ## all tests; no network, no GPU
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest
+
+test-arm64: $(VENV)/.installed  ## programs on emulated AArch64 processors against this one; fetches the emulator to build/ or skips
+	@$(BIN)/python scripts/arm64.py
 
 SOURCE := build/transformers
 conformance: $(VENV)/.installed  ## the tests that transformers holds its own models to; fetches its source distribution

@@ -15,6 +15,7 @@ from torch import nn
 from edge.activations import deploy_activation
 from edge.folding import (
     Affine,
+    InverseRoot,
     Rescale,
     conv,
     norm_after,
@@ -34,7 +35,7 @@ from swin_hf.layers_swin_hf import (
 from swin_hf.windows import attention_mask, fit_window
 
 MASKED_SCORE = -1e4  # added to the score of a pair of tokens that may not mix: softmax makes 0 of it, and float16 holds it
-SMALLEST_SQUARED_NORM = 1e-7  # of queries and keys in cosine attention: what padding is divided by
+SMALLEST_SQUARED_NORM = 1e-24  # of queries and keys in cosine attention: what padding is divided by, as in the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,12 +239,13 @@ class DeployCosineAttention(DeployAttention):
         scale = attention.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).exp()
         self.register_buffer("scale", scale.view(1, -1, 1, 1))
         self.register_buffer("sum_column", torch.ones(self.head_dim, 1))
+        self.inverse_root, self.smallest_squared_norm = InverseRoot(), SMALLEST_SQUARED_NORM
 
     def inverse_norm(self, heads: torch.Tensor) -> torch.Tensor:
         """1 / norm of (B * nW, h, N, d) vectors, (B * nW, h, N, 1)."""
         squares = (heads * heads).reshape(-1, self.head_dim)
         squared_norm = torch.mm(squares, self.sum_column).view(-1, self.num_heads, self.N, 1)
-        return torch.rsqrt(torch.clamp(squared_norm, min=SMALLEST_SQUARED_NORM))
+        return self.inverse_root(torch.clamp(squared_norm, min=self.smallest_squared_norm))
 
     def queries_and_keys(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         query, key = (self.heads(projection(windows), self.head_dim) for projection in (self.q_proj, self.k_proj))

@@ -199,7 +199,10 @@ class _Job:
             limit = MAX_COMPACT_DIFFERENCE if compact else MAX_DEPLOY_DIFFERENCE
             self._check_deploy_form(name, form, limit)
         if self.recipe.float_dtype == "float16" and self.recipe.backend == "xnnpack":
-            deployed = {name: HalfPrecision(form) for name, form in deployed.items()}
+            images = {name: evenly(self.inputs[name], MAX_CALIBRATION_IMAGES) for name in deployed}
+            deployed = {
+                name: HalfPrecision(form, list(map(torch.from_numpy, images[name]))) for name, form in deployed.items()
+            }
         if not self.recipe.is_quantized:
             return deployed, []
         images = [torch.from_numpy(array) for array in self.inputs["forward"]]

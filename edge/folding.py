@@ -27,6 +27,13 @@ class Affine:
         return cls(torch.ones(channels), torch.zeros(channels))
 
 
+class InverseRoot(nn.Module):
+    """1 / sqrt(x)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.rsqrt(x)
+
+
 class Normalise(nn.Module):
     """Divide (L, C) tokens by their deviation over the channels, in matrix products with a column of 1 / C.
 
@@ -40,6 +47,7 @@ class Normalise(nn.Module):
         self.centre, self.prescale = centre, 1.0
         self.register_buffer("eps", torch.tensor([eps]))  # a scalar would be cast in every run in half precision
         self.register_buffer("mean_column", torch.full((channels, 1), 1.0 / channels))
+        self.inverse_root = InverseRoot()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.centre:
@@ -47,7 +55,7 @@ class Normalise(nn.Module):
         if self.prescale != 1.0:
             tokens = tokens * self.prescale
         variance = torch.mm(tokens * tokens, self.mean_column)
-        return tokens * torch.rsqrt(variance + self.eps)
+        return tokens * self.inverse_root(variance + self.eps)
 
     def prescaled(self, factor: float) -> None:
         """Multiply tokens by `factor` first, in place: the result stays what it was."""

@@ -75,7 +75,7 @@ RECIPES = {
         Recipe(name="fp32", summary="exact", min_sqnr_db=80.0, min_agreement=1.0),
         Recipe(
             name="fp16",
-            summary="half the size of fp32; faster where the processor computes in half precision",
+            summary="half the size of fp32; processors without float16 arithmetic refuse it",
             float_dtype="float16",
             min_sqnr_db=35.0,
             min_agreement=0.97,

@@ -16,7 +16,6 @@ from torch import nn
 from distill.classifier import Classifier
 from distill.images import FoundImages, ImageSource, find_images
 from distill.measure import count_macs
-from edge.artefact import read_manifest
 from edge.calibration import MAX_IMAGES, LabelledImage, evenly, method_inputs
 from edge.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
 from edge.deploy import deploy
@@ -189,13 +188,14 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
         found = find_images(record["dataset"], "image-classification")
         train, test = (split_examples(found, record, split) for split in ("train", "test"))
         labels = np.array([label for _, label in test])
+        model, processor = load_checkpoint(checkpoint)
+        contract = input_contract(model.config, processor)
+        forward = {"batch_size": 1, "height": contract.height, "width": contract.width}
+        inputs = method_inputs([LabelledImage(image.load(), None) for image, _ in test], contract, forward)
+        expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime's threads are there
         for recipe in arguments.recipes:
             out = work_dir / f"{checkpoint.name}-{recipe}"
             export(checkpoint, out, ExportSettings(recipe=recipe, data=[image.load() for image, _ in train], self_test=False))
-            model, processor = load_checkpoint(checkpoint)
-            images = [LabelledImage(image.load(), None) for image, _ in test]
-            inputs = method_inputs(images, read_manifest(out).input, {"batch_size": 1, **input_size(out)})
-            expected = model_outputs(model, processor, inputs).argmax(axis=1)
             runner = Runner(out)
             top = np.array([runner.logits(pixels).argmax() for pixels in inputs])
             figures = paired_difference(expected == labels, top == labels) | {"agreement": float((top == expected).mean())}
@@ -207,11 +207,6 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
                 flush=True,
             )
     return results
-
-
-def input_size(artefact: Path) -> dict[str, int]:
-    contract = read_manifest(artefact).input
-    return {"height": contract.height, "width": contract.width}
 
 
 def split_examples(found: FoundImages, record: dict, split: str) -> list[tuple[ImageSource, int]]:
@@ -250,7 +245,7 @@ def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path
     if recipe.is_quantized:
         form = quantize(deployed, recipe, images)
     elif recipe.float_dtype == "float16":
-        form = HalfPrecision(deployed)
+        form = HalfPrecision(deployed, images)
     with torch.no_grad():
         outputs, reference = (np.concatenate([one(image).numpy() for image in images]) for one in (form, deployed))
     lowered = lower({"forward": (form, images[0])}, recipe, {})

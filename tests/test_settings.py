@@ -42,7 +42,7 @@ def test_a_folder_takes_the_photo_recipe_and_its_own_name(tmp_path):
         (["--prune_mlp", "1.5"], r"--prune_mlp must lie in \[0, 1\), got 1.5"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
         (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),
-        (["--edge_recipe", "int7"], "--edge_recipe must be int8 or fp32"),
+        (["--edge_recipe", "int7"], "--edge_recipe must be one of fp32, fp16, int8"),
         (["--recipe", "nowhere"], "--recipe must be a YAML file or a name"),
         (["--name", "../up"], "--name must be a plain folder name"),
     ],

@@ -1,0 +1,234 @@
+"""An AArch64 machine in a folder: Debian's Python and the wheels of ExecuTorch, run by QEMU's user-mode emulator.
+
+It needs no root and changes nothing outside the folder: apt works in a state of its own, packages are only unpacked.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.files import move_into_place
+
+DEBIAN_PACKAGES = ("python3:arm64", "libgomp1:arm64", "libstdc++6:arm64")
+EMULATOR_PACKAGE = "qemu-user-static"
+EMULATOR = "qemu-aarch64-static"
+WHEELS = ("executorch", "torch", "numpy", "pillow", "typing_extensions")  # what `edge.runner` loads, in the versions used here
+WHEEL_PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(17, 37)] + ["manylinux2014_aarch64"]  # glibc of Debian 12
+NUM_CORES = 1  # more only wait for each other
+STAMP = "built.json"
+
+
+class NoMachineError(Exception):
+    """The emulated machine cannot be had here; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """A processor to emulate.
+
+    model: its name and features as QEMU takes them.
+    part: its number in Arm's identification register, by which libraries choose their kernels.
+    has_float16: whether it computes in half precision; programs that do are refused by the runtime where it does not.
+    """
+
+    name: str
+    model: str
+    part: int
+    has_float16: bool = True
+
+    @property
+    def midr(self) -> int:
+        """The identification register: implementer (0x41 is Arm), variant, architecture, part, revision."""
+        return 0x41 << 24 | 0xF << 16 | self.part << 4
+
+    @property
+    def cpuinfo(self) -> str:
+        """What Linux on it would say in /proc/cpuinfo."""
+        lines = "CPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x0\n"
+        core = f"{lines}CPU part : {self.part:#05x}\nCPU revision : 0\n"
+        return "\n".join(f"processor : {number}\n{core}" for number in range(NUM_CORES))
+
+
+PROCESSORS = {
+    processor.name: processor
+    for processor in (
+        Processor(name="cortex-a53", model="cortex-a53", part=0xD03, has_float16=False),  # Armv8.0
+        Processor(name="cortex-a76", model="cortex-a76", part=0xD0B),  # Armv8.2: also int8 dot products and fp16
+        # QEMU 7.2 has no core of Armv9 under its name: all it can do but matrix tiles, with the number of a Cortex-A710.
+        Processor(name="armv9", model="max,sme=off", part=0xD47),  # also int8 matrix products
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """An emulated machine that `prepare_machine` has built in a folder."""
+
+    folder: Path
+    emulator: Path
+
+    @property
+    def version(self) -> str:
+        """First line of what the emulator says about itself."""
+        said = subprocess.run([self.emulator, "--version"], capture_output=True, text=True, check=True).stdout
+        return said.splitlines()[0]
+
+    def run(self, processor: Processor, script: Path, *arguments: str | Path) -> None:
+        """Run a Python script on a processor; its first argument is the folder of installed packages.
+
+        Raises:
+            RuntimeError: it failed; the message has the end of what it wrote to stderr.
+        """
+        prefix = self.folder / "processors" / processor.name
+        python = [prefix / "usr" / "bin" / "python3", "-I", "-X", "utf8", script, self.folder / "site", *arguments]
+        command = [self.emulator, "-cpu", processor.model, "-L", prefix, *python]
+        done = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.defpath})
+        if done.returncode:
+            raise RuntimeError(f"{script.name} on {processor.name} ended with {done.returncode}: {done.stderr[-2000:]}")
+
+
+def prepare_machine(folder: Path) -> Machine:
+    """The emulated machine in `folder`, built first if it is not there or is of other versions.
+
+    Raises:
+        NoMachineError: this is not Linux on another processor, or what the machine consists of cannot be had here.
+    """
+    if platform.system() != "Linux" or platform.machine() in ("aarch64", "arm64"):
+        raise NoMachineError(f"emulation is for Linux on other processors, this is {platform.system()} {platform.machine()}")
+    wheels = [f"{name}=={_version_here(name)}" for name in WHEELS]
+    contents = json.dumps({"wheels": wheels, "processors": [p.model + p.cpuinfo for p in PROCESSORS.values()]})
+    emulator = Path(shutil.which(EMULATOR) or folder / EMULATOR)
+    stamp = folder / STAMP
+    if emulator.is_file() and stamp.is_file() and stamp.read_text() == contents:
+        return Machine(folder=folder, emulator=emulator)
+
+    print(f"== Building an AArch64 machine in {folder}: a download of some 600 MB, once")
+    work_dir = folder.with_name(f".{folder.name}.partial").resolve()
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    try:
+        _unpack_debian(work_dir, with_emulator=shutil.which(EMULATOR) is None)
+        _install_wheels(work_dir, wheels)
+        here = Machine(folder=work_dir, emulator=Path(shutil.which(EMULATOR) or work_dir / EMULATOR))
+        _complete_torch(here)
+        for processor in PROCESSORS.values():
+            _write_identity(work_dir, processor)
+        (work_dir / STAMP).write_text(contents)
+        move_into_place(work_dir, folder)
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    return Machine(folder=folder, emulator=emulator)
+
+
+def _version_here(name: str) -> str:
+    return importlib.metadata.version(name).split("+")[0]  # less the name of a build, such as +cpu
+
+
+def _unpack_debian(work_dir: Path, with_emulator: bool) -> None:
+    """Unpack Python for AArch64 and what it depends on to `root`, and the emulator beside it."""
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise NoMachineError(f"{tool}, which fetches Debian's packages for AArch64, is not on this machine")
+    here = _check(["dpkg", "--print-architecture"], "dpkg")
+    apt_dir = work_dir / "apt"
+    for name in ("state/lists/partial", "cache/archives/partial"):
+        (apt_dir / name).mkdir(parents=True)
+    (apt_dir / "status").touch()  # nothing is installed, so apt names all dependencies
+    (apt_dir / "apt.conf").write_text(
+        f"""Dir::State "{apt_dir}/state"; Dir::State::status "{apt_dir}/status"; Dir::Cache "{apt_dir}/cache";
+APT::Architecture "arm64"; APT::Architectures {{ "arm64"; "{here}"; }};
+Acquire::Languages "none"; APT::Sandbox::User ""; Debug::NoLocking "true";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Post-Invoke;
+"""  # in container images the hooks empty the machine's own caches
+    )
+    apt = ["apt-get", "-qq", "-c", str(apt_dir / "apt.conf")]
+    packages = [*DEBIAN_PACKAGES, *([f"{EMULATOR_PACKAGE}:{here}"] if with_emulator else [])]
+    updated = subprocess.run([*apt, "update"], capture_output=True, text=True)  # one of its sources may fail and not matter
+    remarks = f"apt-get update said {updated.stderr.splitlines()[0]!r}, and then apt-get" if updated.stderr else "apt-get"
+    _check([*apt, "install", "--download-only", "--no-install-recommends", "--yes", *packages], remarks)
+    for package in sorted((apt_dir / "cache" / "archives").glob("*.deb")):
+        to = apt_dir / "emulators" if package.name.startswith(EMULATOR_PACKAGE) else work_dir / "root"
+        _check(["dpkg", "-x", str(package), str(to)], "dpkg")
+    if with_emulator:
+        shutil.copy2(apt_dir / "emulators" / "usr" / "bin" / EMULATOR, work_dir)
+    shutil.rmtree(apt_dir)
+
+
+def _install_wheels(work_dir: Path, wheels: list[str], *options: str) -> None:
+    """Install wheels for the machine's Python to `site`; dependencies are listed, since those of torch include CUDA."""
+    python = (work_dir / "root" / "usr" / "bin" / "python3").readlink().name.removeprefix("python")
+    platforms = [argument for name in WHEEL_PLATFORMS for argument in ("--platform", name)]
+    target = ["--target", str(work_dir / "site"), "--implementation", "cp", "--python-version", python, *platforms]
+    options = options or ("--no-deps",)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    _check([*pip, "--only-binary=:all:", *target, *options, *wheels], "pip")
+
+
+def _complete_torch(machine: Machine) -> None:
+    """Let a build of torch with CUDA load without most of CUDA; one without CUDA misses nothing and is left alone.
+
+    Of some gigabytes of libraries it uses two while it loads. The others are only named: a link from each name to a library
+    that is loaded anyway satisfies the linker, and a CPU never calls them.
+    """
+    if not missing_libraries(_trace(machine)):
+        return
+    (torch,) = importlib.metadata.distributions(name="torch", path=[str(machine.folder / "site")])
+    toolkit = next(requirement for requirement in torch.requires if requirement.startswith("cuda-toolkit"))
+    version = re.search(r"==([\d.]+)", toolkit)[1]
+    _install_wheels(machine.folder, [f"cuda-toolkit[cudart,cupti]=={version}"], "--upgrade")
+    for name in missing_libraries(_trace(machine)):
+        (machine.folder / "site" / "torch" / "lib" / name).symlink_to("libc10.so")
+
+
+def _trace(machine: Machine) -> str:
+    """What the dynamic linker finds for torch, as `ldd` prints it."""
+    root = machine.folder / "root"
+    linker, library = root / "lib" / "ld-linux-aarch64.so.1", machine.folder / "site" / "torch" / "lib" / "libtorch_python.so"
+    command = [machine.emulator, "-L", root, "-E", "LD_TRACE_LOADED_OBJECTS=1", linker, library]
+    return _check([str(part) for part in command], "the emulator")
+
+
+def missing_libraries(trace: str) -> set[str]:
+    """Names of libraries that the dynamic linker did not find, from its trace."""
+    return set(re.findall(r"(\S+) => not found", trace))
+
+
+def _write_identity(work_dir: Path, processor: Processor) -> None:
+    """A root for each processor: the files of the machine, and what Linux would say about the processor.
+
+    Libraries read there what they run on; from the files of the real machine they would make nonsense, or crash.
+    """
+    prefix = work_dir / "processors" / processor.name
+    cpus = prefix / "sys" / "devices" / "system" / "cpu"
+    for number in range(NUM_CORES):
+        identification = cpus / f"cpu{number}" / "regs" / "identification"
+        identification.mkdir(parents=True)
+        (identification / "midr_el1").write_text(f"{processor.midr:#018x}\n")
+    for name in ("possible", "present"):
+        (cpus / name).write_text(f"0-{NUM_CORES - 1}\n")
+    (prefix / "proc").mkdir()
+    (prefix / "proc" / "cpuinfo").write_text(processor.cpuinfo)
+    for path in (work_dir / "root").iterdir():
+        (prefix / path.name).symlink_to(Path("../../root") / path.name)
+
+
+def _check(command: list[str], what: str) -> str:
+    """Standard output of a command.
+
+    Raises:
+        NoMachineError: it failed; the message is the last line of what it said.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise NoMachineError(f"{what} failed: {said[-1]}")
+    return done.stdout.strip()
