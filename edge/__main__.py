@@ -200,11 +200,14 @@ def run_images(arguments: argparse.Namespace) -> int:
 def run_bench(arguments: argparse.Namespace) -> int:
     from edge.bench import bench, describe
 
-    figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
+    checkpoint, most_threads = None, max(arguments.threads or [os.cpu_count() or 1])
     if arguments.compare:
-        from edge.peers import compare_with_peers
+        from edge.peers import checkpoint_to_compare, compare_with_peers
 
-        figures["compared"] = compare_with_peers(arguments.artefact, arguments.checkpoint, arguments.repeats)
+        checkpoint = checkpoint_to_compare(arguments.artefact, arguments.checkpoint)
+    figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
+    if checkpoint is not None:
+        figures["compared"] = compare_with_peers(arguments.artefact, checkpoint, arguments.repeats, most_threads)
     print(json.dumps(figures, indent=2) if arguments.json else describe(figures))
     return 0
 
@@ -247,7 +250,8 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
 def run_app(arguments: argparse.Namespace) -> int:
     from edge.apps import write_app
 
-    out = arguments.out or arguments.artefact.with_name(f"{arguments.artefact.resolve().name}-{arguments.platform}")
+    artefact = arguments.artefact.resolve()
+    out = arguments.out or artefact.with_name(f"{artefact.name}-{arguments.platform}")
     for path in write_app(arguments.platform, arguments.artefact, out):
         print(path)
     return 0

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 GELU_TANH_SCALE = math.sqrt(2 / math.pi)
+LARGEST_SQUARE_ROOT = 1e18  # of float32
 SMALLEST_STEP = 1e-20  # far below the spacing of floats around any other argument
 
 
@@ -37,7 +38,14 @@ def mish(x: torch.Tensor) -> torch.Tensor:
 
 
 def sqrt_softplus(x: torch.Tensor) -> torch.Tensor:
-    return torch.sqrt(torch.relu(x) + torch.log(1.0 + torch.exp(-torch.abs(x))))
+    """sqrt(max(x, 0) + log(1 + e)), e = exp(-|x|); the logarithm as a series of 2 artanh(e / (2 + e)), since 1 + e loses e."""
+    e = torch.exp(-torch.abs(x))
+    ratio = e / (e + 2.0)
+    square = ratio * ratio
+    series = square * (1 / 13) + 1 / 11
+    for denominator in (9, 7, 5, 3, 1):
+        series = square * series + 1 / denominator
+    return torch.sqrt(torch.relu(x) + 2.0 * ratio * series)
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
@@ -69,16 +77,20 @@ class DeployPReLU(nn.Module):
 
 
 class DeployXIELU(nn.Module):
-    """xIELU (Huang et al. 2024, arXiv:2411.13010) with its learned slopes."""
+    """xIELU (Huang et al. 2024, arXiv:2411.13010) with its learned slopes.
+
+    largest: what is squared at most.
+    """
 
     def __init__(self, xielu: nn.Module):
         super().__init__()
+        self.largest = LARGEST_SQUARE_ROOT
         self.beta = float(xielu.beta)
         self.alpha_positive = float(F.softplus(xielu.alpha_p.detach().float()))
         self.alpha_negative = self.beta + float(F.softplus(xielu.alpha_n.detach().float()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        positive, negative = torch.relu(x), torch.clamp(x, max=0.0)
+        positive, negative = torch.clamp(x, 0.0, self.largest), torch.clamp(x, max=0.0)
         curved = self.alpha_negative * (torch.exp(negative) - 1.0 - negative)
         return self.alpha_positive * (positive * positive) + curved + self.beta * x
 

@@ -74,6 +74,8 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
     """
     task, contract, methods = manifest.task, manifest.input, manifest.methods
     _check(task == "image-classification", "task", "be image-classification", task, "export an image classifier")
+    backend = manifest.backend
+    _check(backend == "xnnpack", "backend", "be xnnpack, which the app links", backend, "export with recipe int8 or fp32")
     _check(manifest.labels, "labels", "name the classes", manifest.labels, "export a model with `id2label`")
     names = ", ".join(f"{number} ({name})" for number, name in FILTERS.items())
     advice = "export a model whose image processor uses one of these"

@@ -11,6 +11,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import types
 import typing
 from dataclasses import asdict, dataclass, fields
@@ -58,6 +59,22 @@ class InputContract:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a program was made of: path of the checkpoint relative to the artefact, and its number of parameters."""
+
+    checkpoint: str
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """What the bundle holds: its number of images, and the largest difference from their outputs that passes."""
+
+    num_images: int
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Contents of `edge.json`.
 
@@ -65,12 +82,12 @@ class Manifest:
     labels: names of the classes, in the order of the logits; of the feature maps for a backbone.
     temperature: probabilities are softmax(logits / temperature).
     methods: batch size, height and width of the images that each method of the program takes.
+    equalised: whether the ranges of channels were evened for the program to follow the model.
     kept_in_float: layers that the recipe would have quantized, had the program then followed the model.
     parity: comparisons of each form with the model on real images.
     accuracy: share of labelled images that model and program get right, if there were any.
-    program: size, most delegates in a method, and operators that run outside them.
-    source: path of the checkpoint relative to the artefact, and its number of parameters.
-    self_test: number of images in the bundle, and the largest difference from their outputs that passes; empty without one.
+    program: size, most delegates in a method, operators that run outside them, and the memory that the runtime plans for
+        values between them.
     sha256: of every other file of the artefact.
     """
 
@@ -81,12 +98,13 @@ class Manifest:
     methods: dict[str, dict[str, int]]
     recipe: str
     backend: str
+    equalised: bool
     kept_in_float: list[str]
     parity: dict[str, dict[str, float | int | None]]
     accuracy: dict[str, float | int]
     program: dict[str, int | dict[str, int]]
-    self_test: dict[str, float | int]
-    source: dict[str, str | int]
+    self_test: SelfTest | None
+    source: Source
     versions: dict[str, str]
     sha256: dict[str, str]
     format_version: int = FORMAT_VERSION
@@ -97,6 +115,11 @@ class Manifest:
 
 def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path:
+    """Where the checkpoint of an artefact is, if both are still where they were or were moved together."""
+    return Path(os.path.normpath(Path(folder).resolve() / manifest.source.checkpoint))
 
 
 def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
@@ -129,7 +152,7 @@ def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
         ArtefactError: it is missing, not the file that the manifest describes, or not a program.
     """
     path = Path(folder) / name
-    if name not in manifest.sha256 or not path.is_file():
+    if name not in manifest.sha256 or not path.is_file() or (name == SELF_TEST_FILE and manifest.self_test is None):
         raise ArtefactError(f"{folder} has no {name}; export it again with it")
     content = path.read_bytes()
     if sha256_of(content) != manifest.sha256[name]:
@@ -157,7 +180,9 @@ def _parse_manifest(path: Path) -> Manifest:
         manifest = _build(Manifest, content, str(path))
         _check_values(manifest, path)
         return manifest
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ArtefactError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:  # no JSON, or numbers that no float or int can be
         raise ArtefactError(f"{path} is not an edge manifest: {error}") from error
 
 
@@ -210,6 +235,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     """
     contract = manifest.input
     forward = {"batch_size": 1, "height": contract.height, "width": contract.width}
+    bundled = manifest.self_test
     sizes = [side for method in manifest.methods.values() for side in method.values()]
     for holds, what in (
         (manifest.task in ("image-classification", "feature-maps"), f"task {manifest.task!r}"),
@@ -219,9 +245,10 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         (contract.resample in range(6), f"input.resample {contract.resample}"),
         (contract.channels == 3 and contract.colour == "RGB", f"input.colour {contract.colour!r}"),
         (all(set(method) == set(forward) for method in manifest.methods.values()), "methods"),
-        ({**manifest.methods.get("forward", {}), "batch_size": 1} == forward, "methods.forward, or the size of the input"),
+        (manifest.methods.get("forward") == forward, "methods.forward, or the size of the input"),
         (all(0 < side <= LARGEST_SIDE for side in sizes), f"methods with sizes {sizes}"),
         (PROGRAM_FILE in manifest.sha256, f"sha256 without {PROGRAM_FILE}"),
+        (bundled is None or (bundled.num_images > 0 and 0 < bundled.tolerance < 1e6), f"self_test {bundled}"),
     ):
         if not holds:
             raise ArtefactError(f"{path} is not an edge manifest: it has an impossible {what}")

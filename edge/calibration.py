@@ -1,7 +1,9 @@
 """Real images for an export: to find scales on, and to compare the program with the model."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from edge.image import UnreadableImageError, find_images, label_of, load_image, 
 
 MIN_CALIBRATION_IMAGES = 16
 MAX_IMAGES = 128  # to compare on
+MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 MAX_CALIBRATION_IMAGES = 32  # as many as the literature takes (RepQ-ViT); histograms of all activations take their time
 MIN_CORRELATION = 0.3  # of neighbouring pixels: photographs and scans have 0.8 and more, noise has none
 MIN_DEVIATION = 1.0  # of the levels of an image, of 255
@@ -31,51 +34,79 @@ class LabelledImage:
     label: str | None
 
 
-def load_images(source: ImageSource, labels: list[str], at_most: int = MAX_IMAGES) -> list[LabelledImage]:
-    """Images of a folder, of a data set saved by `datasets`, or given as they are; at most so many, evenly out of all.
+def load_images(
+    source: ImageSource, labels: list[str], at_most: int = MAX_IMAGES, splits: tuple[str, ...] = ("train",)
+) -> list[LabelledImage]:
+    """Images of a source as `open_images` takes it, or given as they are; at most so many, evenly out of all.
+
+    Warns of those that cannot be read.
 
     Raises:
         CalibrationError: there are none, or none that can be read.
     """
     if not isinstance(source, str | Path):
         return evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
-    folder = Path(source)
-    if is_saved_dataset(folder):
-        return _load_saved_dataset(folder, at_most)
-    try:
-        paths = evenly(find_images(folder), at_most)
-    except FileNotFoundError as error:
-        raise CalibrationError(str(error)) from error
-    images = []
-    for path in paths:
+    readers = evenly(open_images(source, labels, splits), at_most)
+    images, unreadable = [], []
+    for read in readers:
         try:
-            images.append(LabelledImage(load_image(path), label_of(path, folder, labels)))
-        except UnreadableImageError:
-            continue
+            images.append(read())
+        except UnreadableImageError as error:
+            unreadable.append(error)
     if not images:
-        raise CalibrationError(f"none of the images in {folder} can be read")
+        raise CalibrationError(f"none of the images in {source} can be read: {unreadable[0]}")
+    if unreadable:
+        warnings.warn(f"left out {len(unreadable)} of {len(readers)} images in {source}: {unreadable[0]}", stacklevel=2)
     return images
 
 
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` saved a data set, or splits of one, in this folder."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+def open_images(source: str | Path, labels: list[str], splits: tuple[str, ...]) -> list[Callable[[], LabelledImage]]:
+    """A reader for each image of a folder, or of a data set saved by `datasets`, which raises an `UnreadableImageError`.
+
+    splits: names of the splits to take from a data set that has several, the best first.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    folder = Path(source)
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _open_saved_dataset(folder, splits)
+    try:
+        return [partial(_read_file, path, folder, labels) for path in find_images(folder)]
+    except FileNotFoundError as error:
+        raise CalibrationError(str(error)) from error
 
 
-def _load_saved_dataset(folder: Path, at_most: int) -> list[LabelledImage]:
+def _read_file(path: Path, folder: Path, labels: list[str]) -> LabelledImage:
+    return LabelledImage(load_image(path), label_of(path, folder, labels))
+
+
+def _open_saved_dataset(folder: Path, splits: tuple[str, ...]) -> list[Callable[[], LabelledImage]]:
     try:
         import datasets
     except ImportError as error:
         raise CalibrationError(f"{folder} is a saved data set, which needs datasets; pip install swin-hf[train]") from error
     dataset = datasets.load_from_disk(str(folder))
     if isinstance(dataset, datasets.DatasetDict):
-        dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
+        split = next((name for name in splits if name in dataset), None)
+        if split is None:
+            raise CalibrationError(
+                f"{folder} must have a split {' or '.join(splits)}, got {', '.join(dataset)}; name one: {folder / 'SPLIT'}"
+            )
+        dataset = dataset[split]
     columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     if not columns or not len(dataset):
         raise CalibrationError(f"{folder} must be a data set with an image column, got columns {dataset.column_names}")
     classes = next((f for f in dataset.features.items() if isinstance(f[1], datasets.ClassLabel)), None)
-    rows = [dataset[int(index)] for index in evenly(range(len(dataset)), at_most)]
-    return [LabelledImage(to_rgb(row[columns[0]]), classes[1].int2str(row[classes[0]]) if classes else None) for row in rows]
+
+    def read(index: int) -> LabelledImage:
+        try:
+            row = dataset[index]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImageError(f"image {index} of {folder} cannot be read: {error}") from error
+        return LabelledImage(to_rgb(row[columns[0]]), classes[1].int2str(row[classes[0]]) if classes else None)
+
+    return [partial(read, index) for index in range(len(dataset))]
 
 
 def evenly(items, at_most: int) -> list:

@@ -49,6 +49,14 @@ def load_checkpoint(
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     if report["missing_keys"]:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    if isinstance(model, SwinHfForImageClassification):
+        if model.config.num_labels < 2:
+            raise CheckpointError(f"{folder} must hold a classifier of two or more classes, got {model.config.num_labels}")
+        if model.config.problem_type not in (None, "single_label_classification"):
+            raise CheckpointError(
+                f"{folder} must hold a classifier that gives each image one class, got {model.config.problem_type}: a device "
+                "would show the softmax of its outputs as probabilities"
+            )
     return model.eval(), processor
 
 

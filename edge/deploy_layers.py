@@ -134,10 +134,10 @@ def deploy_mask(mask: torch.Tensor, rows_of_windows: int, plan: DeployPlan) -> n
     scores = (~mask).float() * MASKED_SCORE
     by_place = mask.unflatten(0, (rows_of_windows, -1))  # (nW rows, nW columns, N, N)
     rows, columns = by_place[:, :1], by_place[:1]
-    if plan.batch_size == 1 and torch.equal(rows & columns, by_place):
+    if torch.equal(rows & columns, by_place):
         by_place = scores.unflatten(0, (rows_of_windows, -1))
         return RowColumnMask(plan.constant(by_place[:, :1].clone()), plan.constant(by_place[:1].clone()))
-    return plan.constant(scores[:, None].repeat(plan.batch_size, 1, 1, 1))  # padding that is masked is no sum
+    return plan.constant(scores[:, None])  # padding that is masked is no sum
 
 
 class DeployEmbeddings(nn.Module):
@@ -164,7 +164,7 @@ class DeployEmbeddings(nn.Module):
         self.projection, self.norm = norm_after(conv(projection, weight / std, bias), embeddings.norm)
         positions = None
         if embeddings.position_embeddings is not None:
-            positions = embeddings.positions(*self.grid).detach().flatten(0, 2).repeat(view.batch_size, 1)
+            positions = embeddings.positions(*self.grid).detach().flatten(1, 2)  # (1, L, C)
         self.register_buffer("positions", positions)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -176,21 +176,23 @@ class DeployEmbeddings(nn.Module):
             pixel_values = torch.cat((pixel_values, self.pad_bottom), dim=2)
         patches = self.projection(pixel_values)  # (B, C, H, W)
         tokens = self.norm(patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1]))
-        return tokens if self.positions is None else tokens + self.positions
+        if self.positions is None:
+            return tokens
+        return (tokens.view(-1, *self.positions.shape[1:]) + self.positions).view(tokens.shape)
 
 
 class DeployAttention(nn.Module):
     """Attention inside windows, the scale in the query weights, position bias and mask constants.
 
     first: what scales and shifts the incoming channels and goes into the projections of queries, keys and values.
-    mask: what is added to the scores, (B * nW, 1, N, N).
+    mask: what is added to the scores of an image, (nW, 1, N, N).
     """
 
     def __init__(
         self, attention: SwinHfAttention, first: Affine, window: tuple[int, int], mask: nn.Module | None, plan: DeployPlan
     ):
         super().__init__()
-        self.head_dim, self.value_head_dim = attention.head_dim, attention.value_head_dim
+        self.head_dim, self.value_head_dim, self.batch_size = attention.head_dim, attention.value_head_dim, plan.batch_size
         self.q_proj, self.k_proj, self.v_proj = (
             with_affine_before(projection, first) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
@@ -216,8 +218,11 @@ class DeployAttention(nn.Module):
         value = self.heads(self.v_proj(windows), self.value_head_dim)
         query, key, value = (heads.reshape(-1, *heads.shape[2:]) for heads in (query, key, value))  # (B * nW * h, .., ..)
         scores = torch.bmm(query, key).view(-1, self.num_heads, self.N, self.N) + self.bias()
-        if self.mask is not None:
+        if self.mask is not None and self.batch_size == 1:
             scores = scores + self.mask()
+        elif self.mask is not None:  # one mask for all images, in four dimensions
+            by_image = scores.view(self.batch_size, -1, self.num_heads, self.N * self.N)
+            scores = (by_image + self.mask().view(1, -1, 1, self.N * self.N)).view(scores.shape)
         weights = scores.softmax(dim=-1).view(-1, self.N, self.N)
         context = torch.bmm(weights, value).view(-1, self.num_heads, self.N, self.value_head_dim)
         return self.o_proj(context.permute(0, 2, 1, 3).reshape(windows.shape[0], -1))  # (B * nW * N, C)

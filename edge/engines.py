@@ -116,24 +116,39 @@ ENGINES = {
 
 
 def take_turns(contenders: list[Contender], rounds: int, runs: int, threads: int) -> dict[str, dict[str, list[float]]]:
-    """Times in milliseconds of single runs: "alone", before anything else was started, and in "turns".
+    """Times in milliseconds of single runs: "alone", with no other engine on the machine, and in "turns".
 
     A contender that cannot be run has an "error" instead, a list of its last line.
     """
     results: dict[str, dict[str, list]] = {}
     working: dict[str, Engine] = {}
+
+    def turn(contender: Contender, kind: str | None = None) -> None:
+        """A turn of a contender, whose times are kept under a name or, if it is to get warm, not at all."""
+        try:
+            times = working[contender.name].turn(runs)
+            results.setdefault(contender.name, {"alone": [], "turns": []})
+            if kind:
+                results[contender.name][kind] += times
+        except EngineError as error:
+            results[contender.name] = {"error": [str(error)]}
+
+    def runs_well(contender: Contender) -> bool:
+        return "error" not in results.get(contender.name, {})
+
     try:
-        for contender in contenders:
-            engine = Engine(contender, threads)
-            try:
-                results[contender.name] = {"alone": engine.turn(runs), "turns": []}
-                working[contender.name] = engine
-            except EngineError as error:
-                results[contender.name] = {"error": [str(error)]}
+        for is_alone in (True, False):
+            for contender in filter(runs_well, contenders):
+                working[contender.name] = Engine(contender, threads)
+                turn(contender)
+                if is_alone and runs_well(contender):
+                    turn(contender, "alone")
+                if is_alone or not runs_well(contender):
+                    working.pop(contender.name).close()
         for number in range(rounds):
-            names = list(working)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                results[name]["turns"] += working[name].turn(runs)
+            first = number % len(contenders)
+            for contender in filter(runs_well, contenders[first:] + contenders[:first]):
+                turn(contender, "turns")
     finally:
         for engine in working.values():
             engine.close()

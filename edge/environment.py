@@ -18,7 +18,14 @@ def describe_machine() -> str:
 
 def installed_versions(*packages: str) -> dict[str, str]:
     """Version of Python and of each package."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from its source folder
+        return "not installed"
 
 
 def memory_of_this_process(field: str) -> int:

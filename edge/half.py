@@ -7,11 +7,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edge.activations import GELU_TANH_SCALE, DeployActivation, gelu_tanh
+from edge.activations import (
+    GELU_TANH_SCALE,
+    DeployActivation,
+    DeployXIELU,
+    clipped_gelu,
+    gelu_tanh,
+    laplace,
+    mish,
+    squared_relu,
+)
 from edge.deploy_layers import DeployCosineAttention
 from edge.folding import Normalise
 
 LARGEST_CUBED = 10.0
+LARGEST_SQUARE_ROOT = 255.0
 LARGEST_SQUARED = 128.0  # of the numbers that are squared: float16 ends at 65504
 SMALLEST_NORMAL = 2.0**-14  # of float16; the kernels of ARM processors take less for 0, and then divide by it
 
@@ -27,10 +37,60 @@ class DividedInverseRoot(nn.Module):
         return self.one / torch.sqrt(x)
 
 
-def bounded_gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """gelu_tanh whose cubes fit into float16: tanh is 1 long before."""
+def gelu_probability(x: torch.Tensor) -> torch.Tensor:
+    """What gelu multiplies x with, in its usual approximation, of cubes that fit into float16: tanh is 1 long before.
+
+    XNNPACK has no exact gelu in float16; the approximation differs from it by 5e-4 at most.
+    """
     z = torch.clamp(x, -LARGEST_CUBED, LARGEST_CUBED)
-    return 0.5 * x * (1.0 + torch.tanh(GELU_TANH_SCALE * (z + 0.044715 * (z * z * z))))
+    return 0.5 * (1.0 + torch.tanh(GELU_TANH_SCALE * (z + 0.044715 * (z * z * z))))
+
+
+def half_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * gelu_probability(x)
+
+
+def half_clipped_gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(half_gelu(x), -10.0, 10.0)
+
+
+def half_laplace(x: torch.Tensor) -> torch.Tensor:
+    return gelu_probability((x - 0.707107) * (1 / 0.282095))
+
+
+def half_mish(x: torch.Tensor) -> torch.Tensor:
+    """mish whose squares fit: from 5 on it is x, to within float16."""
+    e = torch.exp(torch.clamp(x, max=5.0))
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+def half_squared_relu(x: torch.Tensor) -> torch.Tensor:
+    positive = torch.clamp(x, 0.0, LARGEST_SQUARE_ROOT)
+    return positive * positive
+
+
+def half_hardswish(x: torch.Tensor) -> torch.Tensor:
+    return x * (torch.clamp(x + 3.0, 0.0, 6.0) * (1 / 6))
+
+
+FUNCTIONS = {  # instead of those that overflow or that XNNPACK has in single precision alone
+    F.gelu: half_gelu,
+    gelu_tanh: half_gelu,
+    clipped_gelu: half_clipped_gelu,
+    laplace: half_laplace,
+    mish: half_mish,
+    squared_relu: half_squared_relu,
+    F.hardswish: half_hardswish,
+}
+
+
+def half_activation(activation: nn.Module) -> None:
+    """Make an activation of the deploy form one for float16."""
+    if isinstance(activation, DeployActivation):
+        activation.function = FUNCTIONS.get(activation.function, activation.function)
+    elif isinstance(activation, DeployXIELU):
+        activation.largest = LARGEST_SQUARE_ROOT
 
 
 def _largest_tokens(deployed: nn.Module, images: list[torch.Tensor]) -> dict[Normalise, float]:
@@ -69,9 +129,7 @@ class HalfPrecision(nn.Module):
                 module.smallest_squared_norm = SMALLEST_NORMAL
             if hasattr(module, "inverse_root"):
                 module.inverse_root = DividedInverseRoot()
-            if isinstance(module, DeployActivation) and module.function in (F.gelu, gelu_tanh):
-                # XNNPACK has no exact gelu in float16; the usual approximation differs from it by 5e-4 at most.
-                module.function = bounded_gelu_tanh
+            half_activation(module)
         self.inner.half()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:

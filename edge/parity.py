@@ -10,8 +10,8 @@ class Parity:
     """Comparison of outputs (n, K) with reference outputs (n, K).
 
     max_difference: largest absolute difference.
-    sqnr_db: mean over images of 10 log10(|reference|^2 / |difference|^2); of logits less their mean over classes, since a
-        constant added to all logits changes nothing.
+    sqnr_db: 10 log10(|reference|^2 / |difference|^2) of all images together, so that good ones hide no bad one; of logits less
+        their mean over classes, since a constant added to all logits changes nothing.
     agreement: share of images with the same top class; none for feature maps.
     kl: mean Kullback-Leibler divergence of the reference's probabilities from these, in nats; none for feature maps.
     """
@@ -29,8 +29,7 @@ def compare(outputs: np.ndarray, reference: np.ndarray, are_logits: bool = True)
     difference = outputs - reference
     centre = reference.mean(axis=1, keepdims=True) if are_logits else 0.0
     drift = difference.mean(axis=1, keepdims=True) if are_logits else 0.0
-    signal = ((reference - centre) ** 2).sum(axis=1)
-    noise = np.maximum(((difference - drift) ** 2).sum(axis=1), 1e-20)
+    signal, noise = (max(float((values**2).sum()), 1e-20) for values in (reference - centre, difference - drift))
     agreement = kl = None
     if are_logits:
         agreement = float((outputs.argmax(axis=1) == reference.argmax(axis=1)).mean())
@@ -39,7 +38,7 @@ def compare(outputs: np.ndarray, reference: np.ndarray, are_logits: bool = True)
     return Parity(
         num_images=len(outputs),
         max_difference=float(np.abs(difference).max()),
-        sqnr_db=float(np.mean(10 * np.log10(np.maximum(signal, 1e-20) / noise))),
+        sqnr_db=float(10 * np.log10(signal / noise)),
         agreement=agreement,
         kl=kl,
     )

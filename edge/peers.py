@@ -1,29 +1,37 @@
 """The same model in other engines, each as its own users would get the best out of it, measured in turns with ours."""
 
 import contextlib
+import copy
 import io
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
 
-from edge.artefact import PROGRAM_FILE, read_manifest
+from edge.artefact import PROGRAM_FILE, read_manifest, recorded_checkpoint
 from edge.bench import summarise
 from edge.checkpoint import load_checkpoint
 from edge.deploy import deploy
 from edge.deploy_layers import InputView
 from edge.engines import Contender, take_turns
+from edge.lowering import lower, trace
+from edge.quantize import quantize
+from edge.recipes import RECIPES, Rule, find_recipe
 from swin_hf import SwinHfConfig
 
 ROUNDS = 10
+SQUARE, PRODUCTS = 1024, 4  # of the matrices that show what the machine can multiply
+LIMIT = "its products alone,"
 OURS = "ours"
 STOCK_FIELDS = (
-    *("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
+    *("patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
     *("qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps", "num_labels"),
 )
 DENSE = ("stage_dims", "block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
@@ -33,30 +41,78 @@ class PeerError(ValueError):
     """There is nothing to compare with; the message says why."""
 
 
-def compare_with_peers(folder: Path, checkpoint_dir: Path | None = None, repeats: int = 100, threads: int | None = None):
-    """Latency of an artefact and of other engines with a model of the same shape, the fastest first, as JSON values.
-
-    checkpoint_dir: of the model, by default the one that the artefact names.
+def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> Path:
+    """The checkpoint of an artefact's model, given or as the artefact names it.
 
     Raises:
-        PeerError: the checkpoint is not there.
+        ArtefactError: the artefact is missing or not one of ours.
+        PeerError: the artefact is a backbone, or the checkpoint is not there.
     """
-    folder, manifest = Path(folder), read_manifest(folder)
-    recorded = Path(os.path.normpath(folder.resolve() / str(manifest.source["checkpoint"])))
-    checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded
+    manifest = read_manifest(folder)
+    if manifest.task != "image-classification":
+        raise PeerError("--compare must have a classifier, whose like other engines take, got a backbone")
+    checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded_checkpoint(folder, manifest)
     if not checkpoint_dir.is_dir():
         raise PeerError(f"--compare needs the checkpoint, which is not in {checkpoint_dir}; give --checkpoint")
-    contract = manifest.input
+    return checkpoint_dir
+
+
+def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int = 100, threads: int | None = None) -> list[dict]:
+    """Latency of an artefact and of other engines with a model of the same shape, the fastest first, as JSON values.
+
+    The limits of the machine are rows too: the time that the model's matrix products alone would take.
+    """
+    folder, manifest = Path(folder), read_manifest(folder)
+    contract, recipe = manifest.input, find_recipe(manifest.recipe)
     ours = Contender(
         name=f"{OURS}, {manifest.recipe}",
         engine="executorch",
         file=str(folder / PROGRAM_FILE),
-        shape=contract.shape(**manifest.methods["forward"]),
+        shape=contract.shape(),
         input_dtype=contract.dtype,
     )
     with tempfile.TemporaryDirectory() as work_dir:
-        peers, left_out = prepare_peers(checkpoint_dir, Path(work_dir))
-        return rows_of([ours, *peers], left_out, repeats, threads)
+        peers, left_out = prepare_peers(checkpoint_dir, Path(work_dir), (contract.height, contract.width))
+        limits = prepare_limits(["fp32", *(["int8"] if recipe.is_quantized else [])], Path(work_dir))
+        rows = rows_of([ours, *peers, *limits], left_out, repeats, threads)
+    model, _ = load_checkpoint(checkpoint_dir)
+    return with_limits(rows, limits, count_products(model, contract.height, contract.width))
+
+
+def count_products(model: PreTrainedModel, height: int, width: int) -> int:
+    """Multiply-accumulate operations of a model for an image, as PyTorch's counter sees them with attention spelled out."""
+    counted = copy.deepcopy(model).eval()
+    counted.set_attn_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        counted(torch.zeros(1, model.config.num_channels, height, width))
+    return counter.get_total_flops() // 2
+
+
+def prepare_limits(precisions: list[str], work_dir: Path) -> list[Contender]:
+    """Products of square matrices and nothing else: what engines make of this machine."""
+    options, squares = {"products": str(PRODUCTS)}, (SQUARE, SQUARE)
+    limits = [Contender(name=f"{LIMIT} PyTorch, fp32", engine="matmul", file="", shape=squares, options=options)]
+    layers = nn.Sequential(*(nn.Linear(*squares, bias=False) for _ in range(PRODUCTS))).eval().requires_grad_(False)
+    example = torch.rand(squares)
+    for precision in precisions:
+        file, form, recipe = work_dir / f"squares-{precision}.pte", layers, RECIPES["fp32"]
+        if precision == "int8":
+            recipe = replace(RECIPES["int8-static"], rules=(Rule("*", "int8-static"),))
+            form = quantize(layers, recipe, [example])
+        file.write_bytes(lower(trace({"forward": (form, example)}), recipe, {}).program)
+        limits.append(Contender(name=f"{LIMIT} ExecuTorch, {precision}", engine="executorch", file=str(file), shape=squares))
+    return limits
+
+
+def with_limits(rows: list[dict], limits: list[Contender], macs: int) -> list[dict]:
+    """Rows with the times of `limits` scaled to a model of so many multiply-accumulate operations."""
+    names = {limit.name for limit in limits}
+    share = macs / (PRODUCTS * SQUARE**3)
+    times = ("p50_ms", "p90_ms", "p99_ms", "alone_ms", "ratio")
+    scaled = [
+        row | {name: row[name] * share for name in times if name in row} if row["name"] in names else row for row in rows
+    ]
+    return sorted(scaled, key=lambda row: row.get("p50_ms", float("inf")))
 
 
 def rows_of(
@@ -80,10 +136,10 @@ def rows_of(
     return found + [{"name": name, "skipped": reason} for name, reason in left_out.items()]
 
 
-def prepare_peers(checkpoint_dir: Path, work_dir: Path) -> tuple[list[Contender], dict[str, str]]:
-    """Programs of other engines for the classifier in `checkpoint_dir`, and why those are missing that are."""
+def prepare_peers(checkpoint_dir: Path, work_dir: Path, size: tuple[int, int]) -> tuple[list[Contender], dict[str, str]]:
+    """Programs of other engines for the classifier in `checkpoint_dir` and images of a size, and why some are missing."""
     model, processor = load_checkpoint(checkpoint_dir)
-    height, width = model.config.image_height_width
+    height, width = size
     view = InputView(height=height, width=width, image_mean=tuple(processor.image_mean), image_std=tuple(processor.image_std))
     shape = (1, model.config.num_channels, height, width)
     example = torch.rand(shape)
@@ -100,7 +156,7 @@ def prepare_peers(checkpoint_dir: Path, work_dir: Path) -> tuple[list[Contender]
 
     stock: PreTrainedModel | None = None
     try:
-        stock = stock_model(model.config)
+        stock = stock_model(model.config, size)
     except PeerError as error:
         left_out["stock transformers"] = str(error)
     if stock is not None:
@@ -125,8 +181,8 @@ def prepare_peers(checkpoint_dir: Path, work_dir: Path) -> tuple[list[Contender]
     return contenders, left_out
 
 
-def stock_model(config: SwinHfConfig) -> PreTrainedModel:
-    """A stock Swin of the same shape, with random weights: they do not matter for time.
+def stock_model(config: SwinHfConfig, size: tuple[int, int]) -> PreTrainedModel:
+    """A stock Swin of the same shape for images of a size, with random weights: they do not matter for time.
 
     Raises:
         PeerError: stock transformers has no such Swin.
@@ -135,7 +191,7 @@ def stock_model(config: SwinHfConfig) -> PreTrainedModel:
     different += [name for name, value in (("norm", "layer"), ("mask_padding", False)) if getattr(config, name) != value]
     if different:
         raise PeerError(f"stock transformers has no Swin with its own {', '.join(different)}")
-    fields = {name: getattr(config, name) for name in STOCK_FIELDS}
+    fields = {name: getattr(config, name) for name in STOCK_FIELDS} | {"image_size": size}
     if config.version == 2:
         return Swinv2ForImageClassification(Swinv2Config(**fields)).eval()
     return SwinForImageClassification(SwinConfig(**fields)).eval()

@@ -16,6 +16,8 @@ from executorch.runtime import Method, Runtime, Verification
 from edge.artefact import MANIFEST_FILE, ArtefactError, read_artefact
 from edge.image import load_image, to_pixel_values
 
+SCALAR_TYPES = {"uint8": 0, "float32": 6}  # numbers of PyTorch's types in the runtime
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -38,27 +40,46 @@ class Runner:
             earlier must not be used after another one was made with a number.
 
         Raises:
-            ArtefactError: it is missing or damaged, or the runtime does not take the program.
+            ArtefactError: it is missing or damaged, the program is another one than its manifest describes, or the runtime
+                does not take it.
         """
+        self.folder = folder
         self.manifest, self._program_bytes = read_artefact(folder)
         self._methods: dict[str, Method] = {}
-        try:
-            with _held_back_stderr():
-                if num_threads is not None:
-                    # Before loading: a loaded program holds on to the thread pool that this replaces.
-                    portable_lib._unsafe_reset_threadpool(num_threads)
-                self._program = Runtime.get().load_program(self._program_bytes, verification=Verification.InternalConsistency)
-                missing = set(self.manifest.methods) - set(self._program.method_names)
-                if missing:
-                    raise ArtefactError(f"the program in {folder} lacks methods that {MANIFEST_FILE} names: {missing}")
-                outputs = self.outputs(np.zeros(self.shape("forward"), dtype=self.manifest.input.dtype))
-        except RuntimeError as error:
-            raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {folder}: {error}") from error
-        if self.is_classifier and outputs[0].shape[1:] != (len(self.manifest.labels),):
-            raise ArtefactError(
-                f"the program in {folder} puts out {outputs[0].shape}, {MANIFEST_FILE} names "
-                f"{len(self.manifest.labels)} labels"
-            )
+        self._used: set[str] = set()  # methods that have been run
+        with self._explained():
+            if num_threads is not None:
+                # Before loading: a loaded program holds on to the thread pool that this replaces.
+                portable_lib._unsafe_reset_threadpool(num_threads)
+            self._program = Runtime.get().load_program(self._program_bytes, verification=Verification.InternalConsistency)
+            missing = set(self.manifest.methods) - set(self._program.method_names)
+            if missing:
+                raise ArtefactError(f"the program in {folder} lacks methods that {MANIFEST_FILE} names: {missing}")
+            for method in self.manifest.methods:
+                self._check_method(method)
+            self._methods["forward"] = self._program.load_method("forward")
+
+    def _check_method(self, name: str) -> None:
+        """Compare what the program says of a method with what the manifest says.
+
+        Raises:
+            ArtefactError: they differ.
+        """
+        about, batch_size = self._program.metadata(name), self.manifest.methods[name]["batch_size"]
+        inputs = [_type_of(about.input_tensor_meta(index)) for index in range(about.num_inputs())]
+        outputs = [_type_of(about.output_tensor_meta(index)) for index in range(about.num_outputs())]
+        shapes = [(batch_size, len(self.manifest.labels))]
+        if not self.is_classifier:  # maps of any shape, one for each name
+            shapes = [outputs[index][0] if index < len(outputs) else () for index in range(len(self.manifest.labels))]
+        for what, found, expected in (
+            ("take", inputs, [(self.shape(name), SCALAR_TYPES[self.manifest.input.dtype])]),
+            ("put out", outputs, [(shape, SCALAR_TYPES["float32"]) for shape in shapes]),
+        ):
+            if found != expected:
+                raise ArtefactError(
+                    f"the program in {self.folder} is another one than {MANIFEST_FILE} describes: {name} must {what} "
+                    f"{expected} (shape, scalar type), got {found}"
+                )
 
     @property
     def is_classifier(self) -> bool:
@@ -88,17 +109,23 @@ class Runner:
 
         Raises:
             ValueError: no such method, or an input of another shape or type than its contract's.
+            ArtefactError: the runtime cannot run the method.
         """
         expected, dtype = self.shape(method), self.manifest.input.dtype
         if pixel_values.shape != expected or pixel_values.dtype != dtype:
             raise ValueError(
                 f"pixel_values must have shape {expected} and type {dtype}, got {pixel_values.shape} and {pixel_values.dtype}"
             )
-        if method not in self._methods:
-            self._methods[method] = self._program.load_method(method)
         # The runtime reads memory as if it were contiguous, whatever the strides say.
         tensor = torch.from_numpy(np.ascontiguousarray(pixel_values))
-        return [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+        if method in self._used:
+            return [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+        with self._explained():  # the first run allocates what others find
+            if method not in self._methods:
+                self._methods[method] = self._program.load_method(method)
+            outputs = [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+        self._used.add(method)
+        return outputs
 
     def logits(self, pixel_values: np.ndarray, method: str = "forward") -> np.ndarray:
         """Logits of a batch of images, (K,) for a single one and (B, K) for more.
@@ -110,8 +137,24 @@ class Runner:
         return logits[0] if len(logits) == 1 else logits
 
     def constant(self, name: str) -> list:
-        """What the program itself says under a name: `labels`, `temperature`, `input_contract` (as JSON)."""
-        return self._program.load_method(name).execute([])
+        """What the program itself says under a name: `labels`, `temperature`, `input_contract` (as JSON).
+
+        Raises:
+            ArtefactError: it says nothing under that name.
+        """
+        if name not in self._program.method_names:
+            raise ArtefactError(f"the program in {self.folder} says nothing of {name!r}; it has {self._program.method_names}")
+        with self._explained():
+            return self._program.load_method(name).execute([])
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the runtime raises into an `ArtefactError`."""
+        try:
+            with _held_back_stderr():
+                yield
+        except (RuntimeError, IndexError) as error:
+            raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {self.folder}: {error}") from error
 
     def classify(self, image: str | Path, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most probable classes of an image file, the best first.
@@ -137,6 +180,11 @@ def run_bundle(content: bytes, num_images: int, tolerance: float) -> None:
         bundle = portable_lib._load_bundled_program_from_buffer(content)
         for number in range(num_images):
             bundle.verify_result_with_bundled_expected_output("forward", number, 0.0, tolerance)
+
+
+def _type_of(about) -> tuple[tuple[int, ...], int]:
+    """Shape and scalar type of what the runtime says about a tensor."""
+    return tuple(about.sizes()), about.dtype()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

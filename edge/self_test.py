@@ -9,7 +9,6 @@ from executorch.devtools.bundled_program.config import MethodTestCase, MethodTes
 from executorch.devtools.bundled_program.serialize import serialize_from_bundled_program_to_flatbuffer
 
 NUM_IMAGES = 3
-SELF_TEST_BOUND = 0.05  # of the largest output: processors round differently, and int8 passes it on
 
 
 def bundle(program_file: Path, inputs: list[np.ndarray], outputs: list[list[np.ndarray]]) -> bytes:

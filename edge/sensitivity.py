@@ -8,9 +8,10 @@ from torch import nn
 
 from edge.checkpoint import flat
 from edge.parity import compare
+from edge.quantize import INT4_GROUP
 from edge.recipes import Recipe
 
-LEVELS = 127
+INT8_LEVELS, INT4_LEVELS = 127, 7  # on either side of 0
 QUANTIZED_LAYERS = (nn.Linear, nn.Conv2d)
 
 
@@ -49,7 +50,7 @@ def layer_sensitivity(
     for name, layer in layers.items():
         precision = recipe.precision_of(name)
         weight = layer.weight.data
-        layer.weight.data = _rounded_per_channel(weight)
+        layer.weight.data = _rounded_in_groups(weight) if precision == "int4-dynamic" else _rounded_per_channel(weight)
         static = precision == "int8-static"
         low_in, high_in, low_out, high_out = ranges[name]
         hooks = []
@@ -94,12 +95,18 @@ def _rounded(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.fake_quantize_per_tensor_affine(values, scale, max(-128, min(127, zero_point)), -128, 127)
 
 
-def _rounded_per_channel(weight: torch.Tensor) -> torch.Tensor:
-    """Weights on 255 levels of their own for each output channel."""
-    scale = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / LEVELS
-    return torch.fake_quantize_per_channel_affine(
-        weight, scale, torch.zeros(len(scale), dtype=torch.int32), 0, -LEVELS, LEVELS
-    )
+def _rounded_per_channel(weight: torch.Tensor, levels: int = INT8_LEVELS) -> torch.Tensor:
+    """Weights on levels of their own for each output channel, so many on either side of 0."""
+    scale = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / levels
+    zero_points = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -levels, levels)
+
+
+def _rounded_in_groups(weight: torch.Tensor) -> torch.Tensor:
+    """Weights on 15 levels for each group of them, where their number allows groups: others stay as they are."""
+    if weight.shape[1] % INT4_GROUP:
+        return weight
+    return _rounded_per_channel(weight.reshape(-1, INT4_GROUP), INT4_LEVELS).view(weight.shape)
 
 
 def _rounded_per_token(tokens: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,13 @@
 """Check a device artefact: on images, against the checkpoint it came from and against labels, and by its own bundle."""
 
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from edge.artefact import SELF_TEST_FILE, read_file, read_manifest
-from edge.calibration import is_saved_dataset, load_images, method_inputs
-from edge.image import UnreadableImageError, find_images, label_of
+from edge.artefact import SELF_TEST_FILE, read_file, read_manifest, recorded_checkpoint
+from edge.calibration import MAX_IMAGES, LabelledImage, evenly, open_images
+from edge.image import UnreadableImageError, to_pixel_values
 from edge.parity import compare
 from edge.runner import Runner, run_bundle
 
@@ -20,19 +19,24 @@ class VerificationError(ValueError):
 def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict[str, float | int | str]:
     """Run the program on all images under `data`, a folder or a saved data set, and return its figures as JSON values.
 
-    Accuracy is counted over images whose label is known: the class folder they lie in, or a name `<label>_<n>`. The
-    comparison is with `checkpoint_dir`, by default the checkpoint that `edge.json` names, if it is still there.
+    Accuracy is counted over images whose label is known: the class folder they lie in, a name `<label>_<n>`, or the class of
+    a data set, of which the split `test` is taken, or else `validation`. The comparison is with `checkpoint_dir`, by default
+    the checkpoint that `edge.json` names, if it is still there. Of a backbone, whose maps are large, 128 images are compared.
 
     Raises:
+        CalibrationError: no images.
         VerificationError: there are neither labels nor a checkpoint, or the program disagrees with the model beyond the
             bound of its recipe.
     """
     runner = Runner(folder)
     if checkpoint_dir is None:
-        recorded = Path(os.path.normpath(Path(folder).resolve() / runner.manifest.source["checkpoint"]))
+        recorded = recorded_checkpoint(folder, runner.manifest)
         checkpoint_dir = recorded if recorded.is_dir() else None
-    inputs, labels, unreadable = _inputs(runner, Path(data))
-    if not inputs:
+    readers = open_images(data, runner.manifest.labels, splits=("test", "validation"))
+    if not runner.is_classifier:
+        readers = evenly(readers, MAX_IMAGES)
+    readers, labels, num_unreadable = _readable(runner, readers)
+    if not readers:
         raise VerificationError(f"none of the images in {data} can be read")
     labelled = [index for index, label in enumerate(labels) if label is not None]
     if not labelled and checkpoint_dir is None:
@@ -40,43 +44,53 @@ def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict
             f"{data} has neither class folders nor names like <label>_<n>.png, and the checkpoint is not there; "
             "give --checkpoint"
         )
-    outputs = np.stack([np.concatenate([y.ravel() for y in runner.outputs(x)]) for x in inputs])
-    figures: dict[str, float | int | str] = {"num_images": len(inputs), "num_unreadable": unreadable}
+    # One after the other: the threads of PyTorch and of the runtime slow each other down.
+    reference = None if checkpoint_dir is None else _outputs_of_checkpoint(runner, readers, Path(checkpoint_dir))
+    outputs = np.stack([np.concatenate([y.ravel() for y in runner.outputs(_input(runner, read))]) for read in readers])
+    figures: dict[str, float | int | str] = {"num_images": len(readers), "num_unreadable": num_unreadable}
     if labelled:
         right = [runner.manifest.labels[outputs[index].argmax()] == labels[index] for index in labelled]
         figures |= {"num_labelled": len(labelled), "accuracy": float(np.mean(right))}
-    if checkpoint_dir is not None:
-        figures |= _compare_with_checkpoint(runner, outputs, inputs, checkpoint_dir)
+    if reference is not None:
+        figures |= _compare_with_checkpoint(runner, outputs, reference, checkpoint_dir)
     return figures
 
 
-def _inputs(runner: Runner, data: Path) -> tuple[list[np.ndarray], list[str | None], int]:
-    """Inputs of the program, the label of each image where it is known, and the number of images that cannot be read."""
-    inputs, labels, unreadable = [], [], 0
-    if is_saved_dataset(data):
-        images = load_images(data, runner.manifest.labels, at_most=sys.maxsize)
-        inputs = method_inputs(images, runner.manifest.input, runner.manifest.methods["forward"])
-        labels = [image.label if image.label in runner.manifest.labels else None for image in images]
-        return inputs, labels, unreadable
-    for path in find_images(data):
+def _readable(
+    runner: Runner, readers: list[Callable[[], LabelledImage]]
+) -> tuple[list[Callable[[], LabelledImage]], list[str | None], int]:
+    """Those of the readers that work, the label of each where the artefact knows it, and the number of the others."""
+    working, labels = [], []
+    for read in readers:
         try:
-            inputs.append(runner.pixel_values(path))
+            label = read().label
         except UnreadableImageError:
-            unreadable += 1
             continue
-        labels.append(label_of(path, data, runner.manifest.labels) if runner.is_classifier else None)
-    return inputs, labels, unreadable
+        working.append(read)
+        labels.append(label if runner.is_classifier and label in runner.manifest.labels else None)
+    return working, labels, len(readers) - len(working)
+
+
+def _input(runner: Runner, read: Callable[[], LabelledImage]) -> np.ndarray:
+    contract = runner.manifest.input
+    return to_pixel_values(read().image, contract.height, contract.width, contract.resample, contract.dtype)
+
+
+def _outputs_of_checkpoint(runner: Runner, readers: list[Callable[[], LabelledImage]], checkpoint_dir: Path) -> np.ndarray:
+    # Imported here: a device that verifies against labels alone has no transformers.
+    from edge.checkpoint import load_checkpoint, model_outputs
+
+    model, processor = load_checkpoint(checkpoint_dir)
+    return np.concatenate([model_outputs(model, processor, [_input(runner, read)]) for read in readers])
 
 
 def _compare_with_checkpoint(
-    runner: Runner, outputs: np.ndarray, inputs: list[np.ndarray], checkpoint_dir: Path
+    runner: Runner, outputs: np.ndarray, reference: np.ndarray, checkpoint_dir: Path
 ) -> dict[str, float | str]:
-    # Imported here: a device that verifies against labels alone has no transformers.
-    from edge.checkpoint import load_checkpoint, model_outputs
     from edge.recipes import find_recipe
 
-    parity = compare(outputs, model_outputs(*load_checkpoint(Path(checkpoint_dir)), inputs), runner.is_classifier)
     recipe = find_recipe(runner.manifest.recipe)
+    parity = compare(outputs, reference, runner.is_classifier)
     agreement = 1.0 if parity.agreement is None else parity.agreement
     if agreement < recipe.min_agreement or parity.sqnr_db < recipe.min_sqnr_db:
         raise VerificationError(
@@ -97,7 +111,7 @@ def self_test(folder: Path) -> tuple[int, float]:
     """
     manifest = read_manifest(folder)
     content = read_file(folder, manifest, SELF_TEST_FILE)
-    num_images, tolerance = int(manifest.self_test["num_images"]), float(manifest.self_test["tolerance"])
+    num_images, tolerance = manifest.self_test.num_images, manifest.self_test.tolerance
     try:
         run_bundle(content, num_images, tolerance)
     except RuntimeError as error:

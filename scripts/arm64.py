@@ -46,7 +46,6 @@ class Comparison:
     same_inputs: whether both made the same numbers of the images, to the last bit.
     same_logits: share of images whose logits are the same to the last bit.
     relative_difference: largest difference of logits, relative to the largest logit.
-    sqnr_db: signal to error of all images together; a mean over images would be that of the ones without any error.
     agreement: share of images with the same top class.
     error: why there is nothing to compare: the runtime did not take the program, or the logits are no numbers.
     may_refuse: whether the runtime need not take the program, since it computes in float16 and the processor cannot.
@@ -85,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for artefact in arguments.artefacts:
             require_classifier(artefact)
+        if arguments.images:
+            find_images(arguments.images)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         machine = prepare_machine(arguments.work_dir / "machine")
         comparisons = compare_all(machine, arguments)
     except NoMachineError as error:
@@ -107,8 +109,7 @@ def require_classifier(artefact: Path) -> None:
 
 def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Comparison]:
     """Every program on every processor, compared and written to the record."""
-    digits = arguments.work_dir / "digits"
-    write_digits(digits)
+    digits = write_digits(arguments.work_dir / "digits")
     images = find_images(arguments.images or digits)[:NUM_IMAGES]
     print("== Exporting a small Swin and a small Swin V2 in every recipe")
     artefacts = [*export_small_programs(arguments.work_dir, digits), *arguments.artefacts]
@@ -138,8 +139,8 @@ def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Compari
     return comparisons
 
 
-def write_digits(folder: Path) -> None:
-    """Write the first real handwritten digits of scikit-learn as image files, 8 x 8 as they are."""
+def write_digits(folder: Path) -> Path:
+    """Write the first real handwritten digits of scikit-learn as image files into a folder, 8 x 8 as they are."""
     from sklearn.datasets import load_digits
 
     from distill.digit_scenes import digit_image
@@ -147,6 +148,7 @@ def write_digits(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, levels in enumerate(load_digits().images[:NUM_IMAGES]):
         digit_image(levels).save(folder / f"{number:03}.png")
+    return folder
 
 
 def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
@@ -203,15 +205,9 @@ def compare_programs(artefact: Path, processor: str, there: dict, here: dict) ->
         same_logits=float((logits == reference).all(axis=1).mean()),
         max_difference=parity.max_difference,
         relative_difference=parity.max_difference / float(np.abs(reference).max()),
-        sqnr_db=pooled_sqnr_db(logits, reference),
+        sqnr_db=parity.sqnr_db,
         agreement=parity.agreement,
     )
-
-
-def pooled_sqnr_db(logits: np.ndarray, reference: np.ndarray) -> float:
-    """10 log10(|reference|^2 / |difference|^2) over all of (n, K), each image less its mean over classes."""
-    signal, noise = (((x - x.mean(axis=1, keepdims=True)) ** 2).sum() for x in (reference, logits - reference))
-    return float(10 * np.log10(signal / max(noise, 1e-20)))
 
 
 def describe(row: Comparison) -> str:

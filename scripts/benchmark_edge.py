@@ -3,37 +3,36 @@
 import argparse
 import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from executorch.runtime import Runtime
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from distill.classifier import Classifier
 from distill.images import FoundImages, ImageSource, find_images
-from distill.measure import count_macs
 from edge.calibration import MAX_IMAGES, LabelledImage, evenly, method_inputs
 from edge.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
 from edge.deploy import deploy
 from edge.engines import Contender
 from edge.environment import describe_machine, installed_versions
 from edge.export import ExportSettings, export
+from edge.files import write_whole
 from edge.half import HalfPrecision
-from edge.lowering import lower
-from edge.parity import compare
-from edge.peers import prepare_peers, rows_of
+from edge.lowering import lower, trace
+from edge.parity import Parity, compare
+from edge.peers import count_products, prepare_limits, prepare_peers, rows_of, with_limits
 from edge.quantize import quantize
-from edge.recipes import RECIPES, Recipe, Rule
+from edge.recipes import RECIPES, Recipe
 from edge.runner import Runner
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 from swin_hf.presets_swin_hf import PRESETS
 
 NUM_CROPS = 16  # of the photographs that scikit-learn ships
-SQUARE, PRODUCTS = 1024, 4  # of the matrices that show what the machine can multiply
 RUNS_OF_OURS = ("fp32", "fp16", "int8", "int8-static", "int8-dynamic")
 STUDENTS = ("swin_edge_small", "swin_edge_medium", "swin_edge_large")
 VARIANTS = {  # of swin_edge_medium: what its parts cost
@@ -47,6 +46,7 @@ VARIANTS = {  # of swin_edge_medium: what its parts cost
     "a block more in stage 3": {"depths": [1, 1, 6, 1]},
     "a block more in stage 4": {"depths": [1, 1, 5, 2]},
 }
+PUBLISHED = {"swin_tiny": 81.3}  # top-1 of ImageNet-1k in percent, by Liu et al. 2021, table 1; for their weights
 RIVALS = {  # timm's name: accuracy that its authors published for ImageNet-1k, in percent
     "mobilenetv4_conv_medium": 79.1,
     "repvit_m1_1": 81.3,
@@ -57,30 +57,28 @@ RIVALS = {  # timm's name: accuracy that its authors published for ImageNet-1k, 
 
 @dataclass(frozen=True)
 class Made:
-    """A program of ours: its contender, size, what it was made of, and how it follows the model on photographs."""
+    """A program of ours: its contender, size, what it was made of."""
 
     contender: Contender
     size_bytes: int
     weight_bytes: int
     num_delegates: int
-    sqnr_db: float
 
 
 def benchmark_edge(arguments: argparse.Namespace) -> None:
     """Measure the parts that were asked for and write them to `arguments.out`, beside those that are there already."""
-    report = {
+    measured = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
-        "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
+        "versions": installed_versions("torch", "executorch", "transformers", "torchao", "onnxruntime", "openvino", "timm"),
         "threads": arguments.threads,
     }
-    if arguments.out.is_file():
-        report = json.loads(arguments.out.read_text()) | report
+    report = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as work_dir:
-            report[part] = EDGE_PARTS[part](arguments, Path(work_dir))
+            report[part] = measured | EDGE_PARTS[part](arguments, Path(work_dir))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
     print(f"-> {arguments.out}")
 
 
@@ -96,35 +94,32 @@ def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
     model.save_pretrained(work_dir / "checkpoint")
     processor.save_pretrained(work_dir / "checkpoint")
     made = {recipe: make_program(model, RECIPES[recipe], work_dir / f"{recipe}.pte") for recipe in RUNS_OF_OURS}
-    peers, left_out = prepare_peers(work_dir / "checkpoint", work_dir)
-    limits = [
-        _matmul(),
-        make_squares(RECIPES["fp32"], work_dir / "squares-fp32.pte"),
-        make_squares(replace(RECIPES["int8-static"], rules=(Rule("*", "int8-static"),)), work_dir / "squares-int8.pte"),
-    ]
+    height, width = model.config.image_height_width
+    peers, left_out = prepare_peers(work_dir / "checkpoint", work_dir, (height, width))
+    limits = prepare_limits(["fp32", "int8"], work_dir)
     contenders = [replace(one.contender, name=f"ours, {recipe}") for recipe, one in made.items()]
-    rows = rows_of([*contenders, *peers, *limits], left_out, arguments.repeats, arguments.threads)
-    macs = count_macs(Classifier(model, processor), model.config.image_height_width[0])
-    time_of = {row["name"]: row["p50_ms"] for row in rows if "p50_ms" in row}
-    limit_ms = {limit.name: time_of[limit.name] * macs / (PRODUCTS * SQUARE**3) for limit in limits if limit.name in time_of}
-    stock = time_of.get("transformers ExecutorchExporter, fp32")
+    macs = count_products(model, height, width)
+    rows = with_limits(rows_of([*contenders, *peers, *limits], left_out, arguments.repeats, arguments.threads), limits, macs)
+    close = {recipe: closeness(model, one) for recipe, one in made.items()}
+    stock = {row["name"]: row.get("p50_ms") for row in rows}.get("transformers ExecutorchExporter, fp32")
     print(f"\n{arguments.model}: {macs / 1e9:.2f} G multiply-accumulates, {arguments.threads} threads\n")
     print("| program | p50, ms | p90, ms | alone, ms | of stock's exporter |\n|---|---|---|---|---|")
     for row in rows:
         if "p50_ms" not in row:
             print(f"| {row['name']} | left out: {row['skipped']} | | | |")
-        elif row["name"] not in limit_ms:
+        else:
             ratio = f"{row['p50_ms'] / stock:.2f}" if stock else "-"
             print(f"| {row['name']} | {row['p50_ms']:.1f} | {row['p90_ms']:.1f} | {row['alone_ms']:.1f} | {ratio} |")
-    for name, milliseconds in limit_ms.items():
-        print(f"{name}: the products of this model alone would take {milliseconds:.1f} ms")
     for recipe, one in made.items():
         print(
             f"{recipe}: {one.size_bytes / 1e6:.2f} MB, {one.size_bytes / one.weight_bytes:.3f} of its weights, "
-            f"{one.num_delegates} delegate(s), {one.sqnr_db:.1f} dB on {NUM_CROPS} crops of photographs"
+            f"{one.num_delegates} delegate(s), {close[recipe].sqnr_db:.1f} dB on {NUM_CROPS} crops of photographs"
         )
-    facts = {recipe: {key: value for key, value in vars(one).items() if key != "contender"} for recipe, one in made.items()}
-    return {"model": arguments.model, "macs": macs, "rows": rows, "limit_ms": limit_ms, "ours": facts}
+    facts = {
+        recipe: {key: value for key, value in vars(one).items() if key != "contender"} | {"parity": asdict(close[recipe])}
+        for recipe, one in made.items()
+    }
+    return {"model": arguments.model, "macs": macs, "rows": rows, "ours": facts}
 
 
 def measure_students(arguments: argparse.Namespace, work_dir: Path) -> dict:
@@ -171,12 +166,12 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
     rows = rows_of(contenders, left_out, arguments.repeats, arguments.threads)
     print("\n| model | p50, ms | .pte, MB | published top-1, % |\n|---|---|---|---|")
     for row in rows:
-        published = RIVALS.get(row["name"].split(",")[0], "-")
+        published = (RIVALS | PUBLISHED).get(row["name"].split(",")[0], "-")
         if "p50_ms" in row:
             print(f"| {row['name']} | {row['p50_ms']:.1f} | {sizes[row['name']] / 1e6:.1f} | {published} |")
         else:
             print(f"| {row['name']} | left out: {row['skipped']} | | {published} |")
-    return {"rows": rows, "size_bytes": sizes, "published_top1": RIVALS}
+    return {"rows": rows, "size_bytes": sizes, "published_top1": RIVALS | PUBLISHED}
 
 
 def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
@@ -206,7 +201,7 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
                 f"{figures['agreement']:.2%} | {len(labels)} |",
                 flush=True,
             )
-    return results
+    return {"rows": results}
 
 
 def split_examples(found: FoundImages, record: dict, split: str) -> list[tuple[ImageSource, int]]:
@@ -219,18 +214,24 @@ def split_examples(found: FoundImages, record: dict, split: str) -> list[tuple[I
 
 
 def paired_difference(model_is_right: np.ndarray, program_is_right: np.ndarray) -> dict[str, float | int]:
-    """Accuracies and their difference with its 95 % interval, for answers to the same images (Agresti 2013, section 11.1)."""
+    """Accuracies and their difference with its 95 % interval, for answers to the same images.
+
+    The interval is of Agresti and Min (2005, Statistics in Medicine 24:729): half an image more in each cell of the table,
+    so that it has a width also where both answered alike.
+    """
     n = len(model_is_right)
     lost, won = int((model_is_right & ~program_is_right).sum()), int((~model_is_right & program_is_right).sum())
-    difference = (won - lost) / n
-    spread = 1.96 * np.sqrt(won + lost - (won - lost) ** 2 / n) / n
+    centre = (won - lost) / (n + 2)
+    spread = 1.96 * np.sqrt(won + lost + 1 - (won - lost) ** 2 / (n + 2)) / (n + 2)
     return {
         "num_images": n,
+        "lost": lost,
+        "won": won,
         "model": float(model_is_right.mean()),
         "program": float(program_is_right.mean()),
-        "difference": difference,
-        "low": float(difference - spread),
-        "high": float(difference + spread),
+        "difference": (won - lost) / n,
+        "low": float(centre - spread),
+        "high": float(centre + spread),
     }
 
 
@@ -246,17 +247,25 @@ def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path
         form = quantize(deployed, recipe, images)
     elif recipe.float_dtype == "float16":
         form = HalfPrecision(deployed, images)
-    with torch.no_grad():
-        outputs, reference = (np.concatenate([one(image).numpy() for image in images]) for one in (form, deployed))
-    lowered = lower({"forward": (form, images[0])}, recipe, {})
+    lowered = lower(trace({"forward": (form, images[0])}), recipe, {})
     file.write_bytes(lowered.program)
     return Made(
         contender=_program(recipe.name, file, contract.shape()),
         size_bytes=len(lowered.program),
         weight_bytes=weight_bytes(model, recipe),
         num_delegates=lowered.num_delegates,
-        sqnr_db=compare(outputs, reference).sqnr_db,
     )
+
+
+def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
+    """How a program follows its model on crops of photographs."""
+    processor = _processor(model.config)
+    contract = input_contract(model.config, processor)
+    inputs = method_inputs(photograph_crops(), contract, {"batch_size": 1, "height": contract.height, "width": contract.width})
+    reference = model_outputs(model, processor, inputs)
+    method = Runtime.get().load_program(made.contender.file).load_method("forward")
+    outputs = [method.execute([torch.from_numpy(x)])[0].numpy().copy() for x in inputs]
+    return compare(np.concatenate(outputs), reference)
 
 
 def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
@@ -270,22 +279,6 @@ def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
         else:
             total += size * parameter.numel()
     return total
-
-
-def make_squares(recipe: Recipe, file: Path) -> Contender:
-    """A program that multiplies square matrices and does nothing else: the limit of its engine."""
-    layers = nn.Sequential(*(nn.Linear(SQUARE, SQUARE, bias=False) for _ in range(PRODUCTS))).eval().requires_grad_(False)
-    example = torch.rand(SQUARE, SQUARE)
-    form = quantize(layers, recipe, [example]) if recipe.is_quantized else layers
-    file.write_bytes(lower({"forward": (form, example)}, recipe, {}).program)
-    return _program(f"limit of ExecuTorch's products, {'int8' if recipe.is_quantized else 'fp32'}", file, (SQUARE, SQUARE))
-
-
-def _matmul() -> Contender:
-    options = {"products": str(PRODUCTS)}
-    return Contender(
-        name="limit of PyTorch's products, fp32", engine="matmul", file="", shape=(SQUARE, SQUARE), options=options
-    )
 
 
 def lower_rival(name: str, precision: str, file: Path) -> int:

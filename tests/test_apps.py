@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,11 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+import edge.__main__ as cli
 import edge.apps
 from edge.apps import FILTERS, PLATFORMS, AppError, fill, write_app
+from edge.artefact import InputContract, Manifest, Source
+from edge.export import ExportSettings, export
 from edge.image import to_pixel_values
 
 ROOT = Path(__file__).parent.parent
@@ -28,15 +30,28 @@ RESAMPLE_SWIFT = IOS / "Sources/Resample.swift"
 PROGRAM = b"a program"
 
 
-def manifest(**changes):
+def manifest(**changes) -> Manifest:
     """An artefact's manifest of a float classifier; `input_...` changes a field of its input."""
-    fields = {"height": 32, "width": 48, "resample": 3, "channels": 3, "dtype": "float32", "layout": "NCHW", "colour": "RGB"}
-    fields |= {"value_range": (0.0, 1.0)}
-    fields |= {name.removeprefix("input_"): value for name, value in changes.items() if name.startswith("input_")}
-    methods = {"forward": {"batch_size": 1, "height": 32, "width": 48}}
-    whole = {"task": "image-classification", "labels": ["cat", "$dog"], "temperature": 1.25, "methods": methods}
+    contract = {name.removeprefix("input_"): value for name, value in changes.items() if name.startswith("input_")}
+    whole = {
+        "task": "image-classification",
+        "labels": ["cat", "$dog"],
+        "temperature": 1.25,
+        "methods": {"forward": {"batch_size": 1, "height": 32, "width": 48}},
+        "recipe": "int8",
+        "backend": "xnnpack",
+        "equalised": False,
+        "kept_in_float": [],
+        "parity": {},
+        "accuracy": {},
+        "program": {},
+        "self_test": None,
+        "source": Source(checkpoint="checkpoint", parameters=1),
+        "versions": {},
+        "sha256": {},
+    }
     whole |= {name: value for name, value in changes.items() if not name.startswith("input_")}
-    return SimpleNamespace(**whole, input=SimpleNamespace(**fields))
+    return Manifest(**whole, input=InputContract(**({"height": 32, "width": 48, "resample": 3} | contract)))
 
 
 BYTES = {"input_dtype": "uint8", "input_layout": "NHWC", "input_value_range": (0.0, 255.0)}
@@ -100,6 +115,7 @@ def test_a_program_that_takes_bytes_runs_in_the_native_apps():
     "changes, message",
     [
         ({"task": "semantic-segmentation"}, "^task must be image-classification, got semantic-segmentation; "),
+        ({"backend": "coreml"}, "^backend must be xnnpack, which the app links, got coreml; "),
         ({"labels": []}, r"^labels must name the classes, got \[\]; "),
         ({"input_resample": 1}, r"^input.resample must be one of 0 \(nearest\), 2 \(bilinear\), 3 \(bicubic\), got 1; "),
         ({"input_colour": "BGR"}, "^input.colour and channels must be RGB and 3, got "),
@@ -113,6 +129,17 @@ def test_a_program_that_takes_bytes_runs_in_the_native_apps():
 def test_what_an_app_cannot_do_is_refused(platform, changes, message):
     with pytest.raises(AppError, match=message):
         fill(platform, manifest(**changes))
+
+
+def test_command_writes_an_app_beside_an_export(checkpoint, image_folder, tmp_path, monkeypatch, capsys):
+    export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", data=image_folder, self_test=False))
+    monkeypatch.chdir(tmp_path / "edge")
+    assert cli.main(["app", "android", "."]) == 0
+    assets = tmp_path / "edge-android" / PLATFORMS["android"].assets
+    assert (assets / "model.pte").read_bytes() == (tmp_path / "edge" / "model.pte").read_bytes()
+    assert json.loads((assets / "contract.json").read_text())["labels"] == ["blue", "green", "red"]
+    assert cli.main(["app", "android", "."]) == 1
+    assert "out must be a new or an empty folder" in capsys.readouterr().err
 
 
 def test_unknown_platform_and_folders_in_use_are_refused(artefact, tmp_path):

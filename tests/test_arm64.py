@@ -63,14 +63,6 @@ def test_quantized_program_misses_on_agreement_and_on_error(compared):
     assert not row.within_bounds
 
 
-def test_sqnr_of_one_bad_image_is_not_hidden_by_good_ones():
-    wrong = LOGITS.copy()
-    wrong[0] = 0
-    signal = ((LOGITS - LOGITS.mean(1, keepdims=True)) ** 2).sum(1)
-    assert arm64.pooled_sqnr_db(wrong, LOGITS) == pytest.approx(10 * np.log10(signal.sum() / signal[0]))
-    assert arm64.pooled_sqnr_db(LOGITS + 3, LOGITS) > 200  # a constant for all classes changes nothing
-
-
 def test_other_inputs_are_reported(compared):
     assert compared(answered(LOGITS, "b")).same_inputs is False
 
@@ -163,7 +155,7 @@ def test_failure_inside_the_emulator_is_an_error_not_a_skip(tmp_path):
 def test_record_holds_every_comparison_and_a_miss_is_the_exit_code(monkeypatch, tmp_path):
     worse = {"cortex-a53": LOGITS, "cortex-a76": LOGITS[:, ::-1]}
     monkeypatch.setattr(arm64, "prepare_machine", lambda folder: SimpleNamespace(version="an emulator"))
-    monkeypatch.setattr(arm64, "write_digits", lambda folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(arm64, "write_digits", lambda folder: folder.mkdir(parents=True) or folder)
     monkeypatch.setattr(arm64, "find_images", lambda folder: [Path("digit.png")])
     monkeypatch.setattr(arm64, "export_small_programs", lambda *_: [Path("programs/small")])
     monkeypatch.setattr(arm64, "read_artefact", lambda folder: (SimpleNamespace(recipe="int8"), b""))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from edge.artefact import ArtefactError, read_artefact, sha256_of
 from edge.calibration import CalibrationError, load_images, neighbour_correlation
-from edge.checkpoint import load_checkpoint
-from edge.export import ExportSettings, export
+from edge.checkpoint import CheckpointError, load_checkpoint
+from edge.export import ExportError, ExportSettings, export
 from edge.image import load_image, to_pixel_values
 from edge.runner import Runner
 from edge.self_test import bundle
@@ -135,6 +135,78 @@ def test_self_test_passes_here_and_notices_other_outputs(artefact):
         self_test(artefact)
 
 
+def test_another_program_under_this_manifest_is_noticed(artefact, make_config, checkpoint, image_folder, tmp_path):
+    SwinHfBackbone(make_config(out_features=["stage1", "stage2"])).save_pretrained(checkpoint)
+    export(checkpoint, tmp_path / "backbone", ExportSettings(recipe="fp32", data=image_folder, self_test=False))
+    maps = (tmp_path / "backbone" / "model.pte").read_bytes()
+    content = json.loads((artefact / "edge.json").read_text())
+    (artefact / "model.pte").write_bytes(maps)
+    edit(artefact, methods={"forward": content["methods"]["forward"]}, sha256={"model.pte": sha256_of(maps)})
+    with pytest.raises(ArtefactError, match=r"forward must put out \[\(\(1, 3\), 6\)\] .*, got \[\(\(1, 16, 8, 8\), 6\)"):
+        Runner(artefact)
+
+
+def test_what_cannot_be_exported_is_refused_at_once(make_model, checkpoint, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("edge.export_job.load_images", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(ExportError, match=r"batch_sizes must be positive and begin with 1, .*, got \(4,\)"):
+        ExportSettings(batch_sizes=(4,))
+    settings = ExportSettings(recipe="int8-qat", data=image_folder, sizes=((16, 16), (24, 24)))
+    with pytest.raises(ExportError, match="must have one size and batch size, got forward, forward_24x24"):
+        export(checkpoint, tmp_path / "edge", settings)
+    for changes, message in (
+        ({"problem_type": "multi_label_classification"}, "gives each image one class, got multi_label_classification"),
+        ({"num_labels": 1}, "two or more classes, got 1"),
+    ):
+        make_model(**changes).save_pretrained(checkpoint)
+        with pytest.raises(CheckpointError, match=message):
+            export(checkpoint, tmp_path / "edge", ExportSettings(data=image_folder))
+
+
+def test_validation_images_of_other_classes_are_refused(checkpoint, image_folder, tmp_path):
+    others = tmp_path / "others"
+    (others / "yellow").mkdir(parents=True)
+    shutil.copy(image_folder / "red" / "0.png", others / "yellow")
+    with pytest.raises(ExportError, match=r"--validation must hold images of the model's classes \(blue, green, red, "):
+        export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", data=image_folder, validation=others))
+
+
+def test_layers_are_left_in_float_until_the_program_holds_its_bounds(
+    make_model, checkpoint, image_folder, tmp_path, monkeypatch
+):
+    model = make_model(id2label={0: "blue", 1: "green", 2: "red"})
+    fc1 = model.swin.encoder.layers[0].blocks[0].mlp.fc1
+    fc1.bias.data[0] = 3000.0  # an activation that leaves the others few levels
+    model.swin.encoder.layers[0].blocks[0].mlp.fc2.weight.data[:, 0] = 0.0
+    model.save_pretrained(checkpoint)
+    settings = ExportSettings(recipe="int8-static", data=image_folder, validation=image_folder, self_test=False)
+    manifest = export(checkpoint, tmp_path / "edge", settings)
+    assert set(manifest.kept_in_float) & {f"encoder.stages.0.blocks.0.mlp.{name}" for name in ("fc1", "fc2")}
+    assert manifest.parity["program"]["sqnr_db"] > 20
+    assert manifest.accuracy["num_images"] == 48
+
+
+def test_splits_are_taken_for_what_they_are_for(image_folder, tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["blue", "red"])})
+    file = str(image_folder / "red" / "0.png")
+    parts = {
+        name: datasets.Dataset.from_dict({"image": [file] * count, "label": [1] * count}, features=features)
+        for name, count in (("train", 5), ("test", 3))
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert len(load_images(tmp_path / "saved", ["blue", "red"])) == 5
+    assert len(load_images(tmp_path / "saved", ["blue", "red"], splits=("test", "validation"))) == 3
+    with pytest.raises(CalibrationError, match="must have a split validation, got train, test; name one: .*SPLIT"):
+        load_images(tmp_path / "saved", [], splits=("validation",))
+
+
+def test_images_that_cannot_be_read_are_named(image_folder):
+    (image_folder / "red" / "note.png").write_text("no image")
+    with pytest.warns(UserWarning, match=r"left out 1 of 49 images in .*note\.png is not an image"):
+        assert len(load_images(image_folder, [])) == 48
+
+
 def test_noise_and_plain_images_are_refused(checkpoint, tmp_path):
     rng = np.random.default_rng(0)
     for name, make in {
@@ -215,6 +287,20 @@ FUZZED = {
     ),
     "no sha256": lambda content: json.dumps(content | {"sha256": {}}),
     "another sha256": lambda content: json.dumps(content | {"sha256": {"model.pte": "0" * 64}}),
+    "temperature without end": lambda content: json.dumps(content).replace(
+        '"temperature": 1.0', '"temperature": 1' + "0" * 400
+    ),
+    "a number of 5,000 digits": lambda content: json.dumps(content)[:-1] + ', "more": ' + "1" * 5000 + "}",
+    "a billion pixels": lambda content: json.dumps(
+        content
+        | {"input": content["input"] | {"height": 16384, "width": 16384}}
+        | {"methods": {"forward": {"batch_size": 1, "height": 16384, "width": 16384}}}
+    ),
+    "source empty": lambda content: json.dumps(content | {"source": {}}),
+    "source no path": lambda content: json.dumps(content | {"source": {"checkpoint": 5, "parameters": 1}}),
+    "self-test of nothing": lambda content: json.dumps(content | {"self_test": {"num_images": 0, "tolerance": 1.0}}),
+    "self-test of everything": lambda content: json.dumps(content | {"self_test": {"num_images": 3, "tolerance": 1e30}}),
+    "NaN": lambda content: json.dumps(content | {"temperature": float("nan")}),
     "not UTF-8": None,
 }
 
@@ -232,32 +318,38 @@ def test_manifests_that_are_not_ours_are_explained(artefact, case):
 
 
 FUZZ = """
-import json, random, sys
+import faulthandler, json, random, sys
 from pathlib import Path
+import numpy as np
 from edge.artefact import ArtefactError, sha256_of
 from edge.runner import Runner
-from edge.self_test import bundle
-folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+folder, program = Path(sys.argv[1]), (Path(sys.argv[1]) / "model.pte").read_bytes()
 content = json.loads((folder / "edge.json").read_text())
-program = bytearray((folder / "model.pte").read_bytes())
-rng = random.Random(seed)
-kind = seed % 4
-if kind == 0:
-    program = program[: rng.randrange(len(program))]
-elif kind == 1:
-    program = bytearray(rng.randbytes(rng.randrange(1, 5000)))
-else:
-    for _ in range(1 + rng.randrange(20)):
-        program[rng.randrange(len(program) if kind == 2 else 4096)] = rng.randrange(256)
-(folder / "model.pte").write_bytes(program)
-content["sha256"]["model.pte"] = sha256_of(bytes(program))  # as if somebody meant it
-(folder / "edge.json").write_text(json.dumps(content))
-try:
-    Runner(folder)
-    print("runs")
-except ArtefactError as error:
-    print("explained", str(error)[:120])
+for seed in range(int(sys.argv[2])):
+    rng, damaged = random.Random(seed), bytearray(program)
+    if seed % 3 == 0:
+        del damaged[rng.randrange(8, len(damaged)):]
+    elif seed % 3 == 1:
+        damaged[8:] = rng.randbytes(rng.randrange(1, 5000))
+    else:
+        damaged = bytearray(rng.randbytes(64) + b"ET12" + rng.randbytes(1000))
+    (folder / "model.pte").write_bytes(damaged)
+    content["sha256"]["model.pte"] = sha256_of(bytes(damaged))  # as if somebody meant it
+    (folder / "edge.json").write_text(json.dumps(content))
+    try:
+        Runner(folder)
+        print("runs")
+    except ArtefactError as error:
+        print("explained", str(error)[:150].replace(str(folder), "DIR"))
 """
+
+
+def test_cut_and_foreign_programs_are_explained_even_with_their_own_sha256(artefact):
+    done = subprocess.run([sys.executable, "-c", FUZZ, str(artefact), "30"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    print("\n".join(dict.fromkeys(lines)))
+    assert len(lines) == 30 and all(line.startswith("explained") for line in lines)
 
 
 def test_damaged_programs_are_refused_before_the_runtime_sees_them(artefact):

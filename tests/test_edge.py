@@ -131,12 +131,12 @@ def test_verify_refuses_a_program_that_is_not_the_checkpoints(artefact, make_mod
 
 
 def test_export_that_misses_its_bound_writes_nothing(checkpoint, image_folder, tmp_path, monkeypatch):
-    lower = exporting.lower
+    trace = exporting.trace
 
-    def lower_other_weights(methods, *rest):
-        return lower({name: (_with_other_weights(form), example) for name, (form, example) in methods.items()}, *rest)
+    def trace_other_weights(methods):
+        return trace({name: (_with_other_weights(form), example) for name, (form, example) in methods.items()})
 
-    monkeypatch.setattr(exporting, "lower", lower_other_weights)
+    monkeypatch.setattr(exporting, "trace", trace_other_weights)
     with pytest.raises(ExportError, match="nothing was written"):
         export(checkpoint, tmp_path / "edge", settings("fp32", image_folder))
     assert not [path for path in tmp_path.iterdir() if "edge" in path.name]
@@ -219,4 +219,7 @@ def test_parity_by_hand():
     assert parity.sqnr_db == pytest.approx(20.0)  # the error is a tenth of the signal
     assert parity.max_difference == pytest.approx(0.3)
     assert parity.agreement == 1.0
+    assert compare(reference + 3, reference).sqnr_db > 180  # a constant for all classes changes nothing
+    one_lost = np.array([[1.0, -1.0], [0.0, 0.0]])  # its energy is nine tenths of all, however exact the other image is
+    assert compare(one_lost, reference).sqnr_db == pytest.approx(10 * np.log10(10 / 9))
     np.testing.assert_allclose(softmax(np.array([0.0, np.log(3)])), [0.25, 0.75])
