@@ -40,7 +40,7 @@ def test_weight_bytes_by_hand(make_model):
         "window_size": 2,
         "mlp_ratio": 2.0,
     }
-    model = make_model(**sizes, mlp_ratio=2.0)
+    model = make_model(**sizes)
     matrices = {"q, k, v, o": 4 * (4 * 4), "fc1": 8 * 4, "fc2": 4 * 8, "classifier": 3 * 4}
     rows = 4 * 4 + 8 + 4 + 3
     others = 4 * 12 + 4 + (4 + 4) + 4 * 4 + 8 + 4 + 2 * (4 + 4) + 9 + (4 + 4) + 3  # patches, norms, biases, positions
