@@ -271,11 +271,18 @@ class ExportJob:
         )
 
     def check_traced(self, traced: dict[str, ExportedProgram]) -> None:
-        """Compare the exported graph of `forward` with the model on a few images."""
+        """Compare the exported graph of `forward` with the model on a few images.
+
+        Raises:
+            ExportError: it is too far from the model, and no program will be run that could tell.
+        """
         graph, number = traced["forward"].module(check_guards=False), min(FEW_IMAGES, len(self.inputs["forward"]))
         with torch.no_grad():
             outputs = [flat(graph(torch.from_numpy(x))) for x in self.inputs["forward"][:number]]
-        self.parity["exported"] = compare(np.concatenate(outputs), self.reference["forward"][:number], self.is_classifier)
+        parity = compare(np.concatenate(outputs), self.reference["forward"][:number], self.is_classifier)
+        self.parity["exported"] = parity
+        if not self.recipe.executable and (why := self._missed(parity)):
+            raise ExportError(f"recipe {self.recipe.name} {why}; nothing was written")
 
     def temperature(self) -> float:
         """The temperature of the probabilities, on held-out images."""
