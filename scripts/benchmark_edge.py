@@ -84,12 +84,7 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
 
 def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
     """A preset with random weights in our recipes and in every engine that is installed."""
-    torch.manual_seed(0)
-    model = SwinHfForImageClassification(PRESETS[arguments.model](num_labels=1000)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "relative_position_bias_table" in name:
-                parameter.normal_()  # zeros would be stored once for all blocks
+    model = random_classifier(PRESETS[arguments.model](num_labels=1000))
     processor = _processor(model.config)
     model.save_pretrained(work_dir / "checkpoint")
     processor.save_pretrained(work_dir / "checkpoint")
@@ -129,8 +124,7 @@ def measure_students(arguments: argparse.Namespace, work_dir: Path) -> dict:
                 for name, changes in VARIANTS.items()}  # fmt: skip
     contenders, sizes = [], {}
     for number, (name, config) in enumerate(configs.items()):
-        torch.manual_seed(0)
-        model = SwinHfForImageClassification(config).eval()
+        model = random_classifier(config)
         for recipe in ("fp32", "int8"):
             made = make_program(model, RECIPES[recipe], work_dir / f"{number}-{recipe}.pte")
             contenders.append(replace(made.contender, name=f"{name}, {recipe}"))
@@ -148,8 +142,7 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
     """What a developer would take from timm instead, lowered the ordinary way, beside our presets."""
     contenders, left_out, sizes = [], {}, {}
     for name in ("swin_tiny", *STUDENTS):
-        torch.manual_seed(0)
-        model = SwinHfForImageClassification(PRESETS[name](num_labels=1000)).eval()
+        model = random_classifier(PRESETS[name](num_labels=1000))
         for recipe in ("fp32", "int8"):
             made = make_program(model, RECIPES[recipe], work_dir / f"{name}-{recipe}.pte")
             contenders.append(replace(made.contender, name=f"{name}, {recipe}"))
@@ -236,6 +229,17 @@ def paired_difference(model_is_right: np.ndarray, program_is_right: np.ndarray) 
     }
 
 
+def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
+    """A model with random weights, in which nothing is 0: layers of zeros would be stored once for all."""
+    torch.manual_seed(0)
+    model = SwinHfForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_position_bias_table" in name:
+                parameter.normal_()
+    return model
+
+
 def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path) -> Made:
     """Lower a model by a recipe; its accuracy is not looked at, since its weights are random."""
     processor = _processor(model.config)
@@ -292,7 +296,11 @@ def lower_rival(name: str, precision: str, side: int, file: Path) -> int:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     torch.manual_seed(0)
-    model = reparameterize_model(timm.create_model(name, pretrained=False).eval())
+    model = timm.create_model(name, pretrained=False).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # not 0, or layers of zeros would be stored once for all
+    model = reparameterize_model(model)
     crops = [to_tensor(image.image.resize((side, side))) for image in photograph_crops()]
     exported = torch.export.export(model, (crops[0],), strict=True)
     if precision == "int8":
