@@ -90,21 +90,21 @@ RECIPES = {
             summary="the default: int8-static, but for the layers that it hurts most for nothing",
             rules=MIXED,
             min_sqnr_db=20.0,
-            min_agreement=0.95,
+            min_agreement=0.90,
         ),
         Recipe(
             name="int8-static",
             summary="scales of activations found on calibration images: the fastest",
             rules=STATIC,
             min_sqnr_db=20.0,
-            min_agreement=0.95,
+            min_agreement=0.90,
         ),
         Recipe(
             name="int8-dynamic",
             summary="scales of activations found in every run: needs no calibration",
             rules=(PATCHES, Rule("*", "int8-dynamic")),
             min_sqnr_db=20.0,
-            min_agreement=0.95,
+            min_agreement=0.90,
         ),
         Recipe(
             name="int8-qat",
@@ -112,7 +112,7 @@ RECIPES = {
             rules=STATIC,
             train_epochs=3,
             min_sqnr_db=20.0,
-            min_agreement=0.95,
+            min_agreement=0.90,
         ),
         Recipe(
             name="int4",

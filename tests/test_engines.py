@@ -4,11 +4,13 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import edge.__main__ as cli
+import edge.peers as peers
 from edge.engines import Contender, Engine, EngineError, take_turns
 from edge.export import ExportSettings, export
 from edge.peers import PRODUCTS, SQUARE, count_products, rows_of, with_limits
@@ -53,6 +55,7 @@ def test_those_that_cannot_be_run_do_not_stop_the_others():
 
 def test_bench_compares_with_what_can_be_compared(make_model, checkpoint, image_folder, tmp_path, capsys, monkeypatch):
     # A pruned model: stock transformers has none of its shape.
+    monkeypatch.setattr(peers, "prepare_limits", partial(lambda limits, *_: limits([], tmp_path), peers.prepare_limits))
     for name in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     make_model(block_mlp_dim=[[24], [40, 8]]).save_pretrained(checkpoint)
