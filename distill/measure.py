@@ -1,14 +1,13 @@
 """What a model costs and how good it is: accuracy with its interval, agreement, parameters and MACs."""
 
-import copy
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+import edge.macs
 from distill.classifier import Classifier
 from distill.distillation import collate
 
@@ -56,12 +55,5 @@ def count_parameters(classifier: Classifier) -> int:
 
 
 def count_macs(classifier: Classifier, image_size: int) -> int:
-    """Multiply-accumulate operations for one image, matrix products of attention included.
-
-    Counted as executed, by PyTorch's own counter, with attention spelled out: fused attention hides its products.
-    """
-    counted = copy.deepcopy(classifier).eval()
-    counted.model.set_attn_implementation("eager")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        counted(torch.zeros(1, 3, image_size, image_size))
-    return counter.get_total_flops() // 2
+    """Multiply-accumulate operations for one image, as `edge.macs` counts them."""
+    return edge.macs.count_macs(classifier, torch.zeros(1, 3, image_size, image_size))

@@ -86,9 +86,8 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
     inputs = PLATFORMS[platform].inputs
     rule = f"be {' or '.join(map(_described, inputs))} for {platform}"
     _check(kind in inputs, "input", rule, _described(kind), "export again with such an input")
-    one_image = {"batch_size": 1, "height": contract.height, "width": contract.width}
-    rule = f"have a `forward` that takes {one_image}"
-    _check(methods.get("forward") == one_image, "methods", rule, methods, "export again with that for `forward`")
+    rule = f"have a `forward` that takes {contract.one_image}"
+    _check(methods.get("forward") == contract.one_image, "methods", rule, methods, "export again with that for `forward`")
     return {
         "height": contract.height,
         "width": contract.width,

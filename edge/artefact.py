@@ -50,6 +50,11 @@ class InputContract:
     colour: str = "RGB"
     value_range: tuple[float, float] = (0.0, 1.0)
 
+    @property
+    def one_image(self) -> dict[str, int]:
+        """What `forward` takes, as `methods` has it."""
+        return {"batch_size": 1, "height": self.height, "width": self.width}
+
     def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
         """Shape of a batch of images, of the contract's size if no other is given."""
         height, width = height or self.height, width or self.width
@@ -152,7 +157,7 @@ def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
         ArtefactError: it is missing, not the file that the manifest describes, or not a program.
     """
     path = Path(folder) / name
-    if name not in manifest.sha256 or not path.is_file() or (name == SELF_TEST_FILE and manifest.self_test is None):
+    if name not in manifest.sha256 or not path.is_file():
         raise ArtefactError(f"{folder} has no {name}; export it again with it")
     content = path.read_bytes()
     if sha256_of(content) != manifest.sha256[name]:
@@ -234,7 +239,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         ArtefactError: a value is out of its range.
     """
     contract = manifest.input
-    forward = {"batch_size": 1, "height": contract.height, "width": contract.width}
+    forward = contract.one_image
     bundled = manifest.self_test
     sizes = [side for method in manifest.methods.values() for side in method.values()]
     for holds, what in (
@@ -248,6 +253,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         (manifest.methods.get("forward") == forward, "methods.forward, or the size of the input"),
         (all(0 < side <= LARGEST_SIDE for side in sizes), f"methods with sizes {sizes}"),
         (PROGRAM_FILE in manifest.sha256, f"sha256 without {PROGRAM_FILE}"),
+        (bundled is not None or SELF_TEST_FILE not in manifest.sha256, f"{SELF_TEST_FILE} without self_test"),
         (bundled is None or (bundled.num_images > 0 and 0 < bundled.tolerance < 1e6), f"self_test {bundled}"),
     ):
         if not holds:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from edge.artefact import PROGRAM_FILE, SELF_TEST_FILE, read_manifest
-from edge.environment import describe_machine, memory_of_this_process
+from edge.environment import describe_machine, environment_of_child, memory_of_this_process
+from edge.image import random_pixel_values
 from edge.runner import Runner
 
 WARM_UP_SHARE = 0.1  # of the repeats
@@ -100,8 +101,7 @@ def describe(figures: dict) -> str:
 def _bench_alone(folder: Path, repeats: int, threads: int) -> dict:
     """Measure with a number of threads in a new process."""
     command = [sys.executable, "-m", "edge.bench", str(folder), str(repeats), str(threads)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_child())
     if done.returncode:
         raise OSError(f"the measurement with {threads} thread(s) failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -110,8 +110,7 @@ def _bench_alone(folder: Path, repeats: int, threads: int) -> dict:
 def measure_here(folder: Path, repeats: int, threads: int) -> dict:
     """Load a program in this process and time it."""
     contract = read_manifest(folder).input
-    shape, rng = contract.shape(), np.random.default_rng(0)
-    pixels = rng.integers(0, 256, shape, np.uint8) if contract.dtype == "uint8" else rng.random(shape, np.float32)
+    pixels = random_pixel_values(contract.shape(), contract.dtype)
     _forget(folder / PROGRAM_FILE)
     memory_before, start = memory_of_this_process("VmRSS"), time.perf_counter()
     runner = Runner(folder, num_threads=threads)

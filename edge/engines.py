@@ -5,7 +5,6 @@ stopped (SIGSTOP), and only one is at work at a time.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from edge.environment import environment_of_child
+from edge.image import random_pixel_values
 
 SETTLE_RUNS = 3  # at the start of a turn, until caches and clocks are as in a row of runs
 
@@ -159,10 +161,6 @@ class Engine:
     """The process of a contender, stopped between its turns."""
 
     def __init__(self, contender: Contender, threads: int):
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)]),
-            "OMP_NUM_THREADS": str(threads),
-        }
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process lives
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edge.engines", json.dumps(asdict(contender) | {"threads": threads})],
@@ -170,7 +168,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env=environment,
+            env=environment_of_child() | {"OMP_NUM_THREADS": str(threads)},
         )
 
     def turn(self, runs: int) -> list[float]:
@@ -203,9 +201,7 @@ class Engine:
 def _serve(request: dict) -> None:
     """Open an engine and run it as often as each line of standard input says."""
     run = ENGINES[request["engine"]](request["file"], request["threads"], request["options"] or {})
-    rng = np.random.default_rng(0)
-    shape = tuple(request["shape"])
-    pixels = rng.integers(0, 256, shape, np.uint8) if request["input_dtype"] == "uint8" else rng.random(shape, np.float32)
+    pixels = random_pixel_values(tuple(request["shape"]), request["input_dtype"])
     for line in sys.stdin:
         times = []
         for _ in range(SETTLE_RUNS + int(line)):

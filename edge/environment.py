@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import sys
 from pathlib import Path
 
 
@@ -26,6 +27,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from its source folder
         return "not installed"
+
+
+def environment_of_child() -> dict[str, str]:
+    """Variables for a Python process that finds this package and whatever this process can import."""
+    folders = [str(Path(__file__).parent.parent), *filter(None, sys.path)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
 
 
 def memory_of_this_process(field: str) -> int:

@@ -37,13 +37,14 @@ def export(checkpoint_dir: Path, out: Path, settings: ExportSettings) -> Manifes
     forms = job.make_forms()
     traced = trace({name: (form, torch.from_numpy(job.inputs[name][0])) for name, form in forms.items()})
     job.check_traced(traced)
+    temperature = job.temperature()
     constants = {
         "labels": tuple(job.labels),
-        "temperature": job.temperature(),
+        "temperature": temperature,
         "input_contract": json.dumps(asdict(job.contract)),
     }
     lowered = lower(traced, job.recipe, constants)
-    return _write_checked(job, job.manifest(lowered, out), lowered.program, out)
+    return _write_checked(job, job.manifest(lowered, temperature, out), lowered.program, out)
 
 
 def sensitivity(checkpoint_dir: Path, settings: ExportSettings) -> list[Sensitivity]:

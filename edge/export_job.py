@@ -27,10 +27,9 @@ from edge.checkpoint import flat, input_contract, input_view, load_checkpoint, m
 from edge.deploy import deploy
 from edge.environment import installed_versions
 from edge.equalisation import equalise
-from edge.half import HalfPrecision
 from edge.lowering import Lowered
 from edge.parity import Parity, compare
-from edge.quantize import quantize
+from edge.quantize import in_precision, quantize
 from edge.recipes import CASTS, Recipe, Rule, find_recipe
 from edge.runner import Runner
 from edge.sensitivity import Sensitivity, layer_sensitivity
@@ -184,9 +183,8 @@ class ExportJob:
         deployed = {name: self.deployed(name) for name in self.methods}
         if self.recipe.is_quantized:
             return self._quantized(deployed)
-        if self.recipe.float_dtype == "float16" and self.recipe.backend == "xnnpack":
-            return {name: HalfPrecision(form, self._tensors(name, MAX_CALIBRATION_IMAGES)) for name, form in deployed.items()}
-        return deployed
+        images = {name: self._tensors(name, MAX_CALIBRATION_IMAGES) for name in deployed}
+        return {name: in_precision(form, self.recipe, images[name]) for name, form in deployed.items()}
 
     def _tensors(self, method: str, at_most: int = MAX_IMAGES) -> list[torch.Tensor]:
         """At most so many inputs of a method."""
@@ -201,7 +199,7 @@ class ExportJob:
             form = train_quantized(deployed["forward"], self.recipe, training)
             for of_method in (self.inputs, self.reference):
                 of_method["forward"] = of_method["forward"][::HELD_OUT_OF_TRAINING]
-            self._holds("forward", "quantized", form)
+            self._holds(form)
             return {"forward": form}
         form, recipe = self._within_bound(deployed["forward"])
         forms = {"forward": form}
@@ -218,11 +216,11 @@ class ExportJob:
         """
         images = self._tensors("forward", MAX_CALIBRATION_IMAGES)
         form = quantize(deployed, self.recipe, images)
-        if self._holds("forward", "quantized", form):
+        if self._holds(form):
             return form, self.recipe
         plain, evened = self.parity["quantized"], equalise(deployed, images, behind_norms=True)
         form = quantize(evened, self.recipe, images)
-        holds = self._holds("forward", "quantized", form)
+        holds = self._holds(form)
         if holds or self.parity["quantized"].sqnr_db > plain.sqnr_db:
             self.equalised, deployed = True, evened
         recipe, worst = self.recipe, self.sensitivity(deployed)
@@ -230,7 +228,7 @@ class ExportJob:
             self.kept_in_float = [one.layer for one in worst[: max(1, 2 * len(self.kept_in_float))]]
             recipe = replace(recipe, rules=(*(Rule(layer, "fp32") for layer in self.kept_in_float), *self.recipe.rules))
             form = quantize(deployed, recipe, images)
-            holds = self._holds("forward", "quantized", form)
+            holds = self._holds(form)
         return form, recipe
 
     def sensitivity(self, deployed: nn.Module) -> list[Sensitivity]:
@@ -239,14 +237,15 @@ class ExportJob:
         reference = np.concatenate([flat(deployed(image)) for image in images])
         return layer_sensitivity(deployed, self.recipe, images, reference, self.is_classifier)
 
-    def _holds(self, method: str, stage: str, form: nn.Module) -> bool:
-        """Compare a form with the model, and say whether it is within the bounds of the recipe."""
-        self.parity[stage] = self.compare(method, [flat(form(torch.from_numpy(x))) for x in self.inputs[method]])
+    def _holds(self, form: nn.Module) -> bool:
+        """Compare the quantized form of `forward` with the model, and say whether it is within the bounds of the recipe."""
+        outputs = [flat(form(torch.from_numpy(x))) for x in self.inputs["forward"]]
+        self.parity["quantized"] = self.compare("forward", outputs)
         if self.validation:
             self.logits_held_out = np.concatenate([flat(form(torch.from_numpy(x))) for x in self.held_out])
             if self._accuracy_lost(self.logits_held_out):
                 return False
-        return not self._missed(self.parity[stage])
+        return not self._missed(self.parity["quantized"])
 
     def _missed(self, parity: Parity) -> str:
         """Which bound of the recipe outputs miss, in words; nothing if none."""
@@ -294,12 +293,12 @@ class ExportJob:
         """Outputs for the inputs of a method against the model's."""
         return compare(np.concatenate(outputs), self.reference[method], self.is_classifier)
 
-    def manifest(self, lowered: Lowered, out: Path) -> Manifest:
+    def manifest(self, lowered: Lowered, temperature: float, out: Path) -> Manifest:
         """What is known before the program was run."""
         return Manifest(
             task="image-classification" if self.is_classifier else "feature-maps",
             labels=self.labels,
-            temperature=self.temperature(),
+            temperature=temperature,
             input=self.contract,
             methods=self.methods,
             recipe=self.recipe.name,
@@ -329,16 +328,17 @@ class ExportJob:
         Raises:
             ExportError: a method is too far from the model.
         """
-        missed = []
         for name, inputs in self.inputs.items():
             stage = "program" if name == "forward" else f"program {name}"
             outputs = [flat(tuple(map(torch.from_numpy, runner.outputs(x, name)))) for x in inputs]
             self.parity[stage] = self.compare(name, outputs)
-            missed += [f"{why} in method {name}" for why in [self._missed(self.parity[stage])] if why]
+            if why := self._missed(self.parity[stage]):
+                raise self._error(f"{why} in method {name}")
         if self.validation:
             logits = np.concatenate([runner.outputs(x)[0] for x in self.held_out])
-            missed += filter(None, [self._accuracy_lost(logits)])
-        if missed:
-            raise ExportError(
-                f"recipe {self.recipe.name} {missed[0]}; nothing was written. Try recipe fp32, or more and more typical images"
-            )
+            if why := self._accuracy_lost(logits):
+                raise self._error(why)
+
+    def _error(self, why: str) -> ExportError:
+        advice = "Try recipe fp32, or more and more typical images"
+        return ExportError(f"recipe {self.recipe.name} {why}; nothing was written. {advice}")

@@ -64,6 +64,12 @@ def to_pixel_values(image: Image.Image, height: int, width: int, resample: int, 
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
 
+def random_pixel_values(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Noise in the place of an image, to time a program with."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, shape, np.uint8) if dtype == "uint8" else rng.random(shape, np.float32)
+
+
 def find_images(folder: str | Path) -> list[Path]:
     """All files with the name of an image under a folder, in a fixed order.
 

@@ -1,9 +1,7 @@
 """The same model in other engines, each as its own users would get the best out of it, measured in turns with ours."""
 
 import contextlib
-import copy
 import io
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
 
 from edge.artefact import PROGRAM_FILE, read_manifest, recorded_checkpoint
@@ -22,14 +19,14 @@ from edge.deploy import deploy
 from edge.deploy_layers import InputView
 from edge.engines import Contender, take_turns
 from edge.lowering import lower, trace
-from edge.quantize import quantize
+from edge.macs import count_macs
+from edge.quantize import in_precision
 from edge.recipes import RECIPES, Rule, find_recipe
-from swin_hf import SwinHfConfig
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 ROUNDS = 10
 SQUARE, PRODUCTS = 1024, 4  # of the matrices that show what the machine can multiply
 LIMIT = "its products alone,"
-OURS = "ours"
 STOCK_FIELDS = (
     *("patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
     *("qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps", "num_labels"),
@@ -57,7 +54,7 @@ def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> P
     return checkpoint_dir
 
 
-def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int = 100, threads: int | None = None) -> list[dict]:
+def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int, threads: int) -> list[dict]:
     """Latency of an artefact and of other engines with a model of the same shape, the fastest first, as JSON values.
 
     The limits of the machine are rows too: the time that the model's matrix products alone would take.
@@ -65,27 +62,19 @@ def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int = 100, t
     folder, manifest = Path(folder), read_manifest(folder)
     contract, recipe = manifest.input, find_recipe(manifest.recipe)
     ours = Contender(
-        name=f"{OURS}, {manifest.recipe}",
+        name=f"ours, {manifest.recipe}",
         engine="executorch",
         file=str(folder / PROGRAM_FILE),
         shape=contract.shape(),
         input_dtype=contract.dtype,
     )
+    model, processor = load_checkpoint(checkpoint_dir)
     with tempfile.TemporaryDirectory() as work_dir:
-        peers, left_out = prepare_peers(checkpoint_dir, Path(work_dir), (contract.height, contract.width))
+        size = (contract.height, contract.width)
+        peers, left_out = prepare_peers(model, processor, checkpoint_dir, Path(work_dir), size)
         limits = prepare_limits(["fp32", *(["int8"] if recipe.is_quantized else [])], Path(work_dir))
         rows = rows_of([ours, *peers, *limits], left_out, repeats, threads)
-    model, _ = load_checkpoint(checkpoint_dir)
-    return with_limits(rows, limits, count_products(model, contract.height, contract.width))
-
-
-def count_products(model: PreTrainedModel, height: int, width: int) -> int:
-    """Multiply-accumulate operations of a model for an image, as PyTorch's counter sees them with attention spelled out."""
-    counted = copy.deepcopy(model).eval()
-    counted.set_attn_implementation("eager")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        counted(torch.zeros(1, model.config.num_channels, height, width))
-    return counter.get_total_flops() // 2
+    return with_limits(rows, limits, count_macs(model, torch.zeros(1, contract.channels, *size)))
 
 
 def prepare_limits(precisions: list[str], work_dir: Path) -> list[Contender]:
@@ -95,10 +84,10 @@ def prepare_limits(precisions: list[str], work_dir: Path) -> list[Contender]:
     layers = nn.Sequential(*(nn.Linear(*squares, bias=False) for _ in range(PRODUCTS))).eval().requires_grad_(False)
     example = torch.rand(squares)
     for precision in precisions:
-        file, form, recipe = work_dir / f"squares-{precision}.pte", layers, RECIPES["fp32"]
+        file, recipe = work_dir / f"squares-{precision}.pte", RECIPES["fp32"]
         if precision == "int8":
             recipe = replace(RECIPES["int8-static"], rules=(Rule("*", "int8-static"),))
-            form = quantize(layers, recipe, [example])
+        form = in_precision(layers, recipe, [example])
         file.write_bytes(lower(trace({"forward": (form, example)}), recipe, {}).program)
         limits.append(Contender(name=f"{LIMIT} ExecuTorch, {precision}", engine="executorch", file=str(file), shape=squares))
     return limits
@@ -115,14 +104,11 @@ def with_limits(rows: list[dict], limits: list[Contender], macs: int) -> list[di
     return sorted(scaled, key=lambda row: row.get("p50_ms", float("inf")))
 
 
-def rows_of(
-    contenders: list[Contender], left_out: dict[str, str], repeats: int = 100, threads: int | None = None
-) -> list[dict]:
+def rows_of(contenders: list[Contender], left_out: dict[str, str], repeats: int, threads: int) -> list[dict]:
     """Measured rows, the fastest first, then what could not be measured and why.
 
     ratio: to the first contender.
     """
-    threads = threads or os.cpu_count() or 1
     measured = take_turns(contenders, ROUNDS, max(repeats // ROUNDS, 1), threads)
     left_out = left_out | {name: times["error"][0] for name, times in measured.items() if "error" in times}
     rows = {
@@ -136,9 +122,14 @@ def rows_of(
     return found + [{"name": name, "skipped": reason} for name, reason in left_out.items()]
 
 
-def prepare_peers(checkpoint_dir: Path, work_dir: Path, size: tuple[int, int]) -> tuple[list[Contender], dict[str, str]]:
+def prepare_peers(
+    model: SwinHfForImageClassification,
+    processor: SwinHfImageProcessorPil,
+    checkpoint_dir: Path,
+    work_dir: Path,
+    size: tuple[int, int],
+) -> tuple[list[Contender], dict[str, str]]:
     """Programs of other engines for the classifier in `checkpoint_dir` and images of a size, and why some are missing."""
-    model, processor = load_checkpoint(checkpoint_dir)
     height, width = size
     view = InputView(height=height, width=width, image_mean=tuple(processor.image_mean), image_std=tuple(processor.image_std))
     shape = (1, model.config.num_channels, height, width)

@@ -15,6 +15,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
 
+from edge.half import HalfPrecision
+from edge.lowering import trace
 from edge.recipes import Recipe
 
 INT4_GROUP = 32  # weights that share a scale
@@ -67,7 +69,16 @@ def layers_of(model: fx.GraphModule) -> list[tuple[fx.Node, str]]:
 
 def exported_graph(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """The graph of a deploy form for inputs like `example`."""
-    return torch.export.export(module, (example,), strict=True).module(check_guards=False)
+    return trace({"forward": (module, example)})["forward"].module(check_guards=False)
+
+
+def in_precision(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor]) -> nn.Module:
+    """A deploy form as `recipe` has it lowered; `images` are inputs of the deploy form."""
+    if recipe.is_quantized:
+        return quantize(deployed, recipe, images)
+    if recipe.float_dtype == "float16" and recipe.backend == "xnnpack":
+        return HalfPrecision(deployed, images)
+    return deployed
 
 
 def quantize(deployed: nn.Module, recipe: Recipe, images: Iterable[torch.Tensor]) -> nn.Module:

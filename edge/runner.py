@@ -119,13 +119,16 @@ class Runner:
         # The runtime reads memory as if it were contiguous, whatever the strides say.
         tensor = torch.from_numpy(np.ascontiguousarray(pixel_values))
         if method in self._used:
-            return [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+            return self._execute(method, tensor)
         with self._explained():  # the first run allocates what others find
             if method not in self._methods:
                 self._methods[method] = self._program.load_method(method)
-            outputs = [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+            outputs = self._execute(method, tensor)
         self._used.add(method)
         return outputs
+
+    def _execute(self, method: str, tensor: torch.Tensor) -> list[np.ndarray]:
+        return [output.numpy().copy() for output in self._methods[method].execute([tensor])]
 
     def logits(self, pixel_values: np.ndarray, method: str = "forward") -> np.ndarray:
         """Logits of a batch of images, (K,) for a single one and (B, K) for more.

@@ -22,11 +22,12 @@ from edge.engines import Contender
 from edge.environment import describe_machine, installed_versions
 from edge.export import ExportSettings, export
 from edge.files import write_whole
-from edge.half import HalfPrecision
+from edge.image import to_pixel_values
 from edge.lowering import lower, trace
+from edge.macs import count_macs
 from edge.parity import Parity, compare
-from edge.peers import count_products, prepare_limits, prepare_peers, rows_of, with_limits
-from edge.quantize import quantize
+from edge.peers import prepare_limits, prepare_peers, rows_of, with_limits
+from edge.quantize import in_precision
 from edge.recipes import RECIPES, Recipe
 from edge.runner import Runner
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
@@ -90,10 +91,10 @@ def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
     processor.save_pretrained(work_dir / "checkpoint")
     made = {recipe: make_program(model, RECIPES[recipe], work_dir / f"{recipe}.pte") for recipe in RUNS_OF_OURS}
     height, width = model.config.image_height_width
-    peers, left_out = prepare_peers(work_dir / "checkpoint", work_dir, (height, width))
+    peers, left_out = prepare_peers(model, processor, work_dir / "checkpoint", work_dir, (height, width))
     limits = prepare_limits(["fp32", "int8"], work_dir)
     contenders = [replace(one.contender, name=f"ours, {recipe}") for recipe, one in made.items()]
-    macs = count_products(model, height, width)
+    macs = count_macs(model, torch.zeros(1, 3, height, width))
     rows = with_limits(rows_of([*contenders, *peers, *limits], left_out, arguments.repeats, arguments.threads), limits, macs)
     close = {recipe: closeness(model, one) for recipe, one in made.items()}
     stock = {row["name"]: row.get("p50_ms") for row in rows}.get("transformers ExecutorchExporter, fp32")
@@ -179,8 +180,7 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
         labels = np.array([label for _, label in test])
         model, processor = load_checkpoint(checkpoint)
         contract = input_contract(model.config, processor)
-        forward = {"batch_size": 1, "height": contract.height, "width": contract.width}
-        inputs = method_inputs([LabelledImage(image.load(), None) for image, _ in test], contract, forward)
+        inputs = method_inputs([LabelledImage(image.load(), None) for image, _ in test], contract, contract.one_image)
         expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime's threads are there
         for recipe in arguments.recipes:
             out = work_dir / f"{checkpoint.name}-{recipe}"
@@ -244,15 +244,9 @@ def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path
     """Lower a model by a recipe; its accuracy is not looked at, since its weights are random."""
     processor = _processor(model.config)
     contract = input_contract(model.config, processor)
-    forward = {"batch_size": 1, "height": contract.height, "width": contract.width}
-    images = [torch.from_numpy(array) for array in method_inputs(photograph_crops(), contract, forward)]
-    deployed = deploy(model, input_view(processor, contract, **forward), compact=recipe.is_quantized)
-    form = deployed
-    if recipe.is_quantized:
-        form = quantize(deployed, recipe, images)
-    elif recipe.float_dtype == "float16":
-        form = HalfPrecision(deployed, images)
-    lowered = lower(trace({"forward": (form, images[0])}), recipe, {})
+    images = [torch.from_numpy(array) for array in method_inputs(photograph_crops(), contract, contract.one_image)]
+    deployed = deploy(model, input_view(processor, contract, **contract.one_image), compact=recipe.is_quantized)
+    lowered = lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, {})
     file.write_bytes(lowered.program)
     return Made(
         contender=_program(recipe.name, file, contract.shape()),
@@ -266,7 +260,7 @@ def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
     """How a program follows its model on crops of photographs."""
     processor = _processor(model.config)
     contract = input_contract(model.config, processor)
-    inputs = method_inputs(photograph_crops(), contract, {"batch_size": 1, "height": contract.height, "width": contract.width})
+    inputs = method_inputs(photograph_crops(), contract, contract.one_image)
     reference = model_outputs(model, processor, inputs)
     method = Runtime.get().load_program(made.contender.file).load_method("forward")
     outputs = [method.execute([torch.from_numpy(x)])[0].numpy().copy() for x in inputs]
@@ -301,7 +295,8 @@ def lower_rival(name: str, precision: str, side: int, file: Path) -> int:
         if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)  # not 0, or layers of zeros would be stored once for all
     model = reparameterize_model(model)
-    crops = [to_tensor(image.image.resize((side, side))) for image in photograph_crops()]
+    pixels = [to_pixel_values(one.image, side, side, Image.Resampling.BICUBIC) for one in photograph_crops()]
+    crops = [2 * torch.from_numpy(values) - 1 for values in pixels]  # about normalised
     exported = torch.export.export(model, (crops[0],), strict=True)
     if precision == "int8":
         quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
@@ -314,16 +309,11 @@ def lower_rival(name: str, precision: str, side: int, file: Path) -> int:
     return len(program)
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(1, 3, H, W), about normalised."""
-    return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None].copy()) / 127.5 - 1
-
-
 def photograph_crops() -> list[LabelledImage]:
     """Crops of the two photographs that scikit-learn ships."""
-    rng, crops = np.random.default_rng(0), []
+    rng, crops, photographs = np.random.default_rng(0), [], load_sample_images().images
     for number in range(NUM_CROPS):
-        photograph = load_sample_images().images[number % 2]
+        photograph = photographs[number % 2]
         side = int(rng.integers(200, 400))
         top, left = (int(rng.integers(0, length - side + 1)) for length in photograph.shape[:2])
         crops.append(LabelledImage(Image.fromarray(photograph[top : top + side, left : left + side]), None))

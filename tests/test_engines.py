@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import edge.__main__ as cli
 import edge.peers as peers
 from edge.engines import Contender, Engine, EngineError, take_turns
 from edge.export import ExportSettings, export
-from edge.peers import PRODUCTS, SQUARE, count_products, rows_of, with_limits
+from edge.macs import count_macs
+from edge.peers import PRODUCTS, SQUARE, rows_of, with_limits
 
 SQUARES = Contender(name="squares", engine="matmul", file="", shape=(8, 8), options={"products": "2"})
 ABSENT = Contender(name="absent", engine="executorch", file="no/such.pte", shape=(1, 3, 8, 8))
@@ -84,4 +86,4 @@ def test_products_of_a_model_by_hand(make_model):
     # One block on 4 x 4 patches of 2 x 2 x 3, width 8, one window of 16 tokens.
     model = make_model(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[2], window_size=4, mlp_ratio=2.0)
     patches, attention, mlp = 16 * 12 * 8, 4 * 16 * 8 * 8 + 2 * 16 * 16 * 8, 2 * 16 * 8 * 16
-    assert count_products(model, 8, 8) == patches + attention + mlp + 8 * 3
+    assert count_macs(model, torch.zeros(1, 3, 8, 8)) == patches + attention + mlp + 8 * 3

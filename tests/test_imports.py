@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["swin_hf", "edge", "distill", "scripts"]
 MODEL_SIDE = {
     *("activations", "checkpoint", "deploy", "deploy_layers", "equalisation", "export", "folding", "half"),
-    *("lowering", "peers", "qat", "quantize", "self_test", "sensitivity", "transformers_format"),
+    *("lowering", "macs", "peers", "qat", "quantize", "self_test", "sensitivity", "transformers_format"),
 }
 ON_THE_DEVICE = sorted({file.stem for file in (ROOT / "edge").glob("*.py")} - MODEL_SIDE)
 

@@ -42,7 +42,8 @@ def test_presets_have_the_published_sizes(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_readme_lists_the_preset_as_it_is(name):
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
+    table = README.split("| preset |")[1].split("\n\n")[0]
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
     _, _, image_size, window_size, embed_dim, depths, parameters, macs, _ = (cell.strip() for cell in row.split("|"))
     config = PRESETS[name]()
     assert [int(image_size), int(window_size), int(embed_dim)] == [config.image_size, config.window_size, config.embed_dim]
