@@ -14,13 +14,19 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
-    UperNetConfig,
 )
 
 from distill.command_line import SettingsError, require
 from distill.finetune_settings import FinetuneSettings
-from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
+from swin_hf import (
+    SwinHfBackbone,
+    SwinHfConfig,
+    SwinHfForSemanticSegmentation,
+    SwinHfImageProcessorPil,
+    SwinHfUperNetConfig,
+)
 from swin_hf.presets_swin_hf import PRESETS
+from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
 
 AUTO_CLASSES = {
     "image-classification": AutoModelForImageClassification,
@@ -30,7 +36,6 @@ AUTO_CLASSES = {
 # Weights of a head, which a checkpoint need not have; UperNet's all are where only the backbone comes from one.
 FRESH_WEIGHTS = re.compile(r"(^|_head\.)(classifier|decoder)\.|mask_token$")
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")
-FEWEST_AUXILIARY_STAGES = 3  # UperNet's auxiliary head reads the third feature map
 
 
 class ModelError(ValueError):
@@ -103,14 +108,10 @@ def _load_config(settings: FinetuneSettings, class_names: list[str]) -> PreTrain
 def _segmenter_over(config: SwinHfConfig, settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
     """A new UperNet over the feature maps of all stages of a Swin, whose weights come from `--model` if it has any."""
     config.set_output_features_output_indices(out_features=config.stage_names[1:], out_indices=None)
-    head = {"use_auxiliary_head": len(config.depths) >= FEWEST_AUXILIARY_STAGES} | _fields(
-        settings.task.head_args, "head_args"
-    )
-    unknown = set(head) - set(UperNetConfig().to_dict())
-    require(not unknown, "head_args", "be fields of UperNetConfig", ", ".join(sorted(unknown)))
-    model = AutoModelForSemanticSegmentation.from_config(
-        UperNetConfig(backbone_config=config, **_classes(class_names), **head)
-    )
+    head = {"use_auxiliary_head": len(config.depths) > AUXILIARY_STAGE} | _fields(settings.task.head_args, "head_args")
+    unknown = set(head) - set(SwinHfUperNetConfig().to_dict())
+    require(not unknown, "head_args", "be fields of SwinHfUperNetConfig", ", ".join(sorted(unknown)))
+    model = SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, **_classes(class_names), **head))
     if settings.task.model not in PRESETS:
         backbone, report = SwinHfBackbone.from_pretrained(
             settings.task.model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True

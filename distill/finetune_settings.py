@@ -26,7 +26,7 @@ class TaskSettings:
         default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
     )
     head_args: str = field(
-        default="", metadata={"help": 'Fields of UperNet\'s config, which segments with a Swin: "{hidden_size: 256}".'}
+        default="", metadata={"help": 'Fields of SwinHfUperNetConfig, which segments with a Swin: "{hidden_size: 256}".'}
     )
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
     mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})

@@ -7,6 +7,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
 )
 
 from .configuration_swin_hf import BlockWidths, SwinHfConfig
@@ -18,17 +19,21 @@ from .modeling_swin_hf import (
     SwinHfModel,
     SwinHfPreTrainedModel,
 )
+from .segmentation_swin_hf import SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 
 __version__ = "0.1.0"
+
+IMAGE_PROCESSORS = {"pil": SwinHfImageProcessorPil, "torchvision": SwinHfImageProcessor}
 
 AutoConfig.register(SwinHfConfig.model_type, SwinHfConfig)
 AutoModel.register(SwinHfConfig, SwinHfModel)
 AutoModelForImageClassification.register(SwinHfConfig, SwinHfForImageClassification)
 AutoModelForMaskedImageModeling.register(SwinHfConfig, SwinHfForMaskedImageModeling)
 AutoBackbone.register(SwinHfConfig, SwinHfBackbone)
-AutoImageProcessor.register(
-    SwinHfConfig, image_processor_classes={"pil": SwinHfImageProcessorPil, "torchvision": SwinHfImageProcessor}
-)
+AutoImageProcessor.register(SwinHfConfig, image_processor_classes=IMAGE_PROCESSORS)
+AutoConfig.register(SwinHfUperNetConfig.model_type, SwinHfUperNetConfig)
+AutoModelForSemanticSegmentation.register(SwinHfUperNetConfig, SwinHfForSemanticSegmentation)
+AutoImageProcessor.register(SwinHfUperNetConfig, image_processor_classes=dict(IMAGE_PROCESSORS))
 
 __all__ = [
     "BlockWidths",
@@ -36,8 +41,10 @@ __all__ = [
     "SwinHfConfig",
     "SwinHfForImageClassification",
     "SwinHfForMaskedImageModeling",
+    "SwinHfForSemanticSegmentation",
     "SwinHfImageProcessor",
     "SwinHfImageProcessorPil",
     "SwinHfModel",
     "SwinHfPreTrainedModel",
+    "SwinHfUperNetConfig",
 ]

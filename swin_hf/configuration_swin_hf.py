@@ -8,6 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .stock_swin_hf import from_stock_config, is_stock
+
 # What `PreTrainedConfig` takes beside its fields, or older versions of transformers wrote into `config.json`.
 BASE_CLASS_KEYWORDS = frozenset(
     {"num_labels", "name_or_path", "torch_dtype", "attn_implementation", "output_attentions", "auto_map", "model_type"}
@@ -80,6 +82,7 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "swin_hf"
+    _auto_class = "AutoConfig"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     version: int = 1
@@ -125,6 +128,23 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
         # The channels after the last stage, under the name that composite models such as VisionEncoderDecoder read.
         self.hidden_size = self.stage_dim(self.num_layers - 1)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """The fields in a `config.json`, which may be a stock Swin's.
+
+        Raises:
+            ValueError: it is timm's.
+        """
+        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if is_stock(config):
+            config = from_stock_config(config, cls)
+        elif "architecture" in config and "model_type" not in config:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} must be a checkpoint of transformers, got timm's {config['architecture']}; "
+                f"convert it first: python -m swin_hf.convert {pretrained_model_name_or_path} FOLDER"
+            )
+        return config, unused
 
     def _refuse_typos(self, unknown: dict) -> None:
         """Names that are close to a field are mistakes; others are kept, as every config of transformers does."""

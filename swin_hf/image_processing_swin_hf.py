@@ -1,11 +1,53 @@
-"""Image processors of the Swin models: an image of any kind to normalised `pixel_values`."""
+"""Image processors of the Swin models: an image of any kind to normalised `pixel_values`, and outputs to answers."""
+
+# B batch, K classes, H W image or map in pixels
+
+import math
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
+
+from .auto_map_swin_hf import IMAGE_PROCESSORS
+
+IGNORED_LABEL = 255  # of pixels that do not count, in 8-bit maps of classes
+
+
+class SwinHfImageProcessorKwargs(ImagesKwargs, total=False):
+    """Settings beside those of every image processor of transformers.
+
+    crop_pct: share of the sides of the resized image that the crop of `size` from its middle keeps: the protocol of
+        ImageNet has 0.875, timm's Swins 0.9. None, the default, resizes to `size` whatever the shape of the image.
+    do_reduce_labels: number the classes of maps from 1, 0 being background that does not count (ADE20k): 0 becomes 255,
+        and every other number one less.
+    """
+
+    crop_pct: float | None
+    do_reduce_labels: bool
+
+
+def resized_to_crop(height: int, width: int, size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """Size (height, width) of an image resized so that a crop of `size` is `crop_pct` of its shorter side.
+
+    The rule of torchvision and timm: the shorter side is rounded down after the division, the longer one after scaling.
+    """
+    target_height, target_width = (math.floor(side / crop_pct) for side in size)
+    if height * target_width <= width * target_height:
+        return target_height, int(target_height * width / height)
+    return int(target_width * height / width), target_width
 
 
 def to_eight_bits(image):
@@ -25,9 +67,39 @@ def to_eight_bits(image):
     return Image.fromarray(np.round(levels).astype(np.uint8))
 
 
+def to_class_numbers(segmentation_map) -> torch.Tensor:
+    """A map of classes, (H, W) or (1, H, W), as integers (H, W).
+
+    Raises:
+        ValueError: it has another shape, or numbers with fractions.
+    """
+    numbers = np.asarray(segmentation_map)
+    if numbers.ndim == 3 and 1 in (numbers.shape[0], numbers.shape[2]):
+        numbers = numbers.squeeze(0 if numbers.shape[0] == 1 else 2)
+    if numbers.ndim != 2 or (numbers.dtype.kind == "f" and (numbers != np.floor(numbers)).any()):
+        raise ValueError(f"a segmentation map must be integers (height, width), got {numbers.dtype} {numbers.shape}")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def resize_to_nearest(numbers: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A map (H, W) at another size, each new pixel with the number of the nearest old one."""
+    levels = Image.fromarray(numbers.numpy().astype(np.int32))
+    return torch.from_numpy(np.array(levels.resize((width, height), Image.Resampling.NEAREST), dtype=np.int64))
+
+
+def crop_middle(numbers: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The middle of a map (H, W), which is first padded with 255 where it is smaller."""
+    lacking = [max(side - own, 0) for side, own in zip((height, width), numbers.shape)]
+    (above, below), (left, right) = ((math.ceil(pad / 2), pad // 2) for pad in lacking)
+    padded = torch.nn.functional.pad(numbers, (left, right, above, below), value=IGNORED_LABEL)
+    top, start = (padded.shape[0] - height) // 2, (padded.shape[1] - width) // 2
+    return padded[top : top + height, start : start + width]
+
+
 class SwinHfImageProcessingMixin:
     """What both backends share: ImageNet's mean and deviation, bicubic, three channels from an image of any kind."""
 
+    valid_kwargs = SwinHfImageProcessorKwargs
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -36,9 +108,111 @@ class SwinHfImageProcessingMixin:
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    crop_pct = None
+    do_reduce_labels = False
+    _auto_class = "AutoImageProcessor"
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        """Images, and maps of classes for them, as a model takes them.
+
+        images: PIL images of any mode, arrays or tensors, uint8 or float, channels first or last; one or a list.
+        segmentation_maps: one for each image, (H, W) integers, as PIL images, arrays or tensors. They are resized and
+            cropped with their image, to the nearest pixel, and come back as `labels` (B, H, W), int64.
+
+        Raises:
+            ValueError: a setting is out of its range, or a map does not fit its image.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def to_dict(self) -> dict:
+        settings = super().to_dict()
+        if "auto_map" in settings:  # transformers writes the backend at hand alone
+            settings["auto_map"] = {"AutoImageProcessor": list(IMAGE_PROCESSORS)}
+        return settings
 
     def process_image(self, image, **kwargs):
         return super().process_image(to_eight_bits(image), **kwargs)
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        super()._validate_preprocess_kwargs(**kwargs)
+        crop_pct, size = kwargs["crop_pct"], kwargs["size"]
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct must lie in (0, 1], got {crop_pct}")
+        if crop_pct is not None and not (size.height and size.width):
+            raise ValueError(f"crop_pct needs a size with height and width, that of the crop, got {dict(size)}")
+
+    def _preprocess_image_like_inputs(self, images, segmentation_maps=None, do_reduce_labels=False, **kwargs) -> BatchFeature:
+        prepared = self._prepare_image_like_inputs(images, **kwargs)
+        if segmentation_maps is None:
+            return self._preprocess(prepared, **kwargs)
+        tensor_type = kwargs.pop("return_tensors")
+        if not isinstance(segmentation_maps, (list, tuple)):
+            several = getattr(segmentation_maps, "ndim", 2) == 3 and len(segmentation_maps) == len(prepared)
+            segmentation_maps = list(segmentation_maps) if several else [segmentation_maps]
+        labels = [self._prepare_labels(to_class_numbers(own), do_reduce_labels, **kwargs) for own in segmentation_maps]
+        shapes = [tuple(image.shape[-2:]) for image in prepared]
+        if shapes != [tuple(np.shape(to_class_numbers(own))) for own in segmentation_maps]:
+            raise ValueError(
+                f"segmentation_maps must be one for each image and of its size {shapes}, "
+                f"got {[np.shape(own) for own in segmentation_maps]}"
+            )
+        batch = self._preprocess(prepared, return_tensors=None, **kwargs)
+        return BatchFeature({**batch, "labels": labels}, tensor_type=tensor_type)
+
+    def _preprocess(self, images, do_resize, size, resample, crop_pct=None, **kwargs) -> BatchFeature:
+        if do_resize and crop_pct is not None:
+            images = [self._resize_and_crop(image, size, resample, crop_pct) for image in images]
+            do_resize = False
+        return super()._preprocess(images, do_resize=do_resize, size=size, resample=resample, **kwargs)
+
+    def _resize_and_crop(self, image, size: SizeDict, resample, crop_pct: float):
+        height, width = resized_to_crop(*image.shape[-2:], (size.height, size.width), crop_pct)
+        return self.center_crop(self.resize(image, SizeDict(height=height, width=width), resample), size)
+
+    def _prepare_labels(self, numbers: torch.Tensor, do_reduce_labels: bool, **kwargs) -> torch.Tensor:
+        """A map of classes (H, W) through the steps of its image."""
+        if do_reduce_labels:
+            ignored = (numbers == 0) | (numbers == IGNORED_LABEL)
+            numbers = torch.where(ignored, IGNORED_LABEL, numbers - 1)
+        size, crop_pct = kwargs["size"], kwargs["crop_pct"]
+        if kwargs["do_resize"] and crop_pct is not None:
+            whole = resized_to_crop(*numbers.shape, (size.height, size.width), crop_pct)
+            numbers = crop_middle(resize_to_nearest(numbers, *whole), size.height, size.width)
+        elif kwargs["do_resize"]:
+            numbers = resize_to_nearest(numbers, *self._resized(numbers.shape, size))
+        if kwargs["do_center_crop"]:
+            numbers = crop_middle(numbers, kwargs["crop_size"].height, kwargs["crop_size"].width)
+        return numbers
+
+    def _resized(self, shape: tuple[int, int], size: SizeDict) -> tuple[int, int]:
+        if size.height and size.width:
+            return size.height, size.width
+        if size.shortest_edge and not size.longest_edge:
+            like = np.empty((1, *shape), np.uint8)
+            return get_resize_output_image_size(like, size.shortest_edge, False, input_data_format=ChannelDimension.FIRST)
+        raise ValueError(f"segmentation_maps need a size with height and width or with shortest_edge, got {dict(size)}")
+
+    def post_process_image_classification(
+        self, outputs, config: PreTrainedConfig | None = None, top_k: int = 5
+    ) -> list[list[dict[str, str | float]]]:
+        """The likeliest classes of each image, as `pipeline("image-classification")` gives them: `label` and `score`.
+
+        outputs: of a classifier, with logits (B, K).
+        config: the model's, for the names of classes and the kind of problem; without it they are numbered, and each image
+            has one class.
+        top_k: how many, at most K.
+        """
+        logits = outputs.logits.detach().float()
+        problem_type, names = (config.problem_type, config.id2label) if config is not None else (None, None)
+        if problem_type == "multi_label_classification" or (problem_type is None and logits.shape[1] == 1):
+            scores = logits.sigmoid()
+        else:
+            scores = logits if problem_type == "regression" else logits.softmax(dim=1)
+        best = scores.topk(min(top_k, scores.shape[1]), dim=1)
+        return [
+            [{"label": names[k] if names else str(k), "score": score} for k, score in zip(classes, values)]
+            for classes, values in zip(best.indices.tolist(), best.values.tolist())
+        ]
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes: list[tuple[int, int]] | None = None
@@ -67,8 +241,8 @@ class SwinHfImageProcessingMixin:
 class SwinHfImageProcessorPil(SwinHfImageProcessingMixin, PilBackend):
     """Resize, rescale to [0, 1] and normalise with Pillow and NumPy: the arithmetic that a phone or a board repeats.
 
-    Takes PIL images of any mode, uint8 arrays and tensors, one or many; gives float32 `pixel_values`
-    (batch, 3, height, width). Transparency is laid on white, deep grey levels keep their whole range.
+    Takes PIL images of any mode, arrays and tensors, one or many; gives float32 `pixel_values` (batch, 3, height, width).
+    Transparency is laid on white, deep grey levels keep their whole range.
     """
 
 

@@ -7,12 +7,13 @@ import math
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
+from .auto_map_swin_hf import SavesItsCode
 from .configuration_swin_hf import SwinHfConfig, height_width
 from .layers_swin_hf import (
     SwinHfBatchNorm,
@@ -30,6 +31,7 @@ from .outputs_swin_hf import (
     SwinHfModelOutput,
 )
 from .resizing_swin_hf import resized_config, resized_weights
+from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, is_stock
 
 RESIZABLE = ("image_size", "window_size")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -59,7 +61,7 @@ class SwinHfEncoder(nn.Module):
         return output
 
 
-class SwinHfPreTrainedModel(PreTrainedModel):
+class SwinHfPreTrainedModel(SavesItsCode, PreTrainedModel):
     """Loading, saving, resizing and initialisation shared by the Swin models."""
 
     config_class = SwinHfConfig
@@ -73,19 +75,25 @@ class SwinHfPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embeddings"
+    _keys_to_ignore_on_load_unexpected = [rf"\.{name}$" for name in DROPPED_BUFFERS]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load as every model of transformers does, also for another resolution than the checkpoint's.
+        """Load as every model of transformers does, also stock Swins, and for another resolution than the checkpoint's.
 
         image_size, window_size: here or in `config`; where they differ from the checkpoint's, the loaded model is resized
             as `resize` does.
         """
         config = kwargs.get("config")
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        has_stock_names = pretrained_model_name_or_path is not None and is_stock(
+            PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)[0]
+        )
+        if has_stock_names:
+            kwargs["key_mapping"] = STOCK_NAMES
         if isinstance(config, SwinHfConfig) and pretrained_model_name_or_path is not None:
             # Auto classes put such keywords into the config; the weights have to be loaded in their own sizes first.
-            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             saved = SwinHfConfig.from_pretrained(pretrained_model_name_or_path, **where)
             sizes = {name: getattr(config, name) for name in RESIZABLE} | sizes
             kwargs["config"] = copy.deepcopy(config)
@@ -93,6 +101,8 @@ class SwinHfPreTrainedModel(PreTrainedModel):
                 setattr(kwargs["config"], name, getattr(saved, name))
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)  # a pair with output_loading_info
+        if has_stock_names:
+            del model._weight_conversions  # with which it would be saved under the stock names
         changed = {
             name: size for name, size in sizes.items() if height_width(size) != height_width(getattr(model.config, name))
         }
@@ -153,6 +163,8 @@ class SwinHfModel(SwinHfPreTrainedModel):
     use_mask_token: have a learned token that stands for masked patches.
     num_stages: build the first stages only and no norm after them, as a backbone needs it.
     """
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: SwinHfConfig, use_mask_token: bool = False, num_stages: int | None = None):
         super().__init__(config)
@@ -218,6 +230,8 @@ def _channels_first(feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, ...
 class SwinHfForImageClassification(SwinHfPreTrainedModel):
     """The Swin encoder with a linear classifier on the mean of its last tokens."""
 
+    _auto_class = "AutoModelForImageClassification"
+
     def __init__(self, config: SwinHfConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -256,6 +270,8 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
 
 class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
     """The Swin encoder with a linear decoder to pixels: SimMIM pre-training (Xie et al. 2022, arXiv:2111.09886)."""
+
+    _auto_class = "AutoModelForMaskedImageModeling"
 
     def __init__(self, config: SwinHfConfig):
         super().__init__(config)
@@ -315,7 +331,11 @@ class SwinHfBackbone(BackboneMixin, SwinHfPreTrainedModel):
     not shifted, as in the classifier; the stock backbone shifts it, which matters for small images only.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"swin\.layernorm\.", r"swin\.encoder\.layers\.", r"classifier\.", r"decoder\."]
+    _auto_class = "AutoBackbone"
+    _keys_to_ignore_on_load_unexpected = [
+        *SwinHfPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        *(r"swin\.layernorm\.", r"swin\.encoder\.layers\.", r"classifier\.", r"decoder\."),
+    ]
 
     def __init__(self, config: SwinHfConfig):
         super().__init__(config)

@@ -170,7 +170,7 @@ def test_masks_that_do_not_fit_are_named(mask_folder, tmp_path, capsys):
 
 def test_wrong_heads_and_models_are_named(mask_folder, tmp_path, checkpoint):
     arguments = ["--dataset", str(mask_folder), *SEGMENT]
-    with pytest.raises(SettingsError, match="--head_args must be fields of UperNetConfig, got 'hiden_size'"):
+    with pytest.raises(SettingsError, match="--head_args must be fields of SwinHfUperNetConfig, got 'hiden_size'"):
         finetune(settings_for(tmp_path, *arguments, "--head_args", "{hiden_size: 8}"))
     weights = load_file(checkpoint / "model.safetensors")
     weights.pop(next(name for name in weights if "fc1.weight" in name))

@@ -1,0 +1,28 @@
+"""What lets a saved model be loaded where swin_hf is not installed: its code beside it, and a map from Auto classes to it."""
+
+MODELS = {
+    "swin_hf": {
+        "AutoConfig": "configuration_swin_hf.SwinHfConfig",
+        "AutoModel": "modeling_swin_hf.SwinHfModel",
+        "AutoModelForImageClassification": "modeling_swin_hf.SwinHfForImageClassification",
+        "AutoModelForMaskedImageModeling": "modeling_swin_hf.SwinHfForMaskedImageModeling",
+        "AutoBackbone": "modeling_swin_hf.SwinHfBackbone",
+    },
+    "swin_hf_upernet": {
+        "AutoConfig": "segmentation_swin_hf.SwinHfUperNetConfig",
+        "AutoModelForSemanticSegmentation": "segmentation_swin_hf.SwinHfForSemanticSegmentation",
+    },
+}
+# For Pillow and for torchvision, in the order in which AutoImageProcessor reads them.
+IMAGE_PROCESSORS = ["image_processing_swin_hf.SwinHfImageProcessorPil", "image_processing_swin_hf.SwinHfImageProcessor"]
+
+
+class SavesItsCode:
+    """A model that `save_pretrained` writes together with its code and with a map for every Auto class that fits.
+
+    Classes with an `_auto_class` are saved so by transformers, but with that one Auto class in their map.
+    """
+
+    def save_pretrained(self, *args, **kwargs):
+        self.config.auto_map = dict(MODELS[self.config.model_type])
+        super().save_pretrained(*args, **kwargs)

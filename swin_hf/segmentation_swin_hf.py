@@ -1,0 +1,59 @@
+"""Semantic segmentation: transformers' UperNet heads (Xiao et al. 2018, arXiv:1807.10221) over the maps of a Swin."""
+
+from torch import nn
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead, UperNetPreTrainedModel
+
+from .auto_map_swin_hf import SavesItsCode
+from .configuration_swin_hf import SwinHfConfig
+from .modeling_swin_hf import SwinHfBackbone
+
+AUXILIARY_STAGE = 2  # whose map the auxiliary head reads, counted among those that the backbone returns
+
+
+class SwinHfUperNetConfig(UperNetConfig):
+    """Fields of transformers' `UperNetConfig`, with a `SwinHfConfig` as `backbone_config`.
+
+    Raises:
+        ValueError: `use_auxiliary_head` for a backbone that returns fewer than three maps.
+    """
+
+    model_type = "swin_hf_upernet"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=SwinHfConfig)}
+    _auto_class = "AutoConfig"
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+        if isinstance(self.backbone_config, dict):  # transformers knows the class only where swin_hf was imported
+            self.backbone_config = SwinHfConfig(**self.backbone_config)
+        super().__post_init__(**kwargs)
+        maps = self.backbone_config.out_features
+        if self.use_auxiliary_head and len(maps) <= AUXILIARY_STAGE:
+            raise ValueError(
+                f"use_auxiliary_head needs a backbone that returns {AUXILIARY_STAGE + 1} maps or more, got {maps}; "
+                "set it to False"
+            )
+
+
+class SwinHfForSemanticSegmentation(SavesItsCode, UperNetForSemanticSegmentation):
+    """A class for every pixel of an image: logits (B, K, height, width) of images of any height and width.
+
+    labels: (B, height, width) class indices; `config.loss_ignore_index` marks pixels that do not count.
+    """
+
+    config_class = SwinHfUperNetConfig
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = SwinHfBackbone._no_split_modules
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+    def __init__(self, config: SwinHfUperNetConfig):
+        UperNetPreTrainedModel.__init__(self, config)  # UperNet's own looks for the backbone among transformers' models
+        self.backbone = SwinHfBackbone(config.backbone_config)
+        self.decode_head = UperNetHead(config, in_channels=self.backbone.channels)
+        self.auxiliary_head: nn.Module | None = None
+        if config.use_auxiliary_head:
+            self.auxiliary_head = UperNetFCNHead(config, in_channels=self.backbone.channels, in_index=AUXILIARY_STAGE)
+        self.post_init()
