@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
+from transformers import PreTrainedModel
 
 from edge.artefact import PROGRAM_FILE, read_manifest, recorded_checkpoint
 from edge.bench import summarise
@@ -22,16 +22,13 @@ from edge.lowering import lower, trace
 from edge.macs import count_macs
 from edge.quantize import in_precision
 from edge.recipes import RECIPES, Rule, find_recipe
-from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf import SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.weight_export import to_transformers
+from swin_hf.weight_files import ConversionError
 
 ROUNDS = 10
 SQUARE, PRODUCTS = 1024, 4  # of the matrices that show what the machine can multiply
 LIMIT = "its products alone,"
-STOCK_FIELDS = (
-    *("patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"),
-    *("qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps", "num_labels"),
-)
-DENSE = ("stage_dims", "block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
 
 
 class PeerError(ValueError):
@@ -147,8 +144,8 @@ def prepare_peers(
 
     stock: PreTrainedModel | None = None
     try:
-        stock = stock_model(model.config, size)
-    except PeerError as error:
+        stock = to_transformers(model)
+    except ConversionError as error:
         left_out["stock transformers"] = str(error)
     if stock is not None:
         stock.save_pretrained(work_dir / "stock")
@@ -170,22 +167,6 @@ def prepare_peers(
     add("ONNX Runtime, int8 static, our deploy form", "onnxruntime", lambda: _onnx_int8(work_dir / "ours.onnx", example))
     add("PyTorch, our model", "pytorch", lambda: checkpoint_dir)
     return contenders, left_out
-
-
-def stock_model(config: SwinHfConfig, size: tuple[int, int]) -> PreTrainedModel:
-    """A stock Swin of the same shape for images of a size, with random weights: they do not matter for time.
-
-    Raises:
-        PeerError: stock transformers has no such Swin.
-    """
-    different = [name for name in DENSE if getattr(config, name) is not None]
-    different += [name for name, value in (("norm", "layer"), ("mask_padding", False)) if getattr(config, name) != value]
-    if different:
-        raise PeerError(f"stock transformers has no Swin with its own {', '.join(different)}")
-    fields = {name: getattr(config, name) for name in STOCK_FIELDS} | {"image_size": size}
-    if config.version == 2:
-        return Swinv2ForImageClassification(Swinv2Config(**fields)).eval()
-    return SwinForImageClassification(SwinConfig(**fields)).eval()
 
 
 def _executorch(model: PreTrainedModel, example: torch.Tensor, work_dir: Path) -> Path:

@@ -14,11 +14,12 @@ from statistics import median
 
 import torch
 from torch import nn
-from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
+from transformers import PreTrainedModel, SwinForImageClassification, Swinv2ForImageClassification
 
 from edge.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
+from swin_hf.weight_export import stock_swin_config
 
 BENCHMARK = Path(__file__).with_name("benchmark.py")
 SIDES = ("ours", "stock", "timm")
@@ -154,22 +155,15 @@ def build(side: str, name: str, attention: str) -> nn.Module:
     config = PRESETS[name](num_labels=1000, drop_path_rate=0.0)
     if side == "timm":
         return _timm().create_model(TIMM_NAMES[name], num_classes=1000)
-    if side == "ours":
-        model = SwinHfForImageClassification(config)
-    else:
-        model_class, config = stock_model(config)
-        model = model_class(config)
+    model = SwinHfForImageClassification(config) if side == "ours" else stock_model(config)
     model.set_attn_implementation(attention)
     return model
 
 
-def stock_model(config: SwinHfConfig) -> tuple[type, SwinConfig | Swinv2Config]:
-    """The stock class of the same architecture and its config."""
-    names = "image_size patch_size embed_dim depths num_heads window_size mlp_ratio hidden_act drop_path_rate num_labels"
-    fields = {name: getattr(config, name) for name in names.split()}
-    if config.version == 1:
-        return SwinForImageClassification, SwinConfig(**fields)
-    return Swinv2ForImageClassification, Swinv2Config(**fields)
+def stock_model(config: SwinHfConfig) -> PreTrainedModel:
+    """The stock model of the same architecture."""
+    stock_class = SwinForImageClassification if config.version == 1 else Swinv2ForImageClassification
+    return stock_class(stock_swin_config(config))
 
 
 def make_pass(model: nn.Module, case: Case, device: torch.device) -> Callable[[], None]:

@@ -133,8 +133,7 @@ def train_like_the_example(arguments: argparse.Namespace, folder: str, times: St
     if arguments.contender == "example-ours":
         model: PreTrainedModel = SwinHfForImageClassification(config)
     else:
-        model_class, stock_config = stock_model(config)
-        model = model_class(stock_config)
+        model = stock_model(config)
     crop = RandomCrop(TransformSettings(), config.image_size, seed=42)
     crop.resample = Image.Resampling.BILINEAR  # torchvision's default
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -1,0 +1,297 @@
+"""Models of ours in the terms of stock transformers and of timm, where these can express them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    SwinBackbone,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinForMaskedImageModeling,
+    SwinModel,
+    Swinv2Config,
+    Swinv2ForImageClassification,
+    Swinv2ForMaskedImageModeling,
+    Swinv2Model,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    ViTImageProcessorPil,
+)
+
+from .configuration_swin_hf import SwinHfConfig, height_width
+from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
+from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
+from .segmentation_swin_hf import SwinHfForSemanticSegmentation
+from .stock_swin_hf import BLOCK_NAMES
+from .weight_files import ConversionError
+from .weight_import import difference_to_timm, map_size
+from .weight_names import original_name, timm_name
+
+STOCK_CLASSES = {
+    SwinHfModel: (SwinModel, Swinv2Model),
+    SwinHfForImageClassification: (SwinForImageClassification, Swinv2ForImageClassification),
+    SwinHfForMaskedImageModeling: (SwinForMaskedImageModeling, Swinv2ForMaskedImageModeling),
+    SwinHfBackbone: (SwinBackbone, None),
+    SwinHfForSemanticSegmentation: (UperNetForSemanticSegmentation, None),
+}
+STOCK_FIELDS = (
+    *("num_channels", "embed_dim", "qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+    *("hidden_act", "use_absolute_embeddings", "initializer_range", "layer_norm_eps", "encoder_stride"),
+    *("id2label", "label2id", "problem_type"),
+)
+UPERNET_FIELDS = (
+    *("hidden_size", "pool_scales", "use_auxiliary_head", "auxiliary_loss_weight", "auxiliary_in_channels"),
+    *("auxiliary_channels", "auxiliary_num_convs", "auxiliary_concat_input", "loss_ignore_index"),
+    *("id2label", "label2id"),
+)
+# timm builds a Swin of any shape from one of its models and arguments for it.
+TIMM_ARCHITECTURES = {1: "swin_tiny_patch4_window7_224", 2: "swinv2_tiny_window8_256"}
+TIMM_FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseShape:
+    """What other implementations say of all blocks of a Swin at once."""
+
+    num_heads: list[int]
+    mlp_ratio: float
+    window_size: int
+
+
+def dense_shape(config: SwinHfConfig, target: str) -> DenseShape:
+    """The shape of a model in the terms of others, which also a pruned model may have.
+
+    Raises:
+        ConversionError: some block has widths of its own, or a norm or a window that `target` does not know.
+    """
+
+    def refuse(where: str, rule: str, got: object) -> None:
+        raise ConversionError(f"{target} has no such Swin: {where} must {rule}, got {got}; keep it in the format of swin_hf")
+
+    if config.norm != "layer":
+        refuse("norm", "be 'layer'", repr(config.norm))
+    if config.mask_padding:
+        refuse("mask_padding", "be False", True)
+    for name in ("window_size", "patch_size"):
+        if len(set(height_width(getattr(config, name)))) > 1:
+            refuse(name, "be one integer", getattr(config, name))
+    num_heads, first = [], config.block_widths(0, 0)
+    mlp_ratio = config.mlp_ratio
+    if first.mlp_dim != int(mlp_ratio * config.stage_dim(0)):
+        mlp_ratio = first.mlp_dim / config.stage_dim(0)
+    for stage, depth in enumerate(config.depths):
+        dim = config.stage_dim(stage)
+        if dim != config.embed_dim * 2**stage:
+            refuse(f"stage {stage}", f"have {config.embed_dim * 2**stage} channels", dim)
+        num_heads.append(config.block_widths(stage, 0).num_heads)
+        for block in range(depth):
+            widths, where = config.block_widths(stage, block), f"stage {stage}, block {block}"
+            if widths.num_heads != num_heads[stage]:
+                refuse(where, f"have {num_heads[stage]} heads like its stage", widths.num_heads)
+            head_dim = dim / num_heads[stage]
+            if (widths.head_dim, widths.value_head_dim) != (head_dim, head_dim):
+                refuse(where, f"have heads of {head_dim:g} channels", (widths.head_dim, widths.value_head_dim))
+            if widths.mlp_dim != int(mlp_ratio * dim):
+                refuse(where, f"have {int(mlp_ratio * dim)} hidden channels in its MLP", widths.mlp_dim)
+    return DenseShape(num_heads=num_heads, mlp_ratio=mlp_ratio, window_size=height_width(config.window_size)[0])
+
+
+def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
+    """The stock model of transformers with the same weights and outputs, for those who have no swin_hf.
+
+    A stock backbone, and so a stock UperNet, shifts windows also where one spans the whole map: its outputs are the same for
+    images in which none does.
+
+    Raises:
+        ConversionError: stock transformers has no such model; the message names the block.
+    """
+    kind, config = type(model), model.config
+    inner = config.backbone_config if kind is SwinHfForSemanticSegmentation else config
+    stock_class = STOCK_CLASSES[kind][inner.version - 1]
+    if stock_class is None:
+        raise ConversionError(
+            "transformers has no such Swin: the maps of its Swin V2 backbone have no norms; keep it as it is"
+        )
+    stock_config, is_backbone = stock_swin_config(inner), kind in (SwinHfBackbone, SwinHfForSemanticSegmentation)
+    if is_backbone:
+        if inner.out_features[-1] != inner.stage_names[-1]:
+            raise ConversionError(
+                f"transformers has no such Swin: out_features must end with {inner.stage_names[-1]}, got {inner.out_features}"
+            )
+        stock_config.set_output_features_output_indices(out_features=list(inner.out_features), out_indices=None)
+    elif inner.version == 1:
+        _check_maps(inner)
+    if kind is SwinHfForSemanticSegmentation:
+        fields = {name: getattr(config, name) for name in UPERNET_FIELDS}
+        stock_config = UperNetConfig(backbone_config=stock_config, **fields)
+    options = {"use_mask_token": True} if kind is SwinHfModel and model.embeddings.mask_token is not None else {}
+    stock = stock_class(stock_config, **options)
+    weights = {_stock_name(name, inner.version): weight for name, weight in model.state_dict().items()}
+    missing, unexpected = stock.load_state_dict(weights, strict=False)
+    lacking = [name for name in missing if not (is_backbone and "swin.layernorm." in name)]  # which it never uses
+    if unexpected or lacking:
+        raise ConversionError(f"transformers has no such Swin: it lacks {unexpected[:3]} and needs {lacking[:3]}")
+    return stock.to(model.dtype).eval()
+
+
+def stock_swin_config(config: SwinHfConfig) -> SwinConfig | Swinv2Config:
+    """A stock config of the same model, for `transformers`.
+
+    Raises:
+        ConversionError: there is none; the message names the block.
+    """
+    shape = dense_shape(config, "transformers")
+    fields = {name: getattr(config, name) for name in STOCK_FIELDS} | {
+        "image_size": config.image_size,
+        "patch_size": height_width(config.patch_size)[0],
+        "depths": list(config.depths),
+        "num_heads": shape.num_heads,
+        "mlp_ratio": shape.mlp_ratio,
+        "window_size": shape.window_size,
+    }
+    if config.version == 2:
+        units = [config.pretrained_window(stage) for stage in range(len(config.depths))]
+        if any(height != width for height, width in units) and config.pretrained_window_sizes:
+            raise ConversionError(f"transformers has no such Swin: pretrained_window_sizes must be square, got {units}")
+        given = config.pretrained_window_sizes or [0] * len(config.depths)
+        return Swinv2Config(**fields, pretrained_window_sizes=[height_width(window)[0] for window in given])
+    return SwinConfig(**fields)
+
+
+def _check_maps(config: SwinHfConfig) -> None:
+    """Stock Swin V1 has no biases for a window cut to a small map.
+
+    Raises:
+        ConversionError: a window is larger than its stage's map; the message names the stage.
+    """
+    for stage in range(len(config.depths)):
+        (height, width), (rows, columns) = map_size(config, stage), config.stage_window(stage)
+        if height < rows or width < columns:
+            raise ConversionError(
+                f"transformers has no such Swin: stage {stage}, block 0 must have a map of at least {rows} x {columns}, its "
+                f"window, for images of {config.image_size}, got {height} x {width}; resize the model"
+            )
+
+
+def _stock_name(name: str, version: int) -> str:
+    """Name of a weight in the modules of the stock models; those of V1 are called as ours."""
+    if version == 1:
+        return name
+    for stock, ours in BLOCK_NAMES:
+        name = name.replace(ours, stock)
+    return f"swinv2.{name.removeprefix('swin.')}" if name.startswith("swin.") else name
+
+
+def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = None) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights and `config.json` for timm, which `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+    Raises:
+        ConversionError: timm has no such model; the message names the block.
+    """
+    kind, config = type(model), model.config
+    if kind not in (SwinHfForImageClassification, SwinHfModel):
+        raise ConversionError(f"timm has Swins that classify, or without a head, and no {kind.__name__}")
+    shape = dense_shape(config, "timm")
+    for name, value in (("layer_norm_eps", 1e-5), ("use_absolute_embeddings", False)):
+        if getattr(config, name) != value:
+            raise ConversionError(f"timm has no such Swin: {name} must be {value}, got {getattr(config, name)}")
+    if config.hidden_act != "gelu" and (config.version == 1 or config.hidden_act not in ("relu", "silu")):
+        raise ConversionError(f"timm has no such Swin: hidden_act must be 'gelu', got {config.hidden_act!r}")
+    if difference := difference_to_timm(config):
+        raise ConversionError(f"timm has no such Swin: in {difference}; resize the model")
+    parts: dict[str, dict[int | None, torch.Tensor]] = {}
+    for ours, weight in model.state_dict().items():
+        if ours.endswith("relative_position_bias_table"):
+            weight = _fitted_table(weight, ours, config)
+        original, third = original_name(f"swin.{ours}" if kind is SwinHfModel else ours, config.version)
+        parts.setdefault(timm_name(original), {})[third] = weight
+    weights = {
+        name: torch.cat([own[third] for third in sorted(own)]) if len(own) > 1 else own[None] for name, own in parts.items()
+    }
+    return weights, _timm_config(model, shape, processor)
+
+
+def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfImageProcessorPil | None) -> dict[str, Any]:
+    config = model.config
+    classes = config.num_labels if type(model) is SwinHfForImageClassification else 0
+    size = config.image_height_width
+    arguments = {
+        "img_size": list(size),
+        "patch_size": height_width(config.patch_size)[0],
+        "in_chans": config.num_channels,
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "num_heads": shape.num_heads,
+        "window_size": shape.window_size,
+        "mlp_ratio": shape.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+    }
+    if config.version == 2:
+        given = config.pretrained_window_sizes or [0] * len(config.depths)
+        arguments["pretrained_window_sizes"] = [height_width(window)[0] for window in given]
+        arguments["act_layer"] = config.hidden_act
+    pretrained = {
+        "input_size": [config.num_channels, *size],
+        "fixed_input_size": True,
+        "num_classes": classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+        "pool_size": list(map_size(config, len(config.depths) - 1)),
+    }
+    if processor is not None:
+        pretrained |= {
+            "mean": list(processor.image_mean),
+            "std": list(processor.image_std),
+            "interpolation": TIMM_FILTERS.get(int(processor.resample), "bicubic"),
+            "crop_pct": processor.crop_pct or 1.0,
+            "crop_mode": "center" if processor.crop_pct else "squash",
+        }
+    labels = {"label_names": [config.id2label[number] for number in range(classes)]} if classes else {}
+    return {
+        "architecture": TIMM_ARCHITECTURES[config.version],
+        "num_classes": classes,
+        "num_features": config.hidden_size,
+        "model_args": arguments,
+        "pretrained_cfg": pretrained,
+    } | labels
+
+
+def _fitted_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch.Tensor:
+    """The middle of a table of position biases, which is all that a window cut to a small map reads.
+
+    Raises:
+        ConversionError: the rest is not zero: the model uses it at other sizes.
+    """
+    stage, block = (int(part) for part in name.split(".") if part.isdigit())
+    window = height_width(config.window_size)
+    fitted = tuple(map(min, window, map_size(config, stage)))
+    if fitted == window:
+        return table
+    (top, left), sides = ((side - own for side, own in zip(window, fitted)), [2 * side - 1 for side in window])
+    whole = table.view(*sides, -1)
+    middle = whole[top : sides[0] - top, left : sides[1] - left]
+    if whole.count_nonzero() != middle.count_nonzero():
+        raise ConversionError(
+            f"timm has no such Swin: stage {stage}, block {block} must have a map of at least {window[0]} x {window[1]}, its "
+            f"window, for images of {config.image_size}, got {fitted[0]} x {fitted[1]}; resize the model"
+        )
+    return middle.flatten(0, 1)
+
+
+def stock_processor(processor: SwinHfImageProcessorPil) -> ViTImageProcessorPil:
+    """The image processor of stock transformers that does the same to an image."""
+    settings = {
+        name: getattr(processor, name)
+        for name in ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
+    } | {"do_convert_rgb": processor.do_convert_rgb, "size": dict(processor.size)}
+    settings |= {"do_center_crop": processor.do_center_crop, "crop_size": processor.crop_size and dict(processor.crop_size)}
+    if processor.crop_pct is None:
+        return ViTImageProcessorPil(**settings)
+    crop = (processor.size.height, processor.size.width)
+    if crop[0] != crop[1]:
+        raise ConversionError(f"transformers' image processor has no crop_pct for a size that is not square, got {crop}")
+    shortest = min(resized_to_crop(crop[0], crop[0], crop, processor.crop_pct))
+    settings |= {"size": {"shortest_edge": shortest}, "do_center_crop": True, "crop_size": dict(processor.size)}
+    return ViTImageProcessorPil(**settings)

@@ -1,0 +1,146 @@
+"""Checkpoints as they lie in a file, in a folder or on the Hub, read without running anything that is in them."""
+
+import json
+import pickle
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+# By preference; an index names the files that the weights are spread over.
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+NESTED_IN = ("model", "state_dict")  # where training scripts put the weights, beside optimizer and epoch
+
+
+class ConversionError(ValueError):
+    """A checkpoint cannot be read or converted; the message says what is in the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFiles:
+    """A checkpoint as it was read.
+
+    name: what the user called it.
+    config, processor: `config.json` and `preprocessor_config.json`, empty where there is none.
+    """
+
+    name: str
+    weights: dict[str, torch.Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+
+
+class InertDict:
+    """Takes the place of a class in a pickle: making one gives an empty dictionary, which is all that is done."""
+
+    def __new__(cls, *args, **kwargs):
+        return OrderedDict()
+
+
+class InertObject:
+    """The same for NumPy's numbers, which are given a state that no dictionary takes."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read_weight_files(source: str | Path, revision: str | None = None) -> WeightFiles:
+    """Read a .safetensors, .pth, .pt or .bin file, a folder or a Hub repository with weights and `config.json`.
+
+    Raises:
+        ConversionError: there is no such thing, or it holds no weights.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses: no such repository or revision, or no access.
+    """
+    path = Path(source)
+    if path.is_file():
+        return WeightFiles(name=str(source), weights=read_weights(path))
+    if not path.is_dir() and (path.suffix or path.is_absolute() or len(path.parts) != 2):
+        raise ConversionError(f"{source} must be a file of weights, a folder or a Hub repository like org/name; there is none")
+    config = _find(source, "config.json", revision)
+    weights = next(filter(None, (_find(source, name, revision) for name in WEIGHT_FILES)), None)
+    if weights is None:
+        raise ConversionError(f"{source} must hold {', '.join(WEIGHT_FILES[::2])} or an index of them, got none")
+    processor = _find(source, "preprocessor_config.json", revision)
+    tensors = read_weights(weights) if weights.suffix != ".json" else {}
+    if weights.suffix == ".json":
+        for name in sorted(set(_read_json(weights)["weight_map"].values())):
+            tensors |= read_weights(_find(source, name, revision))
+    return WeightFiles(
+        name=str(source),
+        weights=tensors,
+        config=_read_json(config) if config else {},
+        processor=_read_json(processor) if processor else {},
+    )
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors file, or of a PyTorch one with `weights_only=True`.
+
+    Other objects in a PyTorch file, such as the configuration that training scripts save beside the weights, are not made:
+    the names of their classes are bound to ones that do nothing.
+
+    Raises:
+        ConversionError: it is neither, or holds no weights.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        is_zip = zipfile.is_zipfile(path)  # as written since PyTorch 1.6
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
+        inert = [(InertObject if name.startswith("numpy") else InertDict, name) for name in unsafe]
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, TypeError, struct.error) as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it wants to call {forbidden[1]}" if forbidden else (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"{path} must hold weights in the format of safetensors or PyTorch: {why}") from error
+    for name in NESTED_IN:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    tensors = (
+        {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise ConversionError(f"{path} must hold a dictionary of weights, alone or under {' or '.join(NESTED_IN)}, got none")
+    return tensors
+
+
+def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
+    """Path of a file of a folder or of a repository, or None if it has none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        if name == "config.json":
+            raise ConversionError(f"{source} is neither a folder nor to be had from the Hub: {error}") from error
+        return None
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ConversionError(f"{source} must be a file, a folder or a Hub repository: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConversionError(f"{path} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
