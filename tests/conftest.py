@@ -72,16 +72,20 @@ def make_model(make_config):
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
+    return write_image_folder(tmp_path / "photos")
+
+
+def write_image_folder(root: Path) -> Path:
     """Three classes of 16 small RGB images, told apart by their colour: one folder per class."""
     rng = np.random.default_rng(0)
     for channel, name in enumerate(("blue", "green", "red")):
-        folder = tmp_path / "photos" / name
+        folder = root / name
         folder.mkdir(parents=True)
         for number in range(16):
             blots = rng.integers(0, 120, (4, 5, 3))  # enlarged, since no image is pure noise
             blots[..., 2 - channel] += 120
             Image.fromarray(blots.astype(np.uint8)).resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return tmp_path / "photos"
+    return root
 
 
 @pytest.fixture
