@@ -81,8 +81,10 @@ def load_processor(settings: FinetuneSettings):
         processor = AutoImageProcessor.from_pretrained(settings.task.model, backend="pil", size=size)
     except OSError:
         return SwinHfImageProcessorPil(size=size)
-    if settings.task.task == "semantic-segmentation" and getattr(processor, "do_center_crop", False):
-        processor.do_center_crop = False  # masks are not cropped with their images
+    if settings.task.task == "semantic-segmentation":  # masks are not cropped with their images
+        for crop in ("do_center_crop", "crop_pct"):
+            if getattr(processor, crop, None):
+                setattr(processor, crop, None)
     return processor
 
 

@@ -128,7 +128,7 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
 
 def _program_input(runner: Runner, image: Image.Image) -> np.ndarray:
     contract = runner.manifest.input
-    return to_pixel_values(image, contract.height, contract.width, contract.resample, contract.dtype)
+    return to_pixel_values(image, contract.height, contract.width, contract.resample, contract.dtype, contract.crop_pct)
 
 
 def _latency(

@@ -82,6 +82,8 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
     _check(contract.resample in FILTERS, "input.resample", f"be one of {names}", contract.resample, advice)
     pixels = (contract.colour, contract.channels)
     _check(pixels == ("RGB", 3), "input.colour and channels", "be RGB and 3", pixels, "export a model for colour images")
+    stretches = contract.crop_pct is None or platform != "react-native"
+    _check(stretches, "input.crop_pct", "be None for react-native, which does not crop", contract.crop_pct, "export without")
     kind = (contract.dtype, contract.layout, tuple(contract.value_range))
     inputs = PLATFORMS[platform].inputs
     rule = f"be {' or '.join(map(_described, inputs))} for {platform}"
@@ -92,6 +94,7 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
         "height": contract.height,
         "width": contract.width,
         "resample": FILTERS[contract.resample],
+        "cropPct": contract.crop_pct,
         "dtype": contract.dtype,
         "temperature": manifest.temperature,
         "labels": manifest.labels,

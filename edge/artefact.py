@@ -23,7 +23,7 @@ TRANSFORMERS_FILE = "export.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 SELF_TEST_FILE = "self_test.bpte"
 FILES = (PROGRAM_FILE, MANIFEST_FILE, TRANSFORMERS_FILE, PROCESSOR_FILE, SELF_TEST_FILE)
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PROGRAM_MAGIC = b"ET"  # at byte 4, as flatbuffers place their identifier
 LARGEST_SIDE = 16384  # pixels: more than any camera gives a model
 
@@ -37,6 +37,8 @@ class InputContract:
     """What the method `forward` takes: one RGB image resized to height x width, as `resample` says.
 
     resample: Pillow's number of the filter (2 bilinear, 3 bicubic).
+    crop_pct: None resizes an image whatever its shape. Otherwise it keeps its shape, and a crop of height x width is taken
+        from its middle, which is this share of the shorter side.
     dtype, layout, value_range: float32 (1, 3, height, width) in [0, 1], or uint8 (1, height, width, 3) in [0, 255]. The mean
         and deviation that the model expects are part of the program.
     """
@@ -44,6 +46,7 @@ class InputContract:
     height: int
     width: int
     resample: int
+    crop_pct: float | None = None
     channels: int = 3
     dtype: str = "float32"
     layout: str = "NCHW"
@@ -248,6 +251,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         (contract.dtype in ("float32", "uint8"), f"input.dtype {contract.dtype!r}"),
         (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),
         (contract.resample in range(6), f"input.resample {contract.resample}"),
+        (contract.crop_pct is None or 0.01 <= contract.crop_pct <= 1, f"input.crop_pct {contract.crop_pct}"),
         (contract.channels == 3 and contract.colour == "RGB", f"input.colour {contract.colour!r}"),
         (all(set(method) == set(forward) for method in manifest.methods.values()), "methods"),
         (manifest.methods.get("forward") == forward, "methods.forward, or the size of the input"),

@@ -155,6 +155,7 @@ def method_inputs(
     """Inputs of a method, (B, ..) each; the first images again where they do not fill the last batch."""
     B, height, width = method["batch_size"], method["height"], method["width"]
     images = images[:at_most]
-    arrays = [to_pixel_values(image.image, height, width, contract.resample, contract.dtype) for image in images]
+    how = (height, width, contract.resample, contract.dtype, contract.crop_pct)
+    arrays = [to_pixel_values(image.image, *how) for image in images]
     arrays += [arrays[index % len(images)] for index in range(-len(arrays) % B)]
     return [np.concatenate(arrays[start : start + B]) for start in range(0, len(arrays), B)]

@@ -1,6 +1,7 @@
 """Checkpoints as the export takes them: model, image processor, and what the processor means for a device."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,18 +74,16 @@ def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, dty
         raise CheckpointError(f"num_channels must be 3 for images, got {config.num_channels}")
     if processor.do_center_crop or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
         raise CheckpointError(
-            "the image processor must resize, rescale and normalise, and not crop, to be repeated on a device"
+            "the image processor must resize, rescale and normalise to be repeated on a device, and crop by crop_pct alone"
         )
     if (processor.size.height, processor.size.width) != (height, width):
         raise CheckpointError(f"the image processor must resize to the model's {height} x {width}, got {dict(processor.size)}")
     if not np.isclose(processor.rescale_factor, 1 / 255):
         raise CheckpointError(f"the image processor must rescale by 1/255, got {processor.rescale_factor}")
-    resample = int(processor.resample)
+    contract = InputContract(height=height, width=width, resample=int(processor.resample), crop_pct=processor.crop_pct)
     if dtype == "uint8":
-        return InputContract(
-            height=height, width=width, resample=resample, dtype="uint8", layout="NHWC", value_range=(0.0, 255.0)
-        )
-    return InputContract(height=height, width=width, resample=resample)
+        return replace(contract, dtype="uint8", layout="NHWC", value_range=(0.0, 255.0))
+    return contract
 
 
 def input_view(

@@ -4,6 +4,7 @@
 program has no transformers. A test holds the two equal.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -51,17 +52,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pixel_values(image: Image.Image, height: int, width: int, resample: int, dtype: str = "float32") -> np.ndarray:
+def to_pixel_values(
+    image: Image.Image, height: int, width: int, resample: int, dtype: str = "float32", crop_pct: float | None = None
+) -> np.ndarray:
     """Resize an RGB image and lay it out as a program wants it.
 
     dtype: "float32" for (1, 3, height, width) in [0, 1], "uint8" for (1, height, width, 3) in [0, 255].
+    crop_pct: None resizes to height x width whatever the shape of the image; otherwise the image keeps its shape, and of it
+        a crop from the middle is taken, this share of the shorter side.
     """
-    if image.size != (width, height):
-        image = image.resize((width, height), resample=resample)
+    resized = (width, height) if crop_pct is None else resized_to_crop(*image.size, height, width, crop_pct)
+    if image.size != resized:
+        image = image.resize(resized, resample=resample)
+    if crop_pct is not None:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     pixels = np.array(image)[None]
     if dtype == "uint8":
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+
+def resized_to_crop(image_width: int, image_height: int, height: int, width: int, crop_pct: float) -> tuple[int, int]:
+    """Width and height of an image resized so that a crop of height x width is `crop_pct` of its shorter side."""
+    target_height, target_width = math.floor(height / crop_pct), math.floor(width / crop_pct)
+    if image_height * target_width <= image_width * target_height:
+        return int(target_height * image_width / image_height), target_height
+    return target_width, int(target_width * image_height / image_width)
 
 
 def random_pixel_values(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -102,7 +102,9 @@ class Runner:
             UnreadableImageError: it cannot be decoded.
         """
         contract, size = self.manifest.input, self.manifest.methods[method]
-        return to_pixel_values(load_image(image), size["height"], size["width"], contract.resample, contract.dtype)
+        return to_pixel_values(
+            load_image(image), size["height"], size["width"], contract.resample, contract.dtype, contract.crop_pct
+        )
 
     def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
         """All outputs of a method: logits (B, K), or feature maps (B, C, H, W).

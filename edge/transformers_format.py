@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import ViTImageProcessorPil
 from transformers.exporters.base import EXPORT_SCHEMA_VERSION
 from transformers.exporters.metadata import ExportMetadata
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 
 from edge.artefact import PROCESSOR_FILE, PROGRAM_FILE, TRANSFORMERS_FILE, InputContract
+from swin_hf import SwinHfImageProcessorPil
+from swin_hf.weight_export import stock_processor
 
 
 def write_transformers_files(
@@ -45,12 +46,13 @@ def write_transformers_files(
         "components": {"model": {"file": PROGRAM_FILE, "metadata": asdict(metadata)}},
     }
     (folder / TRANSFORMERS_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    if contract.dtype != "float32":
-        return [TRANSFORMERS_FILE]  # no image processor of transformers leaves bytes as they are, channels last
-    processor = ViTImageProcessorPil(
+    if contract.dtype != "float32" or (contract.crop_pct is not None and contract.height != contract.width):
+        return [TRANSFORMERS_FILE]  # none of transformers leaves bytes as they are, or crops to what is not square
+    processor = SwinHfImageProcessorPil(
         size={"height": contract.height, "width": contract.width},
         resample=contract.resample,
+        crop_pct=contract.crop_pct,
         do_normalize=False,  # the program does it
     )
-    processor.save_pretrained(folder)
+    stock_processor(processor).save_pretrained(folder)
     return [TRANSFORMERS_FILE, PROCESSOR_FILE]

@@ -73,7 +73,7 @@ def _readable(
 
 def _input(runner: Runner, read: Callable[[], LabelledImage]) -> np.ndarray:
     contract = runner.manifest.input
-    return to_pixel_values(read().image, contract.height, contract.width, contract.resample, contract.dtype)
+    return to_pixel_values(read().image, contract.height, contract.width, contract.resample, contract.dtype, contract.crop_pct)
 
 
 def _outputs_of_checkpoint(runner: Runner, readers: list[Callable[[], LabelledImage]], checkpoint_dir: Path) -> np.ndarray:

@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from .configuration_swin_hf import height_width
 from .image_processing_swin_hf import SwinHfImageProcessorPil
-from .weight_import import OURS
+from .stock_swin_hf import STOCK_VERSIONS, is_stock
+from .weight_import import HEADS, OURS
 
-PIPELINES = {
-    "SwinHfForImageClassification": "image-classification",
-    "SwinHfForSemanticSegmentation": "image-segmentation",
-    "SwinHfForMaskedImageModeling": "image-feature-extraction",
-    "SwinHfModel": "image-feature-extraction",
-    "SwinHfBackbone": "image-feature-extraction",
+PIPELINES = {  # by the end of a class name; others give features
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "image-segmentation",
 }
-AUTO_CLASSES = {name: kind._auto_class for name, kind in OURS.items()}
+FEATURES = "image-feature-extraction"
 MANIFEST, CARD, METRICS = "edge.json", "README.md", "metrics.json"
 PROGRAM_FILES = ("edge.json", "export.json", "preprocessor_config.json")  # of a device artefact, beside those it has sums of
 
@@ -127,36 +127,43 @@ def _save_checkpoint(source: Path, folder: Path) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
         architecture = (config.get("architectures") or [""])[0]
-        if architecture not in OURS:
+        stock = is_stock(config.get("backbone_config") or config)
+        kind = getattr(transformers, architecture, None) if stock else OURS.get(architecture)
+        if kind is None:
             raise PublishError(
-                f"{source} must hold a model of swin_hf, got {architecture or 'none'}; convert it first: "
+                f"{source} must hold a Swin of swin_hf or of transformers, got {architecture or 'none'}; convert it first: "
                 f"python -m swin_hf.convert {source} FOLDER"
             )
-        model, info = OURS[architecture].from_pretrained(source, output_loading_info=True, local_files_only=True)
-        processor = SwinHfImageProcessorPil.from_pretrained(source, local_files_only=True)
-    except OSError as error:
+        model, info = kind.from_pretrained(source, output_loading_info=True, local_files_only=True)
+        processor_class = AutoImageProcessor if stock else SwinHfImageProcessorPil
+        processor = processor_class.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, PublishError):
+            raise
         raise PublishError(f"{source} must hold config.json, weights and preprocessor_config.json: {error}") from error
     missing = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if missing:
         raise PublishError(f"{source} lacks weights: {', '.join(missing[:5])}")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    end = next((end for end in HEADS if architecture.endswith(end)), "")
+    auto_class = "AutoBackbone" if end == "Backbone" else f"Auto{'Model' * (end != 'Model')}{end}"
     return {
-        "pipeline": PIPELINES[architecture],
+        "pipeline": PIPELINES.get(end, FEATURES),
         "library": "transformers",
-        "about": _about(model, architecture),
-        "use": _USE.format(auto_class=AUTO_CLASSES[architecture], repo_id="{repo_id}"),
+        "about": _about(model, architecture, end in PIPELINES),
+        "use": (_USE_STOCK if stock else _USE).format(auto_class=auto_class, repo_id="{repo_id}"),
         "figures": {"parameters": f"{model.num_parameters():,}"},
         "step": source.resolve().name,
     }
 
 
-def _about(model: PreTrainedModel, architecture: str) -> str:
+def _about(model: PreTrainedModel, architecture: str, has_classes: bool) -> str:
     config = getattr(model.config, "backbone_config", None) or model.config
-    height, width = config.image_height_width
-    version = "Swin Transformer" if config.version == 1 else "Swin Transformer V2"
-    classes = f", {model.config.num_labels} classes" if architecture in list(PIPELINES)[:2] else ""
-    return f"A {version} (`{architecture}`) for images of {height} x {width} pixels{classes}, of swin-hf."
+    height, width = height_width(config.image_size)
+    is_second = getattr(config, "version", STOCK_VERSIONS.get(config.model_type)) == 2
+    classes = f", {model.config.num_labels} classes" if has_classes else ""
+    return f"A Swin Transformer{' V2' * is_second} (`{architecture}`) for images of {height} x {width} pixels{classes}."
 
 
 def _copy_program(source: Path, folder: Path) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def _copy_program(source: Path, folder: Path) -> dict[str, Any]:
             raise
         raise PublishError(f"{source} must hold a whole export with its {MANIFEST}: {error!r}") from error
     return {
-        "pipeline": manifest["task"] if manifest["task"] in PIPELINES.values() else "image-feature-extraction",
+        "pipeline": manifest["task"] if manifest["task"] in PIPELINES.values() else FEATURES,
         "library": "executorch",
         "about": about,
         "use": _USE_PROGRAM,
@@ -260,6 +267,13 @@ processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=Tr
 ```
 
 With `pip install swin-hf` and `import swin_hf`, no code of this repository is run and `trust_remote_code` is not needed.
+"""
+_USE_STOCK = """```python
+from transformers import AutoImageProcessor, {auto_class}
+
+model = {auto_class}.from_pretrained("{repo_id}")
+processor = AutoImageProcessor.from_pretrained("{repo_id}")
+```
 """
 _USE_PROGRAM = """```bash
 pip install "swin-hf[edge]"

@@ -99,10 +99,18 @@ def test_app_holds_the_program_and_its_contract(artefact, tmp_path, platform):
         "height": 32,
         "width": 48,
         "resample": "bicubic",
+        "cropPct": None,
         "dtype": "float32",
         "temperature": 1.25,
         "labels": ["cat", "$dog"],
     }
+
+
+def test_crops_are_for_the_native_apps():
+    for platform in ("android", "ios"):
+        assert fill(platform, manifest(input_crop_pct=0.875))["cropPct"] == 0.875
+    with pytest.raises(AppError, match="^input.crop_pct must be None for react-native, which does not crop, got 0.875; "):
+        fill("react-native", manifest(input_crop_pct=0.875))
 
 
 def test_a_program_that_takes_bytes_runs_in_the_native_apps():
@@ -236,6 +244,7 @@ def photographs():
 
 
 CASES = [(pixels, height, width, number) for pixels, height, width in photographs() for number in FILTERS]
+CROPPED = [pixels for pixels, _, _ in photographs() if min(pixels.shape[:2]) > 20][:2]
 
 
 def test_the_resize_of_the_apps_is_that_of_pillow():
@@ -256,7 +265,7 @@ import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import org.swinhf.edge.*
 
-fun main(args: Array<String>) = args.toList().chunked(6).forEach { case ->
+fun main(args: Array<String>) = args.toList().chunked(7).forEach { case ->
     val (sourceHeight, sourceWidth, height, width) = case.subList(1, 5).map { it.toInt() }
     val rgb = File(case[0]).readBytes()
     fun at(index: Int) = rgb[index].toInt() and 255
@@ -266,7 +275,7 @@ fun main(args: Array<String>) = args.toList().chunked(6).forEach { case ->
             (255 shl 24) or (at(index) shl 16) or (at(index + 1) shl 8) or at(index + 2)
         }
     }
-    val pixels = resample(picture, height, width, Filter.valueOf(case[5].uppercase()))
+    val pixels = fit(picture, height, width, case[6].toDoubleOrNull(), Filter.valueOf(case[5].uppercase()))
     val floats = ByteBuffer.allocate(pixels.size * 4).order(ByteOrder.LITTLE_ENDIAN)
     floats.asFloatBuffer().put(toPlanes(pixels))
     File(case[0] + ".out").writeBytes(pixels + floats.array())
@@ -276,13 +285,14 @@ fun main(args: Array<String>) = args.toList().chunked(6).forEach { case ->
 DRIVER_SWIFT = """
 import Foundation
 
-for start in stride(from: 1, to: CommandLine.arguments.count, by: 6) {
-    let arguments = CommandLine.arguments[start..<start + 6].map { $0 }
+for start in stride(from: 1, to: CommandLine.arguments.count, by: 7) {
+    let arguments = CommandLine.arguments[start..<start + 7].map { $0 }
     let rgb = [UInt8](try! Data(contentsOf: URL(fileURLWithPath: arguments[0])))
     let sizes = arguments[1...4].map { Int($0)! }
     let bytes: [UInt8] = stride(from: 0, to: rgb.count, by: 3).flatMap { Array(rgb[$0..<$0 + 3]) + [7] }
     let picture = Picture(height: sizes[0], width: sizes[1], bytes: bytes)
-    let pixels = resample(picture, height: sizes[2], width: sizes[3], filter: Filter(rawValue: arguments[5])!)
+    let filter = Filter(rawValue: arguments[5])!
+    let pixels = fit(picture, height: sizes[2], width: sizes[3], cropPct: Double(arguments[6]), filter: filter)
     let out = Data(pixels) + toPlanes(pixels).withUnsafeBytes { Data($0) }
     try! out.write(to: URL(fileURLWithPath: arguments[0] + ".out"))
 }
@@ -292,16 +302,21 @@ for start in stride(from: 1, to: CommandLine.arguments.count, by: 6) {
 def assert_same_as_pillow(command: list[str], folder: Path) -> None:
     """Run a compiled resize on all cases and compare its bytes and floats with the contract's."""
     arguments = []
-    for index, (pixels, height, width, number) in enumerate(CASES):
+    cases = [(*case, None) for case in CASES] + [
+        (pixels, 9, 13, 3, crop_pct) for pixels in CROPPED for crop_pct in (0.875, 1.0)
+    ]
+    for index, (pixels, height, width, number, crop_pct) in enumerate(cases):
         (folder / f"{index}").write_bytes(pixels.tobytes())
-        arguments += [folder / f"{index}", *pixels.shape[:2], height, width, FILTERS[number]]
+        arguments += [folder / f"{index}", *pixels.shape[:2], height, width, FILTERS[number], crop_pct]
     subprocess.run([*command, *map(str, arguments)], check=True, timeout=300)
-    for index, (pixels, height, width, number) in enumerate(CASES):
+    for index, (pixels, height, width, number, crop_pct) in enumerate(cases):
         out = (folder / f"{index}.out").read_bytes()
-        expected = np.asarray(Image.fromarray(pixels).resize((width, height), number))
+        expected = to_pixel_values(Image.fromarray(pixels), height, width, number, "uint8", crop_pct)[0]
+        if crop_pct is None:
+            np.testing.assert_array_equal(expected, np.asarray(Image.fromarray(pixels).resize((width, height), number)))
         size = expected.size
         np.testing.assert_array_equal(np.frombuffer(out[:size], np.uint8).reshape(expected.shape), expected)
-        planes = to_pixel_values(Image.fromarray(pixels), height, width, number)
+        planes = to_pixel_values(Image.fromarray(pixels), height, width, number, crop_pct=crop_pct)
         np.testing.assert_array_equal(np.frombuffer(out[size:], "<f4").reshape(planes.shape), planes)
 
 

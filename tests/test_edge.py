@@ -157,7 +157,7 @@ def _with_other_weights(module):
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
         (
             lambda folder: (folder / "preprocessor_config.json").write_text('{"do_center_crop": true}'),
-            "must resize, rescale and normalise, and not crop",
+            "must resize, rescale and normalise to be repeated",
         ),
     ],
 )

@@ -34,7 +34,7 @@ actor Classifier {
     /// Every class with its probability, the most probable first.
     func classify(_ picture: Picture) throws -> [Prediction] {
         let (height, width) = (contract.height, contract.width)
-        let pixels = resample(picture, height: height, width: width, filter: contract.resample)
+        let pixels = fit(picture, height: height, width: width, cropPct: contract.cropPct, filter: contract.resample)
         let input: ValueConvertible =
             contract.dtype == "uint8"
             ? Tensor<UInt8>(pixels, shape: [1, height, width, 3])

@@ -5,6 +5,8 @@ struct Contract: Decodable {
     let height: Int
     let width: Int
     let resample: Filter
+    /// Share of the shorter side that a crop from the middle keeps; nil: a picture is stretched to the input's shape.
+    let cropPct: Double?
     /// "uint8": the program takes bytes (1, height, width, 3); "float32": floats (1, 3, height, width) in [0, 1].
     let dtype: String
     /// Probabilities are softmax(logits / temperature).

@@ -106,6 +106,25 @@ func resample(_ picture: Picture, height: Int, width: Int, filter: Filter) -> [U
     return resized
 }
 
+/// `picture` as RGB bytes (height, width, 3): stretched, or, with `cropPct`, resized in its shape and cropped to its middle.
+func fit(_ picture: Picture, height: Int, width: Int, cropPct: Double?, filter: Filter) -> [UInt8] {
+    guard let cropPct else { return resample(picture, height: height, width: width, filter: filter) }
+    let rows = Int((Double(height) / cropPct).rounded(.down))
+    let columns = Int((Double(width) / cropPct).rounded(.down))
+    let isWide = picture.height * columns <= picture.width * rows
+    let resizedHeight = isWide ? rows : Int(Double(columns * picture.height) / Double(picture.width))
+    let resizedWidth = isWide ? Int(Double(rows * picture.width) / Double(picture.height)) : columns
+    let resized = resample(picture, height: resizedHeight, width: resizedWidth, filter: filter)
+    let (top, left) = ((resizedHeight - height) / 2, (resizedWidth - width) / 2)
+    var cropped: [UInt8] = []
+    cropped.reserveCapacity(height * width * 3)
+    for y in top..<(top + height) {
+        let from = (y * resizedWidth + left) * 3
+        cropped += resized[from..<(from + width * 3)]
+    }
+    return cropped
+}
+
 /// RGB bytes (height, width, 3) as floats (3, height, width) in [0, 1].
 func toPlanes(_ pixels: [UInt8]) -> [Float] {
     let size = pixels.count / 3

@@ -22,7 +22,7 @@ class Classifier(programPath: String, private val contract: Contract) {
     /** Every class with its probability, the most probable first. */
     fun classify(picture: Picture): List<Prediction> {
         val (height, width) = contract.height to contract.width
-        val pixels = resample(picture, height, width, contract.filter)
+        val pixels = fit(picture, height, width, contract.cropPct, contract.filter)
         val input =
             if (contract.takesBytes) Tensor.fromBlobUnsigned(pixels, longArrayOf(1, height.toLong(), width.toLong(), 3))
             else Tensor.fromBlob(toPlanes(pixels), longArrayOf(1, 3, height.toLong(), width.toLong()))

@@ -7,6 +7,8 @@ class Contract(
     val height: Int,
     val width: Int,
     val filter: Filter,
+    /** Share of the shorter side that a crop from the middle keeps; null: a picture is stretched to the input's shape. */
+    val cropPct: Double?,
     /** The program takes bytes (1, height, width, 3); otherwise floats (1, 3, height, width) in [0, 1]. */
     val takesBytes: Boolean,
     /** Probabilities are softmax(logits / temperature). */
@@ -22,6 +24,7 @@ class Contract(
                 height = json.getInt("height"),
                 width = json.getInt("width"),
                 filter = Filter.valueOf(json.getString("resample").uppercase()),
+                cropPct = if (json.isNull("cropPct")) null else json.getDouble("cropPct"),
                 takesBytes = json.getString("dtype") == "uint8",
                 temperature = json.getDouble("temperature"),
                 labels = List(labels.length()) { labels.getString(it) },

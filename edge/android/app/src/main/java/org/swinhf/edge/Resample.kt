@@ -1,6 +1,7 @@
 package org.swinhf.edge
 
 import kotlin.math.abs
+import kotlin.math.floor
 import kotlin.math.max
 import kotlin.math.min
 
@@ -98,6 +99,25 @@ fun resample(picture: Picture, height: Int, width: Int, filter: Filter): ByteArr
         for (x in sums.indices) resized[y * sums.size + x] = round8(sums[x])
     }
     return resized
+}
+
+/** [picture] as RGB bytes (height, width, 3): stretched, or, with [cropPct], resized in its shape and cropped to its middle. */
+fun fit(picture: Picture, height: Int, width: Int, cropPct: Double?, filter: Filter): ByteArray {
+    if (cropPct == null) return resample(picture, height, width, filter)
+    val rows = floor(height / cropPct).toInt()
+    val columns = floor(width / cropPct).toInt()
+    val isWide = picture.height.toLong() * columns <= picture.width.toLong() * rows
+    val resizedHeight = if (isWide) rows else (columns.toDouble() * picture.height / picture.width).toInt()
+    val resizedWidth = if (isWide) (rows.toDouble() * picture.width / picture.height).toInt() else columns
+    val resized = resample(picture, resizedHeight, resizedWidth, filter)
+    val top = (resizedHeight - height) / 2
+    val left = (resizedWidth - width) / 2
+    val cropped = ByteArray(height * width * 3)
+    for (y in 0 until height) {
+        val from = ((top + y) * resizedWidth + left) * 3
+        resized.copyInto(cropped, y * width * 3, from, from + width * 3)
+    }
+    return cropped
 }
 
 /** RGB bytes (height, width, 3) as floats (3, height, width) in [0, 1]. */

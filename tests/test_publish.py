@@ -1,0 +1,90 @@
+"""What would be uploaded, before anything is: whole, with a true card, and nothing that does not belong there.
+
+The uploads themselves are in test_hub.py.
+"""
+
+import json
+
+import pytest
+from conftest import PROCESSOR
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinForImageClassification
+
+from swin_hf import SwinHfBackbone, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
+from swin_hf.convert import convert
+from swin_hf.publish import PublishError, main, prepare
+
+NAME = "org/name"
+
+
+def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
+    (checkpoint / "metrics.json").write_text(json.dumps({"test_accuracy": 0.91666, "by_class": [1, 2]}))
+    report = {"dataset": "photos", "rows": [{"step": "checkpoint", "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert main([str(checkpoint), NAME, "--private", "--license", "apache-2.0"]) == 0
+    shown = capsys.readouterr().out
+    assert "org/name (private), branch main:" in shown and "Nothing was uploaded; add --upload." in shown
+    for line in ("| test accuracy | 0.9167 |", "| accuracy, 40 test images | 90.0 % [80.0, 95.0] |", "license: apache-2.0"):
+        assert line in shown.splitlines()
+    publication = prepare(checkpoint, NAME, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "transformers")
+    assert card.data.eval_results[0].metric_value == 0.9
+    assert "images of 16 x 16 pixels, 3 classes" in card.text
+    assert {"config.json", "model.safetensors", "metrics.json", "README.md"} < publication.files.keys()
+    assert publication.files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+def test_only_what_belongs_to_the_model_goes(checkpoint, tmp_path):
+    (checkpoint / "checkpoint-10").mkdir()
+    for name in ("optimizer.pt", "training_args.bin", ".token", "old_modeling.py"):
+        (checkpoint / name).write_text("private")
+    (checkpoint / "README.md").write_text("# My own words")
+    publication = prepare(checkpoint, NAME, tmp_path / "out")
+    assert publication.left_out == [".token", "checkpoint-10", "old_modeling.py", "optimizer.pt", "training_args.bin"]
+    assert "left out: .token, checkpoint-10" in str(publication)
+    assert (tmp_path / "out" / "README.md").read_text() == "# My own words"
+
+
+def test_every_kind_of_model_has_its_auto_class(make_config, checkpoint, tmp_path):
+    stages = make_config(out_features=["stage1", "stage2"])
+    segmenter = SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=stages, use_auxiliary_head=False))
+    for name, model in {"AutoBackbone": SwinHfBackbone(stages), "AutoModelForSemanticSegmentation": segmenter}.items():
+        model.save_pretrained(tmp_path / name)
+        PROCESSOR.save_pretrained(tmp_path / name)
+        out = prepare(tmp_path / name, NAME, tmp_path / f"{name} out").folder
+        assert f'{name}.from_pretrained("org/name", trust_remote_code=True)' in (out / "README.md").read_text()
+
+
+def test_stock_models_are_published_as_such(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "stock", to="transformers")
+    publication = prepare(tmp_path / "stock", NAME, tmp_path / "out")
+    assert set(publication.files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert 'AutoModelForImageClassification.from_pretrained("org/name")' in (tmp_path / "out" / "README.md").read_text()
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path / "out")) is SwinForImageClassification
+    assert "swin" not in type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__module__
+
+
+def test_what_is_not_whole_is_refused(checkpoint, tmp_path, capsys):
+    def refused(message: str, folder=checkpoint, name: str = NAME) -> None:
+        with pytest.raises(PublishError, match=message):
+            prepare(folder, name, tmp_path / "out")
+        assert main([str(folder), name]) == 1
+        assert "error: " in capsys.readouterr().err
+
+    refused("must be named like org/name, got 'a b'", name="a b")
+    refused("it has neither", folder=tmp_path)
+    (checkpoint / "metrics.json").write_text("[1]")
+    refused("metrics.json must hold a JSON object, got list")
+    (checkpoint / "metrics.json").unlink()
+    (checkpoint / "preprocessor_config.json").unlink()
+    refused("must hold config.json, weights and preprocessor_config.json")
+    (checkpoint / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    refused("must hold a Swin of swin_hf or of transformers, got BertModel")
+    program = tmp_path / "program"
+    program.mkdir()
+    (program / "model.pte").write_bytes(b"another")
+    (program / "edge.json").write_text(json.dumps({"sha256": {"model.pte": "0" * 64}, "recipe": "int8", "input": {}}))
+    refused("model.pte is not the file that edge.json describes", folder=program)
+    (program / "edge.json").write_text("{}")
+    refused("must hold a whole export", folder=program)
