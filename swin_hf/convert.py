@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
+from .weight_config import SourceSizes
 from .weight_export import stock_processor, to_timm, to_transformers
 from .weight_files import ConversionError, WeightFiles, read_weight_files
-from .weight_import import ConversionReport, SourceSizes, import_model
+from .weight_import import ConversionReport, import_model
 
 ORIGINAL_CROP_PCT = 0.875  # of 256 pixels to 224 in the evaluation of Microsoft's code
 FILTERS = {"bilinear": 2, "bicubic": 3}

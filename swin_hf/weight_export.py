@@ -25,8 +25,8 @@ from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .stock_swin_hf import BLOCK_NAMES
+from .weight_config import difference_to_timm, map_size
 from .weight_files import ConversionError
-from .weight_import import difference_to_timm, map_size
 from .weight_names import original_name, timm_name
 
 STOCK_CLASSES = {

@@ -45,9 +45,10 @@ from swin_hf import (
     SwinHfModel,
 )
 from swin_hf.convert import convert, load, main
+from swin_hf.weight_config import SourceSizes
 from swin_hf.weight_export import to_timm, to_transformers
 from swin_hf.weight_files import ConversionError, WeightFiles, read_weights
-from swin_hf.weight_import import SourceSizes, import_model
+from swin_hf.weight_import import import_model
 
 SMALL = {"image_size": 64, "window_size": 4, "depths": [2, 2, 2], "num_heads": [2, 4, 4], "embed_dim": 24, "num_labels": 5}
 STOCK = {
