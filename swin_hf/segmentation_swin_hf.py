@@ -1,5 +1,7 @@
 """Semantic segmentation: transformers' UperNet heads (Xiao et al. 2018, arXiv:1807.10221) over the maps of a Swin."""
 
+import copy
+
 from torch import nn
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 from transformers.configuration_utils import SubConfigSpec
@@ -57,3 +59,13 @@ class SwinHfForSemanticSegmentation(SavesItsCode, UperNetForSemanticSegmentation
         if config.use_auxiliary_head:
             self.auxiliary_head = UperNetFCNHead(config, in_channels=self.backbone.channels, in_index=AUXILIARY_STAGE)
         self.post_init()
+
+    def resize(
+        self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None
+    ) -> "SwinHfForSemanticSegmentation":
+        """The same model with its backbone for another image size or window, as `SwinHfPreTrainedModel.resize` does it."""
+        backbone, config = self.backbone.resize(image_size, window_size), copy.deepcopy(self.config)
+        config.backbone_config = backbone.config
+        resized = type(self)(config)
+        resized.load_state_dict(self.state_dict() | backbone.state_dict(prefix="backbone."))
+        return resized.to(device=self.device, dtype=self.dtype).train(self.training)

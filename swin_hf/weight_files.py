@@ -75,8 +75,11 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     processor = _find(source, "preprocessor_config.json", revision)
     tensors = read_weights(weights) if weights.suffix != ".json" else {}
     if weights.suffix == ".json":
-        for name in sorted(set(_read_json(weights)["weight_map"].values())):
-            tensors |= read_weights(_find(source, name, revision))
+        for name in sorted(set(_read_json(weights).get("weight_map", {}).values())):
+            shard = _find(source, Path(name).name, revision)  # beside the index, whatever it says
+            if shard is None:
+                raise ConversionError(f"{source} lacks {name}, which {weights.name} names; fetch it again")
+            tensors |= read_weights(shard)
     return WeightFiles(
         name=str(source),
         weights=tensors,

@@ -33,6 +33,7 @@ HEADS = {
     "Backbone": SwinHfBackbone,
     "Model": SwinHfModel,
 }
+CLASSIFIERS = re.compile(r"(^|_head\.)classifier\.")
 HEAD_WEIGHTS = re.compile(r"(^|_head\.)classifier\.|^decoder\.|(^|\.)mask_token$")
 PRETRAINING = re.compile(r"^decoder\.|(^|\.)mask_token$")
 BUFFERS = re.compile(rf"(^|\.)({'|'.join(DROPPED_BUFFERS)}|k_bias)$")
@@ -65,6 +66,19 @@ class ConversionReport:
         return "\n".join([*lines, *self.notes])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    """Weights of a checkpoint by their names here.
+
+    kind, config: of the model that they are for. origins: name here -> name in the checkpoint.
+    """
+
+    kind: type[PreTrainedModel]
+    config: SwinHfConfig | SwinHfUperNetConfig
+    weights: dict[str, torch.Tensor]
+    origins: dict[str, str]
+
+
 def import_model(
     files: WeightFiles, num_labels: int | None = None, sizes: SourceSizes | None = None, allow_unexpected: bool = False
 ) -> tuple[PreTrainedModel, ConversionReport]:
@@ -76,20 +90,38 @@ def import_model(
         ConversionError: it is no such checkpoint, our models cannot express it, weights are missing, or some are unexpected
             and not allowed; the message names them.
     """
-    if files.config.get("model_type"):
-        kind, config, weights, origins = _from_transformers(files, num_labels)
-    else:
-        kind, config, weights, origins = _from_original(files, sizes or SourceSizes(), num_labels)
-    if num_labels is not None and num_labels != config.num_labels:
-        config.num_labels = num_labels
-    model, report = _fill(kind, config, weights, origins, files, allow_unexpected)
-    if "architecture" in files.config and (difference := difference_to_timm(config)):
+    from_transformers = bool(files.config.get("model_type"))
+    renamed = (
+        rename_stock(files, num_labels) if from_transformers else rename_original(files, sizes or SourceSizes(), num_labels)
+    )
+    report = ConversionReport()
+    if num_labels is not None and num_labels != renamed.config.num_labels:
+        renamed.config.num_labels = num_labels
+        _drop_head(renamed, report, num_labels)
+    model = renamed.kind(renamed.config)
+    _check_missing(model, renamed, files, report)
+    _check_unexpected(renamed, files, report, allow_unexpected)
+    for name in files.weights:
+        names = [ours for ours, origin in renamed.origins.items() if origin == name]
+        if len(names) == 1 and renamed.weights[names[0]] is files.weights[name]:
+            report.used[name] = names[0]
+        elif names:
+            report.converted[name] = " + ".join(names)
+    model.load_state_dict(renamed.weights, strict=False)
+    dtypes = {weight.dtype for weight in renamed.weights.values() if weight.is_floating_point()}
+    if len(dtypes) == 1:
+        model = model.to(dtypes.pop())
+    if "architecture" in files.config and (difference := difference_to_timm(renamed.config)):
         report.notes.append(f"timm computes something else at this image size: in {difference}")
-    return model, report
+    return model.eval(), report
 
 
-def _from_transformers(files: WeightFiles, num_labels: int | None):
-    """Class, config, and weights by their names here, with the names that they have in the file."""
+def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
+    """Weights of stock transformers, old names and new, or of ours.
+
+    Raises:
+        ConversionError: the config is of another model.
+    """
     config, architecture = files.config, (files.config.get("architectures") or ["SwinHfModel"])[0]
     kind = OURS.get(architecture) or next((kind for end, kind in HEADS.items() if architecture.endswith(end)), None)
     backbone = config.get("backbone_config") or {}
@@ -111,17 +143,15 @@ def _from_transformers(files: WeightFiles, num_labels: int | None):
         for stock, here in STOCK_NAMES.items():
             ours = re.sub(stock, here, ours)
         origins[ours.removeprefix("swin.") if kind is SwinHfModel else ours] = name
-    return kind, own, {ours: files.weights[name] for ours, name in origins.items()}, origins
+    return Renamed(kind=kind, config=own, weights={o: files.weights[name] for o, name in origins.items()}, origins=origins)
 
 
-def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:
-    """The class that a model of `kind` becomes if it shall have so many classes."""
-    has_none = kind in (SwinHfModel, SwinHfForMaskedImageModeling)
-    return SwinHfForImageClassification if has_none and num_labels is not None else kind
+def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | None = None) -> Renamed:
+    """Weights of Microsoft's code or of timm, from which the config is read too.
 
-
-def _from_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | None):
-    """The same for the names of the original code and of timm, where the config is read from the weights."""
+    Raises:
+        ConversionError: they are of another model, or of one that cannot be expressed here.
+    """
     names = original_names(files.weights)
     source = {original: files.weights[name] for original, name in names.items()}
     if "patch_embed.proj.weight" not in source:
@@ -129,8 +159,7 @@ def _from_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | Non
             f"{files.name} must be a Swin of transformers, with config.json, or of timm or Microsoft's code, with "
             f"patch_embed.proj.weight; got weights like {', '.join(list(files.weights)[:3])}"
         )
-    config = original_config(source, files, sizes)
-    kind = SwinHfModel
+    config, kind = original_config(source, files, sizes), SwinHfModel
     if "decoder.0.weight" in source:
         kind = SwinHfForMaskedImageModeling
         config.encoder_stride = math.isqrt(len(source["decoder.0.weight"]) // config.num_channels)
@@ -141,15 +170,20 @@ def _from_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | Non
         expected = kind(config).state_dict()
     weights, origins = {}, {}
     for ours in expected:
-        full = f"swin.{ours}" if kind is SwinHfModel else ours
-        original, third = original_name(full, config.version)
+        original, third = original_name(f"swin.{ours}" if kind is SwinHfModel else ours, config.version)
         if original not in source:
             continue
         weight = source[original] if third is None else source[original].chunk(3)[third]
         if ours.endswith("relative_position_bias_table"):
             weight = _in_window_table(weight, ours, config)
         weights[ours], origins[ours] = weight, names[original]
-    return kind, config, weights, origins
+    return Renamed(kind=kind, config=config, weights=weights, origins=origins)
+
+
+def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:
+    """The class that a model of `kind` becomes if it shall have so many classes."""
+    has_none = kind in (SwinHfModel, SwinHfForMaskedImageModeling)
+    return SwinHfForImageClassification if has_none and num_labels is not None else kind
 
 
 def _in_window_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch.Tensor:
@@ -174,61 +208,56 @@ def _in_window_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> to
     return whole.flatten(0, 1)
 
 
-def _fill(
-    kind: type[PreTrainedModel],
-    config: SwinHfConfig | SwinHfUperNetConfig,
-    weights: dict[str, torch.Tensor],
-    origins: dict[str, str],
-    files: WeightFiles,
-    allow_unexpected: bool,
-) -> tuple[PreTrainedModel, ConversionReport]:
-    """A model with these weights, and the report.
+def _drop_head(renamed: Renamed, report: ConversionReport, num_labels: int) -> None:
+    """Leave out the weights of a head for another number of classes."""
+    for ours in [ours for ours in renamed.weights if CLASSIFIERS.search(ours)]:
+        classes = len(renamed.weights.pop(ours))
+        report.dropped[renamed.origins.pop(ours)] = f"of a head for {classes} classes, not {num_labels}"
+
+
+def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
+    """Every weight of the model but those of its head must be there, in its shape.
 
     Raises:
-        ConversionError: a weight is of another shape, missing or unexpected.
+        ConversionError: one is not.
     """
-    model, report = kind(config), ConversionReport()
     expected = model.state_dict()
-    for ours in list(weights):
-        shapes = [tuple(values[ours].shape) for values in (weights, expected) if ours in values]
-        if len(shapes) == 2 and shapes[0] != shapes[1]:
-            if not HEAD_WEIGHTS.search(ours):
-                raise ConversionError(f"{origins[ours]} must have shape {shapes[1]} as {ours}, got {shapes[0]}")
-            report.dropped[origins[ours]] = f"of a head of {shapes[0][0]} outputs, not {shapes[1][0]}"
-            del weights[ours]
-    report.missing.extend(sorted(set(expected) - set(weights)))
-    lacking = [name for name in report.missing if not HEAD_WEIGHTS.search(name) and not name.endswith("num_batches_tracked")]
+    for ours, weight in renamed.weights.items():
+        if ours in expected and weight.shape != expected[ours].shape:
+            shapes = f"{tuple(expected[ours].shape)} as {ours}, got {tuple(weight.shape)}"
+            raise ConversionError(f"{files.name}: {renamed.origins[ours]} must have shape {shapes}")
+    report.missing.extend(sorted(set(expected) - set(renamed.weights)))
+    lacking = [name for name in report.missing if not HEAD_WEIGHTS.search(name)]
     if lacking:
-        raise ConversionError(f"{files.name} lacks weights of {kind.__name__}: {', '.join(lacking[:5])}")
-    taken: dict[str, list[str]] = {}
-    for ours in expected:
-        if ours in weights:
-            taken.setdefault(origins[ours], []).append(ours)
-    unexpected = [name for name in files.weights if name not in taken and name not in report.dropped]
-    for name in list(unexpected):
-        if BUFFERS.search(name):
-            report.dropped[name] = "follows from the configuration"
-        elif kind is not SwinHfForMaskedImageModeling and PRETRAINING.search(name):
-            report.dropped[name] = "of masked-image pre-training"
-        elif kind in (SwinHfBackbone, SwinHfForSemanticSegmentation) and re.search(r"(^|\.)swin\.layernorm\.", name):
-            report.dropped[name] = "not used by a backbone"
-        elif allow_unexpected:
-            report.dropped[name] = "unexpected, as was allowed"
-        else:
-            continue
-        unexpected.remove(name)
+        raise ConversionError(f"{files.name} lacks weights of {renamed.kind.__name__}: {', '.join(lacking[:5])}")
+    for ours in set(renamed.weights) - set(expected):
+        del renamed.weights[ours], renamed.origins[ours]
+
+
+def _check_unexpected(renamed: Renamed, files: WeightFiles, report: ConversionReport, allowed: bool) -> None:
+    """Say of every weight that is not used why it is not.
+
+    Raises:
+        ConversionError: of some there is no reason, and that is not allowed.
+    """
+    used = set(renamed.origins.values())
+    left = [name for name in files.weights if name not in used and name not in report.dropped]
+    reasons = {name: _reason_to_drop(name, renamed.kind) or ("unexpected, as was allowed" if allowed else "") for name in left}
+    unexpected = [name for name, reason in reasons.items() if not reason]
     if unexpected:
         raise ConversionError(
-            f"{files.name} has weights that {kind.__name__} does not know: {', '.join(unexpected[:5])}"
+            f"{files.name} has weights that {renamed.kind.__name__} does not know: {', '.join(unexpected[:5])}"
             f"{f' and {len(unexpected) - 5} more' if unexpected[5:] else ''}; --allow-unexpected drops them"
         )
-    for name, names in taken.items():
-        if len(names) == 1 and weights[names[0]] is files.weights[name]:
-            report.used[name] = names[0]
-        else:
-            report.converted[name] = " + ".join(names)
-    model.load_state_dict(weights, strict=False)
-    dtypes = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
-    if len(dtypes) == 1:
-        model = model.to(dtypes.pop())
-    return model.eval(), report
+    report.dropped.update(reasons)
+
+
+def _reason_to_drop(name: str, kind: type[PreTrainedModel]) -> str:
+    """Why a model has no use for a weight that others save; nothing if there is no reason."""
+    if BUFFERS.search(name):
+        return "follows from the configuration"
+    if kind is not SwinHfForMaskedImageModeling and PRETRAINING.search(name):
+        return "of masked-image pre-training"
+    if kind in (SwinHfBackbone, SwinHfForSemanticSegmentation) and re.search(r"(^|\.)swin\.layernorm\.", name):
+        return "not used by a backbone"
+    return ""

@@ -172,8 +172,10 @@ def test_upernet_goes_through_stock_and_back(tmp_path):
     back = to_transformers(ours)
     for name, weight in stock.state_dict().items():
         assert "swin.layernorm" in name or torch.equal(weight, back.state_dict()[name])
-    model, _, report = load(tmp_path / "stock", num_labels=7)
-    assert model.config.num_labels == 7 and {name.split(".")[-2] for name in report.missing} == {"classifier"}
+    model, _, report = load(tmp_path / "stock", num_labels=7, window_size=6)
+    assert (model.config.num_labels, model.config.backbone_config.window_size) == (7, 6)
+    assert model(torch.randn(1, 3, 96, 96)).logits.shape == (1, 7, 96, 96)
+    assert {name.split(".")[-2] for name in report.missing} == {"classifier"}
 
 
 @pytest.mark.parametrize("naming", ["original", "timm"])
@@ -264,10 +266,34 @@ def test_head_image_and_window_change_on_the_way_in(tmp_path):
     model, processor, report = load(tmp_path / "model.pth", num_labels=8, image_size=48, window_size=6)
     assert model(torch.randn(1, 3, 48, 48)).logits.shape == (1, 8)
     assert (model.config.image_size, model.config.window_size, processor.size.height) == (48, 6, 48)
-    assert report.dropped["head.weight"] == "of a head of 5 outputs, not 8"
+    assert report.dropped["head.weight"] == "of a head for 5 classes, not 8"
     unchanged, _, _ = load(tmp_path / "model.pth")
     for name, weight in unchanged.resize(48, 6).state_dict().items():
         assert name.startswith("classifier.") or torch.equal(weight, model.state_dict()[name])
+
+
+def test_shards_bins_and_half_precision_are_read(tmp_path):
+    stock, _ = make_stock("V2 classifier")
+    stock.half().save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    stock.config.save_pretrained(tmp_path / "bin")
+    torch.save(stock.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    shards, bins = (load(tmp_path / folder)[0] for folder in ("shards", "bin"))
+    assert shards.dtype == bins.dtype == torch.float16
+    assert all(torch.equal(weight, bins.state_dict()[name]) for name, weight in shards.state_dict().items())
+    next((tmp_path / "shards").glob("model-00002*")).unlink()
+    with pytest.raises(ConversionError, match="lacks model-00002"):
+        load(tmp_path / "shards")
+
+
+def test_a_head_that_does_not_fit_its_config_is_no_new_head(tmp_path):
+    stock, _ = make_stock("V1 classifier")
+    stock.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConversionError, match=r"classifier.\w+ must have shape \(2"):
+        load(tmp_path)
 
 
 def test_processors_become_ours_and_stock_again(tmp_path):
@@ -365,7 +391,10 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
         "another model": ({"conv1.weight": torch.ones(3)}, "with patch_embed.proj.weight; got weights like conv1.weight"),
         "unexpected": (whole | {"norm9.weight": torch.ones(1)}, "does not know: norm9.weight; --allow-unexpected drops them"),
         "lacking": ({k: v for k, v in whole.items() if k != "layers.1.blocks.0.mlp.fc2.bias"}, "lacks weights of SwinHf"),
-        "another shape": (whole | {"norm.weight": torch.ones(7)}, r"norm.weight must have shape \(32,\)"),
+        "another shape": (
+            whole | {"norm.weight": torch.ones(7)},
+            r"norm.weight must have shape \(32,\) as swin.layernorm.weight, got \(7,\)",
+        ),
         "no window": (timm_weights(whole), "does not tell its window size; give it, --source-window-size"),
         "no size": (
             timm_weights(original_weights(SHAPES["V1"])),
