@@ -12,7 +12,7 @@ demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned ->
 
 test: $(VENV)/.installed  ## all tests; no network, no GPU
 	@echo "== Running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-arm64: $(VENV)/.installed  ## programs on emulated AArch64 processors against this one; fetches the emulator to build/ or skips
 	@$(BIN)/python scripts/arm64.py

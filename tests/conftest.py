@@ -24,6 +24,11 @@ HELD_OUT = ["--validation_share", "0.2", "--test_share", "0.2"]
 STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no process works on it when the others have nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_run.py")
+
+
 def settings_for(folder: Path, *more: str):
     """A training of a tiny model that takes seconds."""
     config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.1})
