@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .stock_swin_hf import from_stock_config, is_stock
+from .stock_swin_hf import ReadsStockConfigs
 
 # What `PreTrainedConfig` takes beside its fields, or older versions of transformers wrote into `config.json`.
 BASE_CLASS_KEYWORDS = frozenset(
@@ -37,7 +37,7 @@ class BlockWidths:
 
 
 @strict
-class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
+class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Swin Transformer, version 1 or 2, with optional widths for each stage and block.
 
     Fields that the stock `transformers.SwinConfig` and `Swinv2Config` have keep their name, meaning and default. The number
@@ -128,23 +128,6 @@ class SwinHfConfig(BackboneConfigMixin, PreTrainedConfig):
         # The channels after the last stage, under the name that composite models such as VisionEncoderDecoder read.
         self.hidden_size = self.stage_dim(self.num_layers - 1)
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """The fields in a `config.json`, which may be a stock Swin's.
-
-        Raises:
-            ValueError: it is timm's.
-        """
-        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if is_stock(config):
-            config = from_stock_config(config, cls)
-        elif "architecture" in config and "model_type" not in config:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} must be a checkpoint of transformers, got timm's {config['architecture']}; "
-                f"convert it first: python -m swin_hf.convert {pretrained_model_name_or_path} FOLDER"
-            )
-        return config, unused
 
     def _refuse_typos(self, unknown: dict) -> None:
         """Names that are close to a field are mistakes; others are kept, as every config of transformers does."""

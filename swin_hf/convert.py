@@ -1,6 +1,7 @@
 """Convert a Swin checkpoint: `python -m swin_hf.convert SRC DST [--to swin_hf|transformers|timm]`."""
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -11,17 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from transformers.image_utils import SizeDict
+from transformers.processing_utils import ImagesKwargs
 
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
+from .modeling_swin_hf import SwinHfForImageClassification
+from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .weight_config import SourceSizes
 from .weight_export import stock_processor, to_timm, to_transformers
 from .weight_files import ConversionError, WeightFiles, read_weight_files
 from .weight_import import ConversionReport, import_model
 
-ORIGINAL_CROP_PCT = 0.875  # of 256 pixels to 224 in the evaluation of Microsoft's code
+# Microsoft's code evaluates classifiers on the middle 224 of 256 pixels, and those of 384 pixels on whole images.
+ORIGINAL_CROP_PCT, LARGEST_CROPPED = 0.875, 383
 FILTERS = {"bilinear": 2, "bicubic": 3}
 REPORT_FILE = "conversion.json"
 
@@ -49,33 +55,67 @@ def load(
     """
     files = read_weight_files(source, revision)
     model, report = import_model(files, num_labels, source_sizes, allow_unexpected)
+    processor = import_processor(files, model, report)
     if image_size is not None or window_size is not None:
         model = model.resize(image_size=image_size, window_size=window_size)
-    return model, import_processor(files, model), report
+    if image_size is not None:
+        processor = resized_processor(processor, image_size)
+    return model, processor, report
 
 
-def import_processor(files: WeightFiles, model: PreTrainedModel) -> SwinHfImageProcessorPil:
-    """The image processor that a checkpoint was evaluated with, for the image size of `model`."""
-    config = getattr(model.config, "backbone_config", None) or model.config
+def import_processor(files: WeightFiles, model: PreTrainedModel, report: ConversionReport) -> SwinHfImageProcessorPil:
+    """The image processor of a checkpoint, or, with a note in the report, the one that its kind is evaluated with."""
+    config = getattr(model.config, "backbone_config", model.config)
     height, width = config.image_height_width
     settings: dict[str, Any] = {"size": {"height": height, "width": width}}
-    if files.processor:
-        known = SwinHfImageProcessorKwargs.__annotations__
-        given = {name: value for name, value in files.processor.items() if name in known and name != "size"}
-        size, crop = files.processor.get("size"), given.get("crop_size")
-        if isinstance(size, dict) and "shortest_edge" in size and given.get("do_center_crop") and crop:
-            side, shortest = crop if isinstance(crop, int) else crop["height"], size["shortest_edge"]
-            exact = math.floor(side / (side / shortest)) == shortest
-            given |= {"crop_pct": side / (shortest if exact else shortest + 0.5), "do_center_crop": None, "crop_size": None}
-        return SwinHfImageProcessorPil(**given | settings)
     timm = files.config.get("pretrained_cfg") or {}
-    if timm:
+    if files.processor:
+        settings |= processor_settings(files.processor)
+    elif timm:
         settings |= {f"image_{name}": timm[name] for name in ("mean", "std") if name in timm}
         settings["resample"] = FILTERS.get(timm.get("interpolation"), FILTERS["bicubic"])
         settings["crop_pct"] = None if timm.get("crop_mode") == "squash" else timm.get("crop_pct")
     else:
-        settings["crop_pct"] = ORIGINAL_CROP_PCT
+        is_original = not files.config and isinstance(model, SwinHfForImageClassification)
+        settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
+        report.notes.append(
+            f"nothing tells the image processor: ImageNet's mean and deviation are assumed, bicubic, size {height} x {width}, "
+            f"crop_pct {settings['crop_pct']}"
+        )
     return SwinHfImageProcessorPil(**settings)
+
+
+def processor_settings(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings of our image processor from a `preprocessor_config.json` of any age."""
+    names = SwinHfImageProcessorKwargs.__annotations__ | ImagesKwargs.__annotations__
+    settings = {name: value for name, value in saved.items() if name in names}
+    if "reduce_labels" in saved:  # as it was called before transformers 4.32
+        settings.setdefault("do_reduce_labels", saved["reduce_labels"])
+    size, crop = settings.get("size"), settings.get("crop_size")
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    if settings.get("do_center_crop") and crop and isinstance(size, dict) and set(size) == {"shortest_edge"}:
+        side, shortest = crop["height"], size["shortest_edge"]
+        exact = math.floor(side / (side / shortest)) == shortest
+        if side == crop["width"] and side <= shortest:
+            settings |= {"crop_pct": side / (shortest if exact else shortest + 0.5), "size": crop}
+            settings |= {"do_center_crop": None, "crop_size": None}
+    return settings
+
+
+def resized_processor(processor: SwinHfImageProcessorPil, image_size: int) -> SwinHfImageProcessorPil:
+    """An image processor that makes squares of `image_size`, with as much around them as before.
+
+    Raises:
+        ConversionError: it crops by other rules than `crop_pct`.
+    """
+    if processor.do_center_crop:
+        raise ConversionError(
+            f"--image-size cannot be applied to an image processor with size {dict(processor.size)} and crop_size "
+            f"{dict(processor.crop_size)}; convert without it and change preprocessor_config.json"
+        )
+    resized = copy.deepcopy(processor)
+    resized.size = SizeDict(height=image_size, width=image_size)
+    return resized
 
 
 def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **options: Any) -> ConversionReport:
@@ -88,7 +128,7 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     Raises:
         ConversionError: the destination is there already, or as `load`, or the target cannot express the model.
     """
-    destination = Path(destination)
+    destination = Path(destination).resolve()
     if to not in WRITERS:
         raise ConversionError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -114,8 +154,9 @@ def _write_swin_hf(model: PreTrainedModel, processor: SwinHfImageProcessorPil, f
 
 
 def _write_transformers(model: PreTrainedModel, processor: SwinHfImageProcessorPil, folder: Path) -> None:
-    to_transformers(model).save_pretrained(folder)
-    stock_processor(processor).save_pretrained(folder)
+    stock, of_maps = to_transformers(model), isinstance(model, SwinHfForSemanticSegmentation)
+    stock_processor(processor, of_maps).save_pretrained(folder)
+    stock.save_pretrained(folder)
 
 
 def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, folder: Path) -> None:
@@ -137,6 +178,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--window-size", type=int, help="resize the model for windows of so many patches")
     parser.add_argument("--source-image-size", type=int, help="pixels, for a file that does not tell them")
     parser.add_argument("--source-window-size", type=int, help="patches, for a file of V2 that does not tell them")
+    parser.add_argument(
+        "--source-pretrained-window-sizes",
+        type=int,
+        nargs="+",
+        help="of each stage of a V2 that was fine-tuned at another window, for a file that does not tell them: 12 12 12 6",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--allow-unexpected", action="store_true", help="drop weights that the model does not know")
     return parser
@@ -144,10 +191,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(make_parser().parse_args(arguments))
-    sizes = SourceSizes(image_size=options.pop("source_image_size"), window_size=options.pop("source_window_size"))
+    sizes = SourceSizes(
+        image_size=options.pop("source_image_size"),
+        window_size=options.pop("source_window_size"),
+        pretrained_window_sizes=options.pop("source_pretrained_window_sizes"),
+    )
     try:
         report = convert(**options, source_sizes=sizes)
-    except (ConversionError, HfHubHTTPError, OSError, ValueError) as error:
+    except (ConversionError, HfHubHTTPError, StrictDataclassError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{report}\n{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}")

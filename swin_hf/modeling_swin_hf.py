@@ -7,7 +7,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -31,10 +31,9 @@ from .outputs_swin_hf import (
     SwinHfModelOutput,
 )
 from .resizing_swin_hf import resized_config, resized_weights
-from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, is_stock
+from .stock_swin_hf import DROPPED_BUFFERS, HUB_ARGUMENTS, ReadsStockWeights
 
 RESIZABLE = ("image_size", "window_size")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class SwinHfEncoder(nn.Module):
@@ -61,7 +60,7 @@ class SwinHfEncoder(nn.Module):
         return output
 
 
-class SwinHfPreTrainedModel(SavesItsCode, PreTrainedModel):
+class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, PreTrainedModel):
     """Loading, saving, resizing and initialisation shared by the Swin models."""
 
     config_class = SwinHfConfig
@@ -86,14 +85,9 @@ class SwinHfPreTrainedModel(SavesItsCode, PreTrainedModel):
         """
         config = kwargs.get("config")
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
-        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        has_stock_names = pretrained_model_name_or_path is not None and is_stock(
-            PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)[0]
-        )
-        if has_stock_names:
-            kwargs["key_mapping"] = STOCK_NAMES
         if isinstance(config, SwinHfConfig) and pretrained_model_name_or_path is not None:
             # Auto classes put such keywords into the config; the weights have to be loaded in their own sizes first.
+            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             saved = SwinHfConfig.from_pretrained(pretrained_model_name_or_path, **where)
             sizes = {name: getattr(config, name) for name in RESIZABLE} | sizes
             kwargs["config"] = copy.deepcopy(config)
@@ -101,8 +95,6 @@ class SwinHfPreTrainedModel(SavesItsCode, PreTrainedModel):
                 setattr(kwargs["config"], name, getattr(saved, name))
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)  # a pair with output_loading_info
-        if has_stock_names:
-            del model._weight_conversions  # with which it would be saved under the stock names
         changed = {
             name: size for name, size in sizes.items() if height_width(size) != height_width(getattr(model.config, name))
         }

@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -17,12 +18,13 @@ import transformers
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from .configuration_swin_hf import height_width
 from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .stock_swin_hf import STOCK_VERSIONS, is_stock
-from .weight_import import HEADS, OURS
+from .weight_files import ConversionError, read_weight_files
+from .weight_import import HEADS, OURS, import_model
 
 PIPELINES = {  # by the end of a class name; others give features
     "ForImageClassification": "image-classification",
@@ -69,6 +71,8 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
     source = Path(source)
     try:
         validate_repo_id(repo_id)
+        if "/" not in repo_id:
+            raise HFValidationError("it has no organisation or user")
     except HFValidationError as error:
         raise PublishError(f"the repository must be named like org/name, got {repo_id!r}: {error}") from error
     if (source / MANIFEST).is_file():
@@ -125,25 +129,22 @@ def publish(
 def _save_checkpoint(source: Path, folder: Path) -> dict[str, Any]:
     """A checkpoint's model and processor saved anew, and what a card says of them."""
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source)
-        architecture = (config.get("architectures") or [""])[0]
-        stock = is_stock(config.get("backbone_config") or config)
+        files = read_weight_files(source)
+        architecture = (files.config.get("architectures") or [""])[0]
+        stock = is_stock(files.config)
         kind = getattr(transformers, architecture, None) if stock else OURS.get(architecture)
-        if kind is None:
+        if kind is None or not files.processor:
             raise PublishError(
-                f"{source} must hold a Swin of swin_hf or of transformers, got {architecture or 'none'}; convert it first: "
-                f"python -m swin_hf.convert {source} FOLDER"
+                f"{source} must hold a Swin of swin_hf or of transformers with its preprocessor_config.json, got "
+                f"{architecture or 'none'}; others are converted by python -m swin_hf.convert {source} FOLDER"
             )
-        model, info = kind.from_pretrained(source, output_loading_info=True, local_files_only=True)
+        model, _ = import_model(files)  # which is strict: nothing is missing, nothing is lost
+        if stock:
+            model = kind.from_pretrained(source, local_files_only=True)
         processor_class = AutoImageProcessor if stock else SwinHfImageProcessorPil
         processor = processor_class.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if isinstance(error, PublishError):
-            raise
-        raise PublishError(f"{source} must hold config.json, weights and preprocessor_config.json: {error}") from error
-    missing = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-    if missing:
-        raise PublishError(f"{source} lacks weights: {', '.join(missing[:5])}")
+    except (ConversionError, OSError, ValueError) as error:
+        raise error if isinstance(error, PublishError) else PublishError(str(error)) from error
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     end = next((end for end in HEADS if architecture.endswith(end)), "")
@@ -172,6 +173,8 @@ def _copy_program(source: Path, folder: Path) -> dict[str, Any]:
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
         sums, recipe, contract = manifest["sha256"], manifest["recipe"], manifest["input"]
         for name, expected in sums.items():
+            if Path(name).name != name:
+                raise PublishError(f"{source / MANIFEST} must name files beside it, got {name!r}")
             if hashlib.sha256((source / name).read_bytes()).hexdigest() != expected:
                 raise PublishError(f"{source / name} is not the file that {MANIFEST} describes; export it again")
         for name in {*sums, *PROGRAM_FILES}:
@@ -215,7 +218,8 @@ def _write_card(source: Path, repo_id: str, details: dict[str, Any], folder: Pat
                 metric_value=measured["accuracy"],
             )
         ]
-    numbers = {name: value for name, value in _read_object(source / METRICS).items() if isinstance(value, (int, float))}
+    metrics = _read_object(source / METRICS).items()
+    numbers = {name: value for name, value in metrics if type(value) in (int, float) and math.isfinite(value)}
     figures |= {name.replace("_", " "): f"{value:.4g}" for name, value in numbers.items()}
     data = ModelCardData(
         library_name=details["library"],

@@ -9,12 +9,13 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 from .auto_map_swin_hf import SavesItsCode
 from .configuration_swin_hf import SwinHfConfig
-from .modeling_swin_hf import SwinHfBackbone
+from .modeling_swin_hf import SwinHfBackbone, SwinHfPreTrainedModel
+from .stock_swin_hf import ReadsStockConfigs, ReadsStockWeights
 
 AUXILIARY_STAGE = 2  # whose map the auxiliary head reads, counted among those that the backbone returns
 
 
-class SwinHfUperNetConfig(UperNetConfig):
+class SwinHfUperNetConfig(ReadsStockConfigs, UperNetConfig):
     """Fields of transformers' `UperNetConfig`, with a `SwinHfConfig` as `backbone_config`.
 
     Raises:
@@ -39,7 +40,7 @@ class SwinHfUperNetConfig(UperNetConfig):
             )
 
 
-class SwinHfForSemanticSegmentation(SavesItsCode, UperNetForSemanticSegmentation):
+class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForSemanticSegmentation):
     """A class for every pixel of an image: logits (B, K, height, width) of images of any height and width.
 
     labels: (B, height, width) class indices; `config.loss_ignore_index` marks pixels that do not count.
@@ -50,6 +51,10 @@ class SwinHfForSemanticSegmentation(SavesItsCode, UperNetForSemanticSegmentation
     _supports_sdpa = True
     _no_split_modules = SwinHfBackbone._no_split_modules
     _auto_class = "AutoModelForSemanticSegmentation"
+    _keys_to_ignore_on_load_unexpected = [
+        *SwinHfPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^backbone\.swin\.layernorm\.",  # of the stock backbone, which never uses it
+    ]
 
     def __init__(self, config: SwinHfUperNetConfig):
         UperNetPreTrainedModel.__init__(self, config)  # UperNet's own looks for the backbone among transformers' models

@@ -4,6 +4,9 @@ import re
 from dataclasses import fields
 from typing import Any
 
+from transformers import PreTrainedConfig
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 STOCK_VERSIONS = {"swin": 1, "swinv2": 2}
 DROPPED_BUFFERS = (
     "relative_position_index",
@@ -36,22 +39,69 @@ STOCK_NAMES = {
 
 
 def is_stock(config: dict[str, Any]) -> bool:
-    """Whether `config.json` is that of a stock Swin."""
+    """Whether `config.json` is that of a stock Swin, or of a UperNet over one."""
+    if config.get("model_type") == "upernet":
+        return is_stock(config.get("backbone_config") or {})
     return config.get("model_type") in STOCK_VERSIONS
 
 
 def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:
-    """A stock Swin's `config.json` in the fields of our config class, `owner`.
+    """A stock `config.json` in the fields of our config class, `owner`, for a Swin or for a UperNet over one.
 
     What older versions of transformers wrote and none reads (`path_norm`, `layer_norm_epsilon`, ...) is left out.
     """
     kept = known_fields(config, owner)
+    if config["model_type"] == "upernet":
+        backbone = owner.sub_configs_defaults["backbone_config"].config_class
+        return kept | {"backbone_config": from_stock_config(config["backbone_config"], backbone)}
     if kept.get("pretrained_window_sizes") and "depths" in kept:
         kept["pretrained_window_sizes"] = kept["pretrained_window_sizes"][: len(kept["depths"])]  # four zeros by default
-    return kept | {"model_type": "swin_hf", "version": STOCK_VERSIONS[config["model_type"]]}
+    return kept | {"version": STOCK_VERSIONS[config["model_type"]]}
 
 
 def known_fields(config: dict[str, Any], owner: type) -> dict[str, Any]:
     """What of a `config.json` the config class `owner` knows."""
-    known = {field.name for field in fields(owner)} | {"num_labels", "out_features", "torch_dtype"}
+    known = {field.name for field in fields(owner)} | {"num_labels", "out_features", "out_indices", "torch_dtype"}
     return {name: value for name, value in config.items() if name in known and name != "transformers_version"}
+
+
+class ReadsStockConfigs:
+    """A config that `from_pretrained` also makes of a stock `config.json`."""
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """The fields in a `config.json`, which may be a stock one.
+
+        Raises:
+            ValueError: it is timm's.
+        """
+        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if is_stock(config):
+            config = from_stock_config(config, cls) | {"model_type": cls.model_type}
+        elif "architecture" in config and "model_type" not in config:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} must be a checkpoint of transformers, got timm's {config['architecture']}; "
+                f"convert it first: python -m swin_hf.convert {pretrained_model_name_or_path} FOLDER"
+            )
+        return config, unused
+
+
+class ReadsStockWeights:
+    """A model that `from_pretrained` also loads from a stock checkpoint, whatever names its weights have."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        config = kwargs.get("config")
+        if isinstance(config, PreTrainedConfig) and is_stock(config.to_dict()):
+            kwargs["config"] = cls.config_class(**from_stock_config(config.to_dict(), cls.config_class))
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        has_stock_names = pretrained_model_name_or_path is not None and is_stock(
+            PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)[0]
+        )
+        if has_stock_names:
+            kwargs["key_mapping"] = STOCK_NAMES
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if has_stock_names:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
+            del model._weight_conversions  # with which it would be saved under the stock names
+        return loaded

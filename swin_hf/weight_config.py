@@ -4,6 +4,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,27 @@ from .weight_files import ConversionError, WeightFiles
 
 # timm names its models after window and image size: window8_256, or window12to16_192to256 for one fine-tuned at another size.
 TIMM_SIZES = re.compile(r"window(\d+)(?:to(\d+))?_(\d+)(?:to(\d+))?")
+# What a timm model may have been built with. None: anything; it is read from the weights, or changes nothing that is computed.
+TIMM_ARGUMENTS = {
+    **dict.fromkeys(("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depths", "num_heads", "window_size")),
+    **dict.fromkeys(("mlp_ratio", "qkv_bias", "pretrained_window_sizes", "act_layer", "weight_init", "strict_img_size")),
+    **dict.fromkeys(("dynamic_img_size", "drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")),
+    "global_pool": ("avg",),
+    "always_partition": (False,),
+    "head_dim": (None,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSizes:
-    """Of the model that the weights are of, in pixels and patches, for files that do not tell them."""
+    """Of the model that the weights are of, in pixels and patches, for files that do not tell them.
+
+    pretrained_window_sizes: V2, of each stage: the window that its position network was trained with, if another.
+    """
 
     image_size: int | None = None
     window_size: int | None = None
+    pretrained_window_sizes: list[int] | None = None
 
 
 def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes) -> SwinHfConfig:
@@ -33,20 +47,23 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
     blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", name) for name in source]
     counted = [(int(found[1]), int(found[2])) for found in blocks if found]
     depths = [1 + max(block for own, block in counted if own == stage) for stage in sorted({stage for stage, _ in counted})]
-    first = [f"layers.{stage}.blocks.0" for stage in range(len(depths))]
+    first = [f"layers.{stage}.blocks.0" for stage in range(len(depths))] or ["layers.0.blocks.0"]
+    version = 2 if f"{first[0]}.attn.logit_scale" in source else 1
     try:
-        version = 2 if f"{first[0]}.attn.logit_scale" in source else 1
         heads = ".attn.logit_scale" if version == 2 else ".attn.relative_position_bias_table"
         num_heads = [source[block + heads].shape[0 if version == 2 else 1] for block in first]
         dims = [len(source[f"{block}.norm1.weight"]) for block in first]
         patch = tuple(source["patch_embed.proj.weight"].shape[2:])
         mlp_ratio = len(source[f"{first[0]}.mlp.fc1.weight"]) / dims[0]
-    except (KeyError, IndexError) as error:
-        raise ConversionError(
-            f"{files.name} must be a whole Swin of timm or of Microsoft's code, but it lacks {error}"
-        ) from error
+    except KeyError as error:
+        raise ConversionError(f"{files.name} must be a whole Swin of timm or Microsoft's code, but lacks {error}") from error
     if dims != [dims[0] * 2**stage for stage in range(len(dims))]:
         raise ConversionError(f"{files.name} must double its channels in every stage, got {dims}")
+    arguments = files.config.get("model_args") or {}
+    for name, value in arguments.items():
+        allowed = TIMM_ARGUMENTS.get(name, ())
+        if allowed is not None and value not in allowed:
+            raise ConversionError(f"{files.name} was built with {name}={value}, which cannot be expressed")
     windows, units = _windows(source, files, sizes, version, patch)
     return SwinHfConfig(
         version=version,
@@ -61,6 +78,7 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
         mlp_ratio=mlp_ratio,
         qkv_bias=f"{first[0]}.attn.{'q_bias' if version == 2 else 'qkv.bias'}" in source,
         use_absolute_embeddings="absolute_pos_embed" in source,
+        hidden_act=arguments.get("act_layer") or "gelu",
         **_labels(files),
     )
 
@@ -95,8 +113,10 @@ def _windows(
         tables = [weight for name, weight in source.items() if name.endswith("relative_position_bias_table")]
         return [(math.isqrt(len(table)) + 1) // 2 for table in tables], None
     offsets = [weight for name, weight in sorted(source.items()) if name.endswith("blocks.0.attn.relative_coords_table")]
-    if offsets and sizes.window_size is None:  # (1, 2wh-1, 2ww-1, 2), whose largest offset tells what its unit was
+    if offsets:  # (1, 2wh-1, 2ww-1, 2), whose largest offset tells what its unit was
         windows = [(table.shape[1] + 1) // 2 for table in offsets]
+        if sizes.window_size not in (None, max(windows)):
+            raise ConversionError(f"{files.name} has windows of {max(windows)}, but was said to have {sizes.window_size}")
         spans = [(8 ** table.max().item() - 1) / 8 for table in offsets]
         units = [round((window - 1) / span) + 1 if span else window for window, span in zip(windows, spans)]
         return windows, [0 if unit == window else unit for unit, window in zip(units, windows)]
@@ -104,11 +124,24 @@ def _windows(
     window = sizes.window_size or window
     if not isinstance(window, int):
         raise ConversionError(f"{files.name} does not tell its window size; give it, --source-window-size 8 for instance")
-    given = (files.config.get("model_args") or {}).get("pretrained_window_sizes")
+    given = sizes.pretrained_window_sizes or (files.config.get("model_args") or {}).get("pretrained_window_sizes")
     num_stages = len(set(re.findall(r"^layers\.(\d+)\.", "\n".join(source), re.MULTILINE)))
     if given is None and pretrained_window:
         given = [min(pretrained_window, pretrained_image // patch[0] // 2**stage) for stage in range(num_stages)]
     return [window], list(given) if given and any(given) else None
+
+
+def assumed(files: WeightFiles, source: Iterable[str], sizes: SourceSizes) -> str:
+    """What had to be assumed of the model, in words; nothing if the file tells all that matters."""
+    names = list(source)
+    is_second = any(name.endswith(".attn.logit_scale") for name in names)
+    told = any(name.endswith("relative_coords_table") for name in names) or "architecture" in files.config
+    if is_second and not told and sizes.pretrained_window_sizes is None:
+        return (
+            "nothing tells the windows of the pretraining: it is assumed that the position networks were trained with the "
+            "present ones; if not, give --source-pretrained-window-sizes"
+        )
+    return ""
 
 
 def _image_size(
@@ -148,3 +181,26 @@ def difference_to_timm(config: SwinHfConfig) -> str:
                 f"stage {stage}, block 1, a window spans the map in one direction; timm shifts it in the other, others do not"
             )
     return ""
+
+
+def stock_v2_difference(config: SwinHfConfig) -> str:
+    """Where stock Swin V2 computes something else at the config's image size, and what; nothing if nowhere."""
+    for stage in range(len(config.depths)):
+        rows, columns = config.stage_window(stage)
+        if config.version == 2 and rows != columns:
+            return (
+                f"stage {stage}, block 0 must have a square window for images of {config.image_size}, got {rows} x {columns}, "
+                "cut to its map"
+            )
+    return ""
+
+
+def extended_table(table: torch.Tensor, fitted: tuple[int, int], window: tuple[int, int]) -> torch.Tensor:
+    """V1 position biases of a window cut to a small map, ((2wh-1) * (2ww-1), h), as those of the whole window.
+
+    Offsets that the cut window never sees get the bias of the nearest one that it sees.
+    """
+    channels_first = table.view(1, *(2 * side - 1 for side in fitted), -1).permute(0, 3, 1, 2)
+    top, left = (side - own for side, own in zip(window, fitted))
+    padded = torch.nn.functional.pad(channels_first.float(), (left, left, top, top), mode="replicate")
+    return padded.permute(0, 2, 3, 1).reshape(-1, table.shape[1]).to(table.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import (
     PreTrainedModel,
+    SegformerImageProcessorPil,
     SwinBackbone,
     SwinConfig,
     SwinForImageClassification,
@@ -25,7 +26,7 @@ from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .stock_swin_hf import BLOCK_NAMES
-from .weight_config import difference_to_timm, map_size
+from .weight_config import difference_to_timm, extended_table, map_size, stock_v2_difference
 from .weight_files import ConversionError
 from .weight_names import original_name, timm_name
 
@@ -152,9 +153,13 @@ def stock_swin_config(config: SwinHfConfig) -> SwinConfig | Swinv2Config:
         "window_size": shape.window_size,
     }
     if config.version == 2:
-        units = [config.pretrained_window(stage) for stage in range(len(config.depths))]
-        if any(height != width for height, width in units) and config.pretrained_window_sizes:
-            raise ConversionError(f"transformers has no such Swin: pretrained_window_sizes must be square, got {units}")
+        if difference := stock_v2_difference(config):
+            raise ConversionError(f"transformers has no such Swin: {difference}; resize the model")
+        if config.use_absolute_embeddings:
+            raise ConversionError("transformers has no such Swin: V2 must have use_absolute_embeddings False, got True")
+        if any(len(set(height_width(window))) > 1 for window in config.pretrained_window_sizes or ()):
+            given = config.pretrained_window_sizes
+            raise ConversionError(f"transformers has no such Swin: pretrained_window_sizes must be square, got {given}")
         given = config.pretrained_window_sizes or [0] * len(config.depths)
         return Swinv2Config(**fields, pretrained_window_sizes=[height_width(window)[0] for window in given])
     return SwinConfig(**fields)
@@ -241,6 +246,8 @@ def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfIma
         "pool_size": list(map_size(config, len(config.depths) - 1)),
     }
     if processor is not None:
+        if processor.do_center_crop or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
+            raise ConversionError("timm resizes images, crops by crop_pct and normalises; the image processor does otherwise")
         pretrained |= {
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
@@ -262,7 +269,7 @@ def _fitted_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch
     """The middle of a table of position biases, which is all that a window cut to a small map reads.
 
     Raises:
-        ConversionError: the rest is not zero: the model uses it at other sizes.
+        ConversionError: the rest is more than a copy of its edge: the model was trained at other sizes.
     """
     stage, block = (int(part) for part in name.split(".") if part.isdigit())
     window = height_width(config.window_size)
@@ -272,26 +279,35 @@ def _fitted_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch
     (top, left), sides = ((side - own for side, own in zip(window, fitted)), [2 * side - 1 for side in window])
     whole = table.view(*sides, -1)
     middle = whole[top : sides[0] - top, left : sides[1] - left]
-    if whole.count_nonzero() != middle.count_nonzero():
+    middle = middle.flatten(0, 1)
+    if not torch.equal(extended_table(middle, fitted, window), table):
         raise ConversionError(
             f"timm has no such Swin: stage {stage}, block {block} must have a map of at least {window[0]} x {window[1]}, its "
             f"window, for images of {config.image_size}, got {fitted[0]} x {fitted[1]}; resize the model"
         )
-    return middle.flatten(0, 1)
+    return middle
 
 
-def stock_processor(processor: SwinHfImageProcessorPil) -> ViTImageProcessorPil:
-    """The image processor of stock transformers that does the same to an image."""
-    settings = {
-        name: getattr(processor, name)
-        for name in ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
-    } | {"do_convert_rgb": processor.do_convert_rgb, "size": dict(processor.size)}
+def stock_processor(
+    processor: SwinHfImageProcessorPil, of_maps: bool = False
+) -> ViTImageProcessorPil | SegformerImageProcessorPil:
+    """The image processor of stock transformers that does the same to an image, and, if `of_maps`, to maps of classes.
+
+    Raises:
+        ConversionError: transformers has none.
+    """
+    names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
+    settings = {name: getattr(processor, name) for name in (*names, "do_convert_rgb")} | {"size": dict(processor.size)}
+    if of_maps:
+        if processor.crop_pct is not None or processor.do_center_crop:
+            raise ConversionError("transformers has no image processor that crops maps of classes; set crop_pct to None")
+        return SegformerImageProcessorPil(**settings, do_reduce_labels=processor.do_reduce_labels)
     settings |= {"do_center_crop": processor.do_center_crop, "crop_size": processor.crop_size and dict(processor.crop_size)}
     if processor.crop_pct is None:
         return ViTImageProcessorPil(**settings)
     crop = (processor.size.height, processor.size.width)
     if crop[0] != crop[1]:
-        raise ConversionError(f"transformers' image processor has no crop_pct for a size that is not square, got {crop}")
+        raise ConversionError(f"transformers has no image processor with crop_pct for a size that is not square, got {crop}")
     shortest = min(resized_to_crop(crop[0], crop[0], crop, processor.crop_pct))
     settings |= {"size": {"shortest_edge": shortest}, "do_center_crop": True, "crop_size": dict(processor.size)}
     return ViTImageProcessorPil(**settings)

@@ -1,9 +1,7 @@
 """Checkpoints as they lie in a file, in a folder or on the Hub, read without running anything that is in them."""
 
 import json
-import pickle
 import re
-import struct
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -11,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 # By preference; an index names the files that the weights are spread over.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+LFS_POINTER = b"version https://git-lfs"
 NESTED_IN = ("model", "state_dict")  # where training scripts put the weights, beside optimizer and epoch
 
 
@@ -66,7 +66,7 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     path = Path(source)
     if path.is_file():
         return WeightFiles(name=str(source), weights=read_weights(path))
-    if not path.is_dir() and (path.suffix or path.is_absolute() or len(path.parts) != 2):
+    if not path.is_dir() and (path.suffix in WEIGHT_SUFFIXES or path.is_absolute() or len(path.parts) != 2):
         raise ConversionError(f"{source} must be a file of weights, a folder or a Hub repository like org/name; there is none")
     config = _find(source, "config.json", revision)
     weights = next(filter(None, (_find(source, name, revision) for name in WEIGHT_FILES)), None)
@@ -105,10 +105,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         inert = [(InertObject if name.startswith("numpy") else InertDict, name) for name in unsafe]
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, TypeError, struct.error) as error:
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it wants to call {forbidden[1]}" if forbidden else (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"{path} must hold weights in the format of safetensors or PyTorch: {why}") from error
+    except Exception as error:  # damaged bytes can make the unpickler stumble over anything
+        raise ConversionError(
+            f"{path} must hold weights in the format of safetensors or PyTorch: {_why(path, error)}"
+        ) from error
     for name in NESTED_IN:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -122,6 +122,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _why(path: Path, error: Exception) -> str:
+    """Why a file cannot be read; PyTorch's own words advise to unpickle it without care."""
+    if path.is_file() and path.read_bytes()[: len(LFS_POINTER)] == LFS_POINTER:
+        return "it is a pointer of git-lfs; fetch the file itself with `git lfs pull`"
+    if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it wants to call {forbidden[1]}"
+    if isinstance(error, (OSError, SafetensorError)):
+        return str(error)
+    return "it is damaged, or something else"
+
+
 def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
     """Path of a file of a folder or of a repository, or None if it has none."""
     if Path(source).is_dir():
@@ -130,7 +141,7 @@ def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(str(source), name, revision=revision))
     except LocalEntryNotFoundError as error:
-        if name == "config.json":
+        if name == "config.json" or not constants.HF_HUB_OFFLINE:
             raise ConversionError(f"{source} is neither a folder nor to be had from the Hub: {error}") from error
         return None
     except EntryNotFoundError:

@@ -5,13 +5,22 @@ import re
 from dataclasses import asdict, dataclass, field
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .configuration_swin_hf import SwinHfConfig, height_width
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation, SwinHfUperNetConfig
-from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, from_stock_config, is_stock, known_fields
-from .weight_config import SourceSizes, difference_to_timm, map_size, original_config
+from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, from_stock_config, is_stock
+from .weight_config import (
+    SourceSizes,
+    assumed,
+    difference_to_timm,
+    extended_table,
+    map_size,
+    original_config,
+    stock_v2_difference,
+)
 from .weight_files import ConversionError, WeightFiles
 from .weight_names import original_name, original_names
 
@@ -34,7 +43,6 @@ HEADS = {
     "Model": SwinHfModel,
 }
 CLASSIFIERS = re.compile(r"(^|_head\.)classifier\.")
-HEAD_WEIGHTS = re.compile(r"(^|_head\.)classifier\.|^decoder\.|(^|\.)mask_token$")
 PRETRAINING = re.compile(r"^decoder\.|(^|\.)mask_token$")
 BUFFERS = re.compile(rf"(^|\.)({'|'.join(DROPPED_BUFFERS)}|k_bias)$")
 
@@ -71,12 +79,20 @@ class Renamed:
     """Weights of a checkpoint by their names here.
 
     kind, config: of the model that they are for. origins: name here -> name in the checkpoint.
+    new_head: whether its classifier is a new one, whatever the checkpoint holds.
+    notes: in what outputs may differ from those of the checkpoint's own model.
     """
 
     kind: type[PreTrainedModel]
     config: SwinHfConfig | SwinHfUperNetConfig
     weights: dict[str, torch.Tensor]
     origins: dict[str, str]
+    new_head: bool
+    notes: list[str] = field(default_factory=list)
+
+    def make_model(self) -> PreTrainedModel:
+        has_token = self.kind is SwinHfModel and "embeddings.mask_token" in self.weights
+        return self.kind(self.config, use_mask_token=True) if has_token else self.kind(self.config)
 
 
 def import_model(
@@ -94,11 +110,11 @@ def import_model(
     renamed = (
         rename_stock(files, num_labels) if from_transformers else rename_original(files, sizes or SourceSizes(), num_labels)
     )
-    report = ConversionReport()
+    report = ConversionReport(notes=renamed.notes)
     if num_labels is not None and num_labels != renamed.config.num_labels:
         renamed.config.num_labels = num_labels
         _drop_head(renamed, report, num_labels)
-    model = renamed.kind(renamed.config)
+    model = renamed.make_model()
     _check_missing(model, renamed, files, report)
     _check_unexpected(renamed, files, report, allow_unexpected)
     for name in files.weights:
@@ -111,8 +127,6 @@ def import_model(
     dtypes = {weight.dtype for weight in renamed.weights.values() if weight.is_floating_point()}
     if len(dtypes) == 1:
         model = model.to(dtypes.pop())
-    if "architecture" in files.config and (difference := difference_to_timm(renamed.config)):
-        report.notes.append(f"timm computes something else at this image size: in {difference}")
     return model.eval(), report
 
 
@@ -124,26 +138,31 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
     """
     config, architecture = files.config, (files.config.get("architectures") or ["SwinHfModel"])[0]
     kind = OURS.get(architecture) or next((kind for end, kind in HEADS.items() if architecture.endswith(end)), None)
-    backbone = config.get("backbone_config") or {}
     if config["model_type"] in (SwinHfConfig.model_type, SwinHfUperNetConfig.model_type) and architecture in OURS:
-        own = kind.config_class(**{name: value for name, value in config.items() if name != "model_type"})
-    elif is_stock(config) and kind not in (None, SwinHfForSemanticSegmentation):
-        own = SwinHfConfig(**from_stock_config(config, SwinHfConfig))
-    elif config["model_type"] == "upernet" and is_stock(backbone):
-        fields = known_fields(config, SwinHfUperNetConfig) | {"backbone_config": from_stock_config(backbone, SwinHfConfig)}
-        own = SwinHfUperNetConfig(**fields)
+        fields = {name: value for name, value in config.items() if name != "model_type"}
+    elif is_stock(config) and kind is not None:
+        fields = from_stock_config(config, kind.config_class)
     else:
         raise ConversionError(
             f"{files.name} must be a Swin of transformers or of swin_hf, got a {architecture} of type {config['model_type']}"
         )
-    kind = _with_classes(kind, num_labels)
+    try:
+        own = kind.config_class(**fields)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        why = str(error).splitlines()[-1].strip()  # the first one names the validator
+        raise ConversionError(f"{files.name} has an impossible config.json: {why}") from error
+    difference = stock_v2_difference(getattr(own, "backbone_config", own)) if is_stock(config) else ""
+    notes = [f"transformers computes something else: {difference}"] if difference else []
+    given_kind, kind = kind, _with_classes(kind, num_labels)
     origins = {}
     for name in files.weights:
         ours = name
         for stock, here in STOCK_NAMES.items():
             ours = re.sub(stock, here, ours)
         origins[ours.removeprefix("swin.") if kind is SwinHfModel else ours] = name
-    return Renamed(kind=kind, config=own, weights={o: files.weights[name] for o, name in origins.items()}, origins=origins)
+    weights = {ours: files.weights[name] for ours, name in origins.items()}
+    new_head = kind is not given_kind or num_labels not in (None, own.num_labels)
+    return Renamed(kind=kind, config=own, weights=weights, origins=origins, new_head=new_head, notes=notes)
 
 
 def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | None = None) -> Renamed:
@@ -177,7 +196,12 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
         if ours.endswith("relative_position_bias_table"):
             weight = _in_window_table(weight, ours, config)
         weights[ours], origins[ours] = weight, names[original]
-    return Renamed(kind=kind, config=config, weights=weights, origins=origins)
+    notes = [assumed(files, source, sizes)]
+    if "architecture" in files.config and (difference := difference_to_timm(config)):
+        notes.append(f"timm computes something else at this image size: in {difference}")
+    new_head = "head.weight" not in source or num_labels not in (None, config.num_labels)
+    notes = [note for note in notes if note]
+    return Renamed(kind=kind, config=config, weights=weights, origins=origins, new_head=new_head, notes=notes)
 
 
 def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:
@@ -202,10 +226,7 @@ def _in_window_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> to
             f"stage {stage}, block {block} must have windows of {fitted[0]} x {fitted[1]} like the rest of the model, "
             f"got a table of {len(table)} position biases; windows that differ by stage cannot be expressed"
         )
-    whole = table.new_zeros(*(2 * side - 1 for side in window), table.shape[1])
-    top, left = (side - own for side, own in zip(window, fitted))
-    whole[top : top + 2 * fitted[0] - 1, left : left + 2 * fitted[1] - 1] = table.view(*(2 * side - 1 for side in fitted), -1)
-    return whole.flatten(0, 1)
+    return extended_table(table, fitted, window)
 
 
 def _drop_head(renamed: Renamed, report: ConversionReport, num_labels: int) -> None:
@@ -216,7 +237,7 @@ def _drop_head(renamed: Renamed, report: ConversionReport, num_labels: int) -> N
 
 
 def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
-    """Every weight of the model but those of its head must be there, in its shape.
+    """Every weight of the model but those of a new head must be there, in its shape.
 
     Raises:
         ConversionError: one is not.
@@ -227,7 +248,7 @@ def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles,
             shapes = f"{tuple(expected[ours].shape)} as {ours}, got {tuple(weight.shape)}"
             raise ConversionError(f"{files.name}: {renamed.origins[ours]} must have shape {shapes}")
     report.missing.extend(sorted(set(expected) - set(renamed.weights)))
-    lacking = [name for name in report.missing if not HEAD_WEIGHTS.search(name)]
+    lacking = [name for name in report.missing if not (renamed.new_head and CLASSIFIERS.search(name))]
     if lacking:
         raise ConversionError(f"{files.name} lacks weights of {renamed.kind.__name__}: {', '.join(lacking[:5])}")
     for ours in set(renamed.weights) - set(expected):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, normalize, softmax
 
+BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -80,6 +82,19 @@ def original_weights(shape: Shape) -> dict[str, torch.Tensor]:
     add("head.weight", shape.num_classes, C)
     add("head.bias", shape.num_classes)
     return weights
+
+
+def timm_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by their original names as today's timm has them: no buffers, merging at the start of a stage, head.fc."""
+    renamed = {}
+    for name, weight in weights.items():
+        if name.endswith(BUFFERS):
+            continue
+        if ".downsample." in name:
+            stage, rest = name.removeprefix("layers.").split(".", 1)
+            name = f"layers.{int(stage) + 1}.{rest}"
+        renamed[name.replace("head.", "head.fc.")] = weight
+    return renamed
 
 
 def coordinates(shape: Shape, stage: int) -> torch.Tensor:

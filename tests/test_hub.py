@@ -14,9 +14,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import PROCESSOR, TINY, write_image_folder
 from hub_server import Fault, HubServer, User
+from original_swin import Shape, original_weights, timm_weights
 from PIL import Image
 
 from edge.export import ExportSettings, export
@@ -249,10 +251,15 @@ say("at another size", larger.config.image_size)
 from swin_hf.convert import main
 say("converted from the Hub", main(["org/swin-tiny-custom", "ours", "--revision", "v1"]))
 say("of no such repository", main(["org/nothing", "never"]))
+say("timm's, whose names have dots", main(["timm/swin_tiny.ms_in1k", "timms"]))
 say("left", sorted(os.listdir()))
 """
     paths = {name: str(path) for name, path in folders.items()}
+    weights = safetensors.torch.save(timm_weights(original_weights(Shape())))
+    described = json.dumps({"architecture": "swin", "model_args": {"img_size": 32}}).encode()
+    hub.add("models", "timm/swin_tiny.ms_in1k", {"model.safetensors": weights, "config.json": described})
     said = run_client(hub, tmp_path, script, files=paths)
+    assert said["timm's, whose names have dots"] == 0 and "timms" in said["left"]
     assert said["registered"] is True and said["processor"] == "swin_hf.image_processing_swin_hf"
     assert said["at another size"] == 32
     assert (said["converted from the Hub"], said["of no such repository"]) == (0, 1) and "never" not in said["left"]

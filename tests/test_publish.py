@@ -3,11 +3,15 @@
 The uploads themselves are in test_hub.py.
 """
 
+import hashlib
 import json
+import math
 
 import pytest
+import torch
 from conftest import PROCESSOR
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinForImageClassification
 
 from swin_hf import SwinHfBackbone, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
@@ -18,7 +22,8 @@ NAME = "org/name"
 
 
 def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
-    (checkpoint / "metrics.json").write_text(json.dumps({"test_accuracy": 0.91666, "by_class": [1, 2]}))
+    metrics = {"test_accuracy": 0.91666, "by_class": [1, 2], "loss": math.nan, "done": True}
+    (checkpoint / "metrics.json").write_text(json.dumps(metrics))
     report = {"dataset": "photos", "rows": [{"step": "checkpoint", "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}]}
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert main([str(checkpoint), NAME, "--private", "--license", "apache-2.0"]) == 0
@@ -26,6 +31,7 @@ def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
     assert "org/name (private), branch main:" in shown and "Nothing was uploaded; add --upload." in shown
     for line in ("| test accuracy | 0.9167 |", "| accuracy, 40 test images | 90.0 % [80.0, 95.0] |", "license: apache-2.0"):
         assert line in shown.splitlines()
+    assert "nan" not in shown and "| done |" not in shown
     publication = prepare(checkpoint, NAME, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "transformers")
@@ -73,18 +79,33 @@ def test_what_is_not_whole_is_refused(checkpoint, tmp_path, capsys):
         assert "error: " in capsys.readouterr().err
 
     refused("must be named like org/name, got 'a b'", name="a b")
+    refused("must be named like org/name, got 'name': it has no organisation", name="name")
     refused("it has neither", folder=tmp_path)
     (checkpoint / "metrics.json").write_text("[1]")
     refused("metrics.json must hold a JSON object, got list")
     (checkpoint / "metrics.json").unlink()
     (checkpoint / "preprocessor_config.json").unlink()
-    refused("must hold config.json, weights and preprocessor_config.json")
+    refused("with its preprocessor_config.json")
     (checkpoint / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
-    refused("must hold a Swin of swin_hf or of transformers, got BertModel")
+    refused("must hold a Swin of swin_hf or of transformers with its preprocessor_config.json, got BertModel")
     program = tmp_path / "program"
     program.mkdir()
     (program / "model.pte").write_bytes(b"another")
     (program / "edge.json").write_text(json.dumps({"sha256": {"model.pte": "0" * 64}, "recipe": "int8", "input": {}}))
     refused("model.pte is not the file that edge.json describes", folder=program)
+    sums = {"../harm": hashlib.sha256(b"another").hexdigest()}
+    (tmp_path / "harm").write_bytes(b"another")
+    (program / "edge.json").write_text(json.dumps({"sha256": sums, "recipe": "int8", "input": {}}))
+    refused("edge.json must name files beside it, got '../harm'", folder=program)
     (program / "edge.json").write_text("{}")
     refused("must hold a whole export", folder=program)
+
+
+def test_what_would_be_lost_is_refused(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(weights | {"swin.extra": torch.ones(1)}, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PublishError, match="has weights that SwinHfForImageClassification does not know: swin.extra"):
+        prepare(checkpoint, NAME, tmp_path / "out")
+    (checkpoint / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:500])
+    with pytest.raises(PublishError, match="must hold weights in the format of safetensors"):
+        prepare(checkpoint, NAME, tmp_path / "out")
