@@ -49,7 +49,13 @@ def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:
     """A stock `config.json` in the fields of our config class, `owner`, for a Swin or for a UperNet over one.
 
     What older versions of transformers wrote and none reads (`path_norm`, `layer_norm_epsilon`, ...) is left out.
+
+    Raises:
+        ValueError: it is a Swin's for the config of a UperNet, or the other way round.
     """
+    if (config["model_type"] == "upernet") != ("backbone_config" in owner.sub_configs_defaults):
+        kind = "UperNet" if "backbone_config" in owner.sub_configs_defaults else "Swin"
+        raise ValueError(f"config.json must be a {kind}'s for {owner.__name__}, got model_type {config['model_type']}")
     kept = known_fields(config, owner)
     if config["model_type"] == "upernet":
         backbone = owner.sub_configs_defaults["backbone_config"].config_class

@@ -250,6 +250,8 @@ def test_configs_of_stock_are_taken_as_they_are_given(tmp_path):
     stock.save_pretrained(tmp_path)
     model = SwinHfForImageClassification.from_pretrained(tmp_path, config=AutoConfig.from_pretrained(tmp_path))
     assert difference(model, stock, torch.randn(1, 3, 64, 64)) <= 1e-5
+    with pytest.raises(ValueError, match="must be a UperNet's for SwinHfUperNetConfig, got model_type swin"):
+        SwinHfForSemanticSegmentation.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin", "depths": [1, 1, 1, 1], "out_indices": [1, 3]}))
     assert SwinHfConfig.from_pretrained(tmp_path).out_features == ["stage1", "stage3"]
 
