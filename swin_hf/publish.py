@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from .configuration_swin_hf import height_width
 from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .stock_swin_hf import STOCK_VERSIONS, is_stock
-from .weight_files import ConversionError, read_weight_files
+from .weight_files import ConversionError, read_json_object, read_weight_files
 from .weight_import import HEADS, OURS, import_model
 
 PIPELINES = {  # by the end of a class name; others give features
@@ -218,7 +218,7 @@ def _write_card(source: Path, repo_id: str, details: dict[str, Any], folder: Pat
                 metric_value=measured["accuracy"],
             )
         ]
-    metrics = _read_object(source / METRICS).items()
+    metrics = _read_if_there(source / METRICS).items()
     numbers = {name: value for name, value in metrics if type(value) in (int, float) and math.isfinite(value)}
     figures |= {name.replace("_", " "): f"{value:.4g}" for name, value in numbers.items()}
     data = ModelCardData(
@@ -240,27 +240,18 @@ def _write_card(source: Path, repo_id: str, details: dict[str, Any], folder: Pat
 
 def _row_of_report(source: Path, step: str) -> dict[str, Any] | None:
     """What the pipeline's report, beside the folder, measured of this step."""
-    report = _read_object(source.resolve().parent / "report.json")
+    report = _read_if_there(source.resolve().parent / "report.json")
     needed = {"step", "accuracy", "low", "high", "n"}
     rows = [row for row in report.get("rows", []) if needed <= row.keys() and row["step"] == step]
     return rows[0] | {"dataset": str(report.get("dataset"))} if rows else None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if there is none.
-
-    Raises:
-        PublishError: the file is something else.
-    """
-    if not path.is_file():
-        return {}
+def _read_if_there(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PublishError(f"{path} must be JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise PublishError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
+        return read_json_object(path) if path.is_file() else {}
+    except ConversionError as error:
+        raise PublishError(str(error)) from error
 
 
 _USE = """```python

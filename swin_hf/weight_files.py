@@ -75,7 +75,7 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     processor = _find(source, "preprocessor_config.json", revision)
     tensors = read_weights(weights) if weights.suffix != ".json" else {}
     if weights.suffix == ".json":
-        for name in sorted(set(_read_json(weights).get("weight_map", {}).values())):
+        for name in sorted(set(read_json_object(weights).get("weight_map", {}).values())):
             shard = _find(source, Path(name).name, revision)  # beside the index, whatever it says
             if shard is None:
                 raise ConversionError(f"{source} lacks {name}, which {weights.name} names; fetch it again")
@@ -83,8 +83,8 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     return WeightFiles(
         name=str(source),
         weights=tensors,
-        config=_read_json(config) if config else {},
-        processor=_read_json(processor) if processor else {},
+        config=read_json_object(config) if config else {},
+        processor=read_json_object(processor) if processor else {},
     )
 
 
@@ -150,7 +150,12 @@ def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
         raise ConversionError(f"{source} must be a file, a folder or a Hub repository: {error}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ConversionError: the file is something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
