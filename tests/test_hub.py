@@ -26,7 +26,9 @@ from swin_hf import (
     SwinHfBackbone,
     SwinHfConfig,
     SwinHfForImageClassification,
+    SwinHfForMaskedImageModeling,
     SwinHfForSemanticSegmentation,
+    SwinHfModel,
     SwinHfUperNetConfig,
 )
 
@@ -92,6 +94,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     widths = {"block_num_heads": [[1], [3, 2]], "block_head_dim": [[8], [8, 8]], "block_mlp_dim": [[24], [40, 8]]}
     models = {
         "classifier": SwinHfForImageClassification(SwinHfConfig(id2label=labels, weight_init="fan_in", **TINY, **widths)),
+        "encoder": SwinHfModel(SwinHfConfig(**TINY)),
+        "painter": SwinHfForMaskedImageModeling(SwinHfConfig(version=2, encoder_stride=4, **TINY)),
         "backbone": SwinHfBackbone(SwinHfConfig(version=2, **TINY, **maps)),
         "segmenter": SwinHfForSemanticSegmentation(
             SwinHfUperNetConfig(
@@ -104,7 +108,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         PROCESSOR.save_pretrained(root / name)
         with torch.no_grad():
             outputs = model(pixel_values)
-        expected = outputs.feature_maps[-1] if name == "backbone" else outputs.logits
+        expected = outputs.feature_maps[-1] if name == "backbone" else outputs[0]
         torch.save((pixel_values, expected), root / f"{name}.pt")
     (root / "classifier" / "metrics.json").write_text('{"accuracy": 0.75, "by_class": [1, 2]}')
     (root / "classifier" / "optimizer.pt").write_bytes(b"not for the Hub")
@@ -141,7 +145,7 @@ say("dry run", main([folders["classifier"], "org/dry"]))
 say("publish in private", main([folders["classifier"], "org/secret", "--private", "--upload"]))
 say("publish again, unchanged", publish(folders["classifier"], "org/secret").oid)
 say("publish to a new branch", publish(folders["classifier"], "org/secret", revision="second").oid)
-for name in ("backbone", "segmenter", "program"):
+for name in ("encoder", "painter", "backbone", "segmenter", "program"):
     say(f"publish a {name}", publish(folders[name], f"org/{name}").oid)
 attempt("publish where one may not", lambda: publish(folders["classifier"], "others/model"))
 """
@@ -163,19 +167,15 @@ def test_pushes_hold_what_is_needed_and_no_more(hub, pushed, folders):
     assert pushed["publish again, unchanged"] == secret.branches["main"]
     assert pushed["publish to a new branch"] == secret.branches["second"] == secret.branches["main"]
     card = hub.contents[secret.commits[secret.branches["main"]]["README.md"].oid].decode()
-    assert (
-        "| accuracy | 0.75 |" in card
-        and 'from_pretrained("org/secret"' in card
-        and "pipeline_tag: image-classification" in card
-    )
+    assert {"| accuracy | 0.75 |", "pipeline_tag: image-classification"} < set(card.splitlines())
+    assert 'from_pretrained("org/secret"' in card
 
-    segmentation = CHECKPOINT | {".gitattributes", "README.md", "segmentation_swin_hf.py"}
-    assert set(models["org/segmenter"].commits[models["org/segmenter"].branches["main"]]) == segmentation
-    program = {"model.pte", "edge.json", "export.json", "preprocessor_config.json", "self_test.bpte"}
-    assert set(models["org/program"].commits[models["org/program"].branches["main"]]) == program | {
-        ".gitattributes",
-        "README.md",
-    }
+    expected = dict.fromkeys(("encoder", "painter", "backbone"), CHECKPOINT)
+    expected["segmenter"] = CHECKPOINT | {"segmentation_swin_hf.py"}
+    expected["program"] = {"model.pte", "edge.json", "export.json", "preprocessor_config.json", "self_test.bpte"}
+    for name, files in expected.items():
+        repository = models[f"org/{name}"]
+        assert set(repository.commits[repository.branches["main"]]) == files | {".gitattributes", "README.md"}
     assert pushed["dry run"] == 0 and "org/dry" not in models
     assert "rights to create a repository" in pushed["publish where one may not"]
 
@@ -198,7 +198,11 @@ say("AutoModel", f"{type(model).__module__.split('.')[0]} {type(model).__name__}
 say("its tokens", list(model(pixel_values).last_hidden_state.shape))
 say("AutoModelForImageClassification", torch.equal(logits(), expected))
 painter = AutoModelForMaskedImageModeling.from_pretrained(name, encoder_stride=4, **trusted)
-say("AutoModelForMaskedImageModeling", type(painter).__name__)
+say("a classifier as AutoModelForMaskedImageModeling", type(painter).__name__)
+for saved, auto_class in {"encoder": AutoModel, "painter": AutoModelForMaskedImageModeling}.items():
+    inputs, outputs = torch.load(files[f"{saved}.pt"])
+    own = auto_class.from_pretrained(f"org/{saved}", **trusted)
+    say(f"{auto_class.__name__} of its own", torch.equal(own(inputs)[0], outputs))
 processor = AutoImageProcessor.from_pretrained(name, **trusted)
 say("AutoImageProcessor", type(processor).__name__)
 answers = pipeline("image-classification", model=name, top_k=2, **trusted)(files["photos"] + "/red/3.png")
@@ -226,7 +230,8 @@ say("swin_hf is there", "swin_hf" in sys.modules)
     assert "trust_remote_code=True" in said["not trusted"] and said["not trusted"].startswith("ValueError")
     assert said["AutoConfig"] == "SwinHfConfig" and said["AutoModel"] == "transformers_modules SwinHfModel"
     assert said["its tokens"] == [2, 16, 32]
-    assert said["AutoModelForMaskedImageModeling"] == "SwinHfForMaskedImageModeling"
+    assert said["a classifier as AutoModelForMaskedImageModeling"] == "SwinHfForMaskedImageModeling"
+    assert said["AutoModel of its own"] is True and said["AutoModelForMaskedImageModeling of its own"] is True
     assert said["AutoImageProcessor"].startswith("SwinHfImageProcessor")
     assert len(said["pipeline"]) == 2 and set(said["pipeline"]) < {"blue", "green", "red"}
     for scenario in ("AutoModelForImageClassification", "AutoModelForSemanticSegmentation", "AutoBackbone"):
