@@ -40,6 +40,7 @@ def load(
     source_sizes: SourceSizes | None = None,
     revision: str | None = None,
     allow_unexpected: bool = False,
+    labels: list[str] | None = None,
 ) -> tuple[PreTrainedModel, SwinHfImageProcessorPil, ConversionReport]:
     """A model of ours from a checkpoint of anybody's: model, image processor and what became of each weight.
 
@@ -48,14 +49,21 @@ def load(
     num_labels: classes, if not those of the checkpoint; the head is then a new one.
     image_size, window_size: pixels and patches for which the model is resized.
     source_sizes: those of the checkpoint, for files that do not tell them.
+    labels: names of the classes, which most files of weights do not tell.
 
     Raises:
         ConversionError: it cannot be read, or is no Swin that can be expressed; the message says why.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
+    if labels is not None and num_labels not in (None, len(labels)):
+        raise ConversionError(f"labels must name {num_labels} classes, got {len(labels)}")
+    num_labels = len(labels) if labels is not None else num_labels
     files = read_weight_files(source, revision)
     model, report = import_model(files, num_labels, source_sizes, allow_unexpected)
     processor = import_processor(files, model, report)
+    if labels is not None:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {name: number for number, name in enumerate(labels)}
     if image_size is not None or window_size is not None:
         model = model.resize(image_size=image_size, window_size=window_size)
     if image_size is not None:
@@ -174,6 +182,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("destination", type=Path, help="folder to write; it must not be there yet")
     parser.add_argument("--to", choices=WRITERS, default="swin_hf", help="format to write (default: swin_hf)")
     parser.add_argument("--num-labels", type=int, help="classes of a new head")
+    parser.add_argument("--labels", type=Path, help="file with the name of a class in each line")
     parser.add_argument("--image-size", type=int, help="resize the model for images of so many pixels")
     parser.add_argument("--window-size", type=int, help="resize the model for windows of so many patches")
     parser.add_argument("--source-image-size", type=int, help="pixels, for a file that does not tell them")
@@ -197,6 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
         pretrained_window_sizes=options.pop("source_pretrained_window_sizes"),
     )
     try:
+        if options["labels"] is not None:
+            options["labels"] = options["labels"].read_text(encoding="utf-8").splitlines()
         report = convert(**options, source_sizes=sizes)
     except (ConversionError, HfHubHTTPError, StrictDataclassError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

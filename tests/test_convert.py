@@ -185,6 +185,20 @@ def whole_with_other_windows() -> dict[str, torch.Tensor]:
     return weights
 
 
+def test_labels_name_the_classes(tmp_path):
+    torch.save(original_weights(SHAPES["V1"]), tmp_path / "model.pth")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\neel\n")
+    command = [str(tmp_path / "model.pth"), str(tmp_path / "out"), "--labels", str(tmp_path / "names.txt")]
+    assert main(command) == 0
+    model = SwinHfForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label[4] == "eel" and model.config.label2id["ant"] == 0
+    _, _, report = load(tmp_path / "model.pth", labels=list("abcde"))
+    assert not report.missing and not any("head" in name for name in report.dropped)
+    with pytest.raises(ConversionError, match="labels must name 4 classes, got 5"):
+        load(tmp_path / "model.pth", labels=list("abcde"), num_labels=4)
+    assert load(tmp_path / "model.pth", labels=["x", "y"])[2].missing == ["classifier.bias", "classifier.weight"]
+
+
 def test_timm_repositories_say_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "swin_tiny_patch4_window7_224"}))
     with pytest.raises(ValueError, match="python -m swin_hf.convert"):
