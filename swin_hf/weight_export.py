@@ -78,6 +78,8 @@ def dense_shape(config: SwinHfConfig, target: str) -> DenseShape:
     for name in ("window_size", "patch_size"):
         if len(set(height_width(getattr(config, name)))) > 1:
             refuse(name, "be one integer", getattr(config, name))
+    if any(len(set(height_width(window))) > 1 for window in config.pretrained_window_sizes or ()):
+        refuse("pretrained_window_sizes", "be one integer for each stage", config.pretrained_window_sizes)
     num_heads, first = [], config.block_widths(0, 0)
     mlp_ratio = config.mlp_ratio
     if first.mlp_dim != int(mlp_ratio * config.stage_dim(0)):
@@ -112,11 +114,13 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     inner = config.backbone_config if kind is SwinHfForSemanticSegmentation else config
     stock_class = STOCK_CLASSES[kind][inner.version - 1]
     if stock_class is None:
-        raise ConversionError(
-            "transformers has no such Swin: the maps of its Swin V2 backbone have no norms; keep it as it is"
-        )
+        raise ConversionError("transformers has no such Swin: the maps of its Swin V2 backbone have no norms")
     stock_config, is_backbone = stock_swin_config(inner), kind in (SwinHfBackbone, SwinHfForSemanticSegmentation)
     if is_backbone:
+        if inner.layer_norm_eps != 1e-5:
+            raise ConversionError(
+                f"transformers has no such Swin: the norms of its backbone's maps have an eps of 1e-5, not {inner.layer_norm_eps}"
+            )
         if inner.out_features[-1] != inner.stage_names[-1]:
             raise ConversionError(
                 f"transformers has no such Swin: out_features must end with {inner.stage_names[-1]}, got {inner.out_features}"
@@ -157,9 +161,6 @@ def stock_swin_config(config: SwinHfConfig) -> SwinConfig | Swinv2Config:
             raise ConversionError(f"transformers has no such Swin: {difference}; resize the model")
         if config.use_absolute_embeddings:
             raise ConversionError("transformers has no such Swin: V2 must have use_absolute_embeddings False, got True")
-        if any(len(set(height_width(window))) > 1 for window in config.pretrained_window_sizes or ()):
-            given = config.pretrained_window_sizes
-            raise ConversionError(f"transformers has no such Swin: pretrained_window_sizes must be square, got {given}")
         given = config.pretrained_window_sizes or [0] * len(config.depths)
         return Swinv2Config(**fields, pretrained_window_sizes=[height_width(window)[0] for window in given])
     return SwinConfig(**fields)
@@ -204,6 +205,8 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
             raise ConversionError(f"timm has no such Swin: {name} must be {value}, got {getattr(config, name)}")
     if config.hidden_act != "gelu" and (config.version == 1 or config.hidden_act not in ("relu", "silu")):
         raise ConversionError(f"timm has no such Swin: hidden_act must be 'gelu', got {config.hidden_act!r}")
+    if kind is SwinHfModel and model.embeddings.mask_token is not None:
+        raise ConversionError("timm has no such Swin: none of its models has a mask_token")
     if difference := difference_to_timm(config):
         raise ConversionError(f"timm has no such Swin: in {difference}; resize the model")
     parts: dict[str, dict[int | None, torch.Tensor]] = {}

@@ -334,6 +334,12 @@ def test_more_that_others_cannot_express(make_model, make_config):
         to_timm(make_model(image_size=24))
     with pytest.raises(ConversionError, match="hidden_act must be 'gelu', got 'relu'"):
         to_timm(make_model(hidden_act="relu"))
+    with pytest.raises(ConversionError, match="none of its models has a mask_token"):
+        to_timm(SwinHfModel(make_config(), use_mask_token=True))
+    with pytest.raises(ConversionError, match="pretrained_window_sizes must be one integer for each stage"):
+        to_timm(make_model(version=2, pretrained_window_sizes=[[4, 2], 4]))
+    with pytest.raises(ConversionError, match="maps have an eps of 1e-5, not 1e-06"):
+        to_transformers(SwinHfBackbone(make_config(layer_norm_eps=1e-6)))
     with pytest.raises(ConversionError, match="no SwinHfBackbone"):
         to_timm(SwinHfBackbone(make_config()))
     with pytest.raises(ConversionError, match="maps of its Swin V2 backbone have no norms"):
