@@ -118,9 +118,8 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     stock_config, is_backbone = stock_swin_config(inner), kind in (SwinHfBackbone, SwinHfForSemanticSegmentation)
     if is_backbone:
         if inner.layer_norm_eps != 1e-5:
-            raise ConversionError(
-                f"transformers has no such Swin: the norms of its backbone's maps have an eps of 1e-5, not {inner.layer_norm_eps}"
-            )
+            given = inner.layer_norm_eps
+            raise ConversionError(f"transformers has no such Swin: the norms of its maps have an eps of 1e-5, not {given}")
         if inner.out_features[-1] != inner.stage_names[-1]:
             raise ConversionError(
                 f"transformers has no such Swin: out_features must end with {inner.stage_names[-1]}, got {inner.out_features}"

@@ -28,6 +28,7 @@ from swin_hf import (
     SwinHfForImageClassification,
     SwinHfForMaskedImageModeling,
     SwinHfForSemanticSegmentation,
+    SwinHfModel,
 )
 from swin_hf.convert import convert, load
 from swin_hf.weight_config import SourceSizes
