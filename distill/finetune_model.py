@@ -25,8 +25,10 @@ from swin_hf import (
     SwinHfImageProcessorPil,
     SwinHfUperNetConfig,
 )
+from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
+from swin_hf.weight_files import ConversionError
 
 AUTO_CLASSES = {
     "image-classification": AutoModelForImageClassification,
@@ -78,9 +80,15 @@ def load_processor(settings: FinetuneSettings):
     if settings.task.model in PRESETS:
         return SwinHfImageProcessorPil(size=size)
     try:
+        saved = AutoImageProcessor.from_pretrained(settings.task.model, backend="pil")
         processor = AutoImageProcessor.from_pretrained(settings.task.model, backend="pil", size=size)
     except OSError:
         return SwinHfImageProcessorPil(size=size)
+    if settings.task.task != "semantic-segmentation" and getattr(saved, "do_center_crop", False):
+        try:  # a crop of another image size is another crop
+            return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved.to_dict())), settings.task.image_size)
+        except ConversionError as error:
+            raise ModelError(f"--model {settings.task.model}: {error}") from error
     if settings.task.task == "semantic-segmentation":  # masks are not cropped with their images
         for crop in ("do_center_crop", "crop_pct"):
             if getattr(processor, crop, None):

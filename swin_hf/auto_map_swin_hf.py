@@ -24,5 +24,7 @@ class SavesItsCode:
     """
 
     def save_pretrained(self, *args, **kwargs):
-        self.config.auto_map = dict(MODELS[self.config.model_type])
+        auto_map, own = MODELS.get(self.config.model_type, {}), f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        if own in auto_map.values():  # and not a class derived from one of ours, which transformers saves by itself
+            self.config.auto_map = dict(auto_map)
         super().save_pretrained(*args, **kwargs)

@@ -28,7 +28,8 @@ from .weight_import import ConversionReport, import_model
 
 # Microsoft's code evaluates classifiers on the middle 224 of 256 pixels, and those of 384 pixels on whole images.
 ORIGINAL_CROP_PCT, LARGEST_CROPPED = 0.875, 383
-FILTERS = {"bilinear": 2, "bicubic": 3}
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
+TIMM_CROP_PCT = 0.875  # of models that tell none
 REPORT_FILE = "conversion.json"
 
 
@@ -80,9 +81,7 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
     if files.processor:
         settings |= processor_settings(files.processor)
     elif timm:
-        settings |= {f"image_{name}": timm[name] for name in ("mean", "std") if name in timm}
-        settings["resample"] = FILTERS.get(timm.get("interpolation"), FILTERS["bicubic"])
-        settings["crop_pct"] = None if timm.get("crop_mode") == "squash" else timm.get("crop_pct")
+        settings |= timm_processor_settings(files.name, timm, (height, width))
     else:
         is_original = not files.config and isinstance(model, SwinHfForImageClassification)
         settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
@@ -91,6 +90,26 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
             f"crop_pct {settings['crop_pct']}"
         )
     return SwinHfImageProcessorPil(**settings)
+
+
+def timm_processor_settings(name: str, timm: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Settings of our image processor from timm's `pretrained_cfg`.
+
+    Raises:
+        ConversionError: it prepares images in a way that ours does not know.
+    """
+    mode, crop_pct = timm.get("crop_mode") or "center", timm.get("crop_pct") or TIMM_CROP_PCT
+    interpolation = timm.get("interpolation") or "bicubic"
+    if mode not in ("center", "squash") or interpolation not in FILTERS:
+        raise ConversionError(
+            f"{name} must have crop_mode center or squash and interpolation {', '.join(FILTERS)}, got {mode}, {interpolation}"
+        )
+    settings = {f"image_{part}": timm[part] for part in ("mean", "std") if part in timm} | {"resample": FILTERS[interpolation]}
+    if mode == "center":
+        return settings | {"crop_pct": crop_pct}
+    stretched = {side: math.floor(length / crop_pct) for side, length in zip(("height", "width"), size)}
+    crop = dict(zip(("height", "width"), size))
+    return settings | ({"size": stretched, "do_center_crop": True, "crop_size": crop} if crop_pct < 1 else {})
 
 
 def processor_settings(saved: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class SwinHfImageProcessorKwargs(ImagesKwargs, total=False):
         and every other number one less.
     """
 
-    crop_pct: float | None
+    crop_pct: float | int | None
     do_reduce_labels: bool
 
 
@@ -77,7 +77,9 @@ def to_class_numbers(segmentation_map) -> torch.Tensor:
     if numbers.ndim == 3 and 1 in (numbers.shape[0], numbers.shape[2]):
         numbers = numbers.squeeze(0 if numbers.shape[0] == 1 else 2)
     if numbers.ndim != 2 or (numbers.dtype.kind == "f" and (numbers != np.floor(numbers)).any()):
-        raise ValueError(f"a segmentation map must be integers (height, width), got {numbers.dtype} {numbers.shape}")
+        raise ValueError(
+            f"segmentation_maps must be integers (height, width), one map for each image, got {numbers.dtype} {numbers.shape}"
+        )
     return torch.from_numpy(numbers.astype(np.int64))
 
 
@@ -146,6 +148,8 @@ class SwinHfImageProcessingMixin:
         if segmentation_maps is None:
             return self._preprocess(prepared, **kwargs)
         tensor_type = kwargs.pop("return_tensors")
+        if kwargs["do_pad"]:
+            raise ValueError("do_pad cannot be used with segmentation_maps, which it leaves as they are; pad both before")
         if not isinstance(segmentation_maps, (list, tuple)):
             several = getattr(segmentation_maps, "ndim", 2) == 3 and len(segmentation_maps) == len(prepared)
             segmentation_maps = list(segmentation_maps) if several else [segmentation_maps]

@@ -31,7 +31,7 @@ from .outputs_swin_hf import (
     SwinHfModelOutput,
 )
 from .resizing_swin_hf import resized_config, resized_weights
-from .stock_swin_hf import DROPPED_BUFFERS, HUB_ARGUMENTS, ReadsStockWeights
+from .stock_swin_hf import DROPPED_BUFFERS, HUB_ARGUMENTS, ReadsStockWeights, saved_config
 
 RESIZABLE = ("image_size", "window_size")
 
@@ -83,9 +83,11 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, PreTrainedModel):
         image_size, window_size: here or in `config`; where they differ from the checkpoint's, the loaded model is resized
             as `resize` does.
         """
+        kwargs = cls.arguments_for_stock(pretrained_model_name_or_path, kwargs)
         config = kwargs.get("config")
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
-        if isinstance(config, SwinHfConfig) and pretrained_model_name_or_path is not None:
+        is_saved = isinstance(config, SwinHfConfig) and pretrained_model_name_or_path is not None
+        if is_saved and saved_config(pretrained_model_name_or_path, kwargs):
             # Auto classes put such keywords into the config; the weights have to be loaded in their own sizes first.
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             saved = SwinHfConfig.from_pretrained(pretrained_model_name_or_path, **where)

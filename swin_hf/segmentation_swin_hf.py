@@ -9,7 +9,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 from .auto_map_swin_hf import SavesItsCode
 from .configuration_swin_hf import SwinHfConfig
-from .modeling_swin_hf import SwinHfBackbone, SwinHfPreTrainedModel
+from .modeling_swin_hf import RESIZABLE, SwinHfBackbone, SwinHfPreTrainedModel
 from .stock_swin_hf import ReadsStockConfigs, ReadsStockWeights
 
 AUXILIARY_STAGE = 2  # whose map the auxiliary head reads, counted among those that the backbone returns
@@ -64,6 +64,18 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
         if config.use_auxiliary_head:
             self.auxiliary_head = UperNetFCNHead(config, in_channels=self.backbone.channels, in_index=AUXILIARY_STAGE)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load as every model of transformers does, also stock UperNets over a Swin.
+
+        image_size, window_size: of the backbone; where they are given, the loaded model is resized as `resize` does.
+        """
+        sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        model = model.resize(**sizes) if sizes else model
+        return (model, *info) if info else model
 
     def resize(
         self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None

@@ -97,17 +97,27 @@ class ReadsStockWeights:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        config = kwargs.get("config")
-        if isinstance(config, PreTrainedConfig) and is_stock(config.to_dict()):
-            kwargs["config"] = cls.config_class(**from_stock_config(config.to_dict(), cls.config_class))
-        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        has_stock_names = pretrained_model_name_or_path is not None and is_stock(
-            PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)[0]
-        )
-        if has_stock_names:
-            kwargs["key_mapping"] = STOCK_NAMES
+        kwargs = cls.arguments_for_stock(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        if has_stock_names:
+        if kwargs.get("key_mapping") is STOCK_NAMES:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
             del model._weight_conversions  # with which it would be saved under the stock names
         return loaded
+
+    @classmethod
+    def arguments_for_stock(cls, path, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keywords of `from_pretrained` with a stock `config` as one of ours, and the names of weights if they are stock."""
+        config, given = kwargs.get("config"), {}
+        if isinstance(config, PreTrainedConfig) and is_stock(config.to_dict()):
+            given = config.to_dict()
+            own = from_stock_config(given, cls.config_class)
+            kwargs = kwargs | {"config": cls.config_class(**own, attn_implementation=config._attn_implementation)}
+        if path is not None and is_stock(saved_config(path, kwargs) or given):
+            kwargs = kwargs | {"key_mapping": STOCK_NAMES}
+        return kwargs
+
+
+def saved_config(path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a folder or repository, empty if there is none, for the keywords of a `from_pretrained`."""
+    where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    return PreTrainedConfig.get_config_dict(path, **where)[0]

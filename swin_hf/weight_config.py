@@ -84,7 +84,7 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
 
 
 def _labels(files: WeightFiles) -> dict[str, Any]:
-    names = files.config.get("label_names") or files.config.get("pretrained_cfg", {}).get("label_names")
+    names = files.config.get("label_names") or (files.config.get("pretrained_cfg") or {}).get("label_names")
     if not names:
         return {}
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
@@ -122,6 +122,8 @@ def _windows(
         return windows, [0 if unit == window else unit for unit, window in zip(units, windows)]
     window, _, pretrained_window, pretrained_image = _timm_sizes(files)
     window = sizes.window_size or window
+    if isinstance(window, (list, tuple)) and len(set(window)) == 1:
+        window = window[0]
     if not isinstance(window, int):
         raise ConversionError(f"{files.name} does not tell its window size; give it, --source-window-size 8 for instance")
     given = sizes.pretrained_window_sizes or (files.config.get("model_args") or {}).get("pretrained_window_sizes")

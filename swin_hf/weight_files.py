@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -71,11 +71,15 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     config = _find(source, "config.json", revision)
     weights = next(filter(None, (_find(source, name, revision) for name in WEIGHT_FILES)), None)
     if weights is None:
-        raise ConversionError(f"{source} must hold {', '.join(WEIGHT_FILES[::2])} or an index of them, got none")
+        where = " in the local cache" if constants.HF_HUB_OFFLINE and not path.is_dir() else ""
+        raise ConversionError(f"{source} must hold {', '.join(WEIGHT_FILES[::2])} or an index of them, got none{where}")
     processor = _find(source, "preprocessor_config.json", revision)
     tensors = read_weights(weights) if weights.suffix != ".json" else {}
     if weights.suffix == ".json":
-        for name in sorted(set(read_json_object(weights).get("weight_map", {}).values())):
+        shards = read_json_object(weights).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ConversionError(f"{weights} must have a weight_map from weights to files, got {type(shards).__name__}")
+        for name in sorted(set(map(str, shards.values()))):
             shard = _find(source, Path(name).name, revision)  # beside the index, whatever it says
             if shard is None:
                 raise ConversionError(f"{source} lacks {name}, which {weights.name} names; fetch it again")
@@ -141,9 +145,10 @@ def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(str(source), name, revision=revision))
     except LocalEntryNotFoundError as error:
-        if name == "config.json" or not constants.HF_HUB_OFFLINE:
-            raise ConversionError(f"{source} is neither a folder nor to be had from the Hub: {error}") from error
-        return None
+        is_absent = try_to_load_from_cache(str(source), name, revision=revision) is _CACHED_NO_EXIST
+        if constants.HF_HUB_OFFLINE and (is_absent or name in WEIGHT_FILES):
+            return None
+        raise ConversionError(f"{source} is no folder, and its {name} is not to be had from the Hub: {error}") from error
     except EntryNotFoundError:
         return None
     except HFValidationError as error:

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -146,11 +148,8 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
         raise ConversionError(
             f"{files.name} must be a Swin of transformers or of swin_hf, got a {architecture} of type {config['model_type']}"
         )
-    try:
+    with _explained(files):
         own = kind.config_class(**fields)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        why = str(error).splitlines()[-1].strip()  # the first one names the validator
-        raise ConversionError(f"{files.name} has an impossible config.json: {why}") from error
     difference = stock_v2_difference(getattr(own, "backbone_config", own)) if is_stock(config) else ""
     notes = [f"transformers computes something else: {difference}"] if difference else []
     given_kind, kind = kind, _with_classes(kind, num_labels)
@@ -178,7 +177,8 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
             f"{files.name} must be a Swin of transformers, with config.json, or of timm or Microsoft's code, with "
             f"patch_embed.proj.weight; got weights like {', '.join(list(files.weights)[:3])}"
         )
-    config, kind = original_config(source, files, sizes), SwinHfModel
+    with _explained(files):
+        config, kind = original_config(source, files, sizes), SwinHfModel
     if "decoder.0.weight" in source:
         kind = SwinHfForMaskedImageModeling
         config.encoder_stride = math.isqrt(len(source["decoder.0.weight"]) // config.num_channels)
@@ -202,6 +202,18 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
     new_head = "head.weight" not in source or num_labels not in (None, config.num_labels)
     notes = [note for note in notes if note]
     return Renamed(kind=kind, config=config, weights=weights, origins=origins, new_head=new_head, notes=notes)
+
+
+@contextmanager
+def _explained(files: WeightFiles) -> Iterator[None]:
+    """Errors of a config in the words of this package."""
+    try:
+        yield
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        if isinstance(error, ConversionError):
+            raise
+        why = str(error).splitlines()[-1].strip()  # the first one names the validator
+        raise ConversionError(f"{files.name} has an impossible config: {why}") from error
 
 
 def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:

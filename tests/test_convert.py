@@ -167,7 +167,7 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
         (other / "config.json").write_text(json.dumps({"model_type": "resnet", "architectures": ["ResNetModel"]}))
         convert(other, tmp_path / "out")
     (other / "config.json").write_text(json.dumps({"model_type": "swin", "architectures": ["SwinModel"], "patch_size": 0}))
-    with pytest.raises(ConversionError, match="has an impossible config.json: .*patch_size must be positive"):
+    with pytest.raises(ConversionError, match="has an impossible config: .*patch_size must be positive"):
         convert(other, tmp_path / "out")
     with pytest.raises(ConversionError, match="there is none"):
         convert(tmp_path / "nowhere.pth", tmp_path / "out")
