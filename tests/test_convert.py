@@ -29,7 +29,7 @@ from swin_hf import (
     SwinHfForImageClassification,
     SwinHfImageProcessorPil,
 )
-from swin_hf.convert import convert, load, main
+from swin_hf.convert import convert, load, main, timm_processor_settings
 from swin_hf.weight_config import SourceSizes
 from swin_hf.weight_files import ConversionError, WeightFiles, read_weights
 from swin_hf.weight_import import import_model
@@ -73,6 +73,23 @@ def test_processors_of_segmenters_keep_their_maps(tmp_path):
     assert SwinHfImageProcessorPil.from_pretrained(tmp_path / "ours").do_reduce_labels is True
     convert(tmp_path / "ours", tmp_path / "back", to="transformers")
     assert SegformerImageProcessorPil.from_pretrained(tmp_path / "back").do_reduce_labels is True
+
+
+def test_processors_of_timm_are_those_of_its_evaluation():
+    assert timm_processor_settings("m", {"crop_pct": 0.9, "interpolation": "bilinear"}, (32, 32)) == {
+        "resample": 2,
+        "crop_pct": 0.9,
+    }
+    assert timm_processor_settings("m", {"mean": [0.5] * 3}, (32, 32)) == {
+        "image_mean": [0.5] * 3,
+        "resample": 3,
+        "crop_pct": 0.875,
+    }
+    assert timm_processor_settings("m", {"crop_pct": 1.0, "crop_mode": "squash"}, (32, 32)) == {"resample": 3}
+    squashed = timm_processor_settings("m", {"crop_pct": 0.8, "crop_mode": "squash"}, (32, 40))
+    assert squashed["size"] == {"height": 40, "width": 50} and squashed["crop_size"] == {"height": 32, "width": 40}
+    with pytest.raises(ConversionError, match="must have crop_mode center or squash .* got border"):
+        timm_processor_settings("m", {"crop_mode": "border"}, (32, 32))
 
 
 @pytest.mark.parametrize(("image_size", "crop_pct"), [(32, 0.875), (384, None)])

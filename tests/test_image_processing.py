@@ -180,6 +180,10 @@ def test_wrong_settings_and_maps_are_explained():
         swin_hf.SwinHfImageProcessorPil(crop_pct=0.9, size={"shortest_edge": 8})(image)
     with pytest.raises(ValueError, match="segmentation_maps must be one for each image and of its size"):
         swin_hf.SwinHfImageProcessorPil()(image, np.zeros((8, 9), np.uint8))
+    with pytest.raises(ValueError, match="do_pad cannot be used with segmentation_maps"):
+        padded = swin_hf.SwinHfImageProcessorPil(do_pad=True, pad_size={"height": 300, "width": 300})
+        padded(image, np.zeros((8, 8), np.uint8))
+    assert swin_hf.SwinHfImageProcessorPil()(image, crop_pct=1, return_tensors="pt")["pixel_values"].shape == (1, 3, 224, 224)
     with pytest.raises(ValueError, match="must be integers"):
         swin_hf.SwinHfImageProcessorPil()(image, np.full((8, 8), 0.5))
 

@@ -1,5 +1,6 @@
 """Loading is safe: nothing random, nothing garbage, no surprise in the dtype; what is missing is said and initialised."""
 
+import json
 import subprocess
 import sys
 
@@ -105,6 +106,19 @@ def test_masked_image_model_becomes_a_classifier(make_config, tmp_path):
     with torch.no_grad():
         expected = pretrained.eval().swin(pixel_values).last_hidden_state
         torch.testing.assert_close(model.swin(pixel_values).last_hidden_state, expected)
+
+
+def test_classes_derived_from_ours_are_saved_as_themselves(make_config, tmp_path):
+    class OwnConfig(SwinHfConfig):
+        model_type = "own_swin"
+
+    class OwnModel(SwinHfForImageClassification):
+        config_class = OwnConfig
+
+    sizes = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1], "num_heads": [2], "window_size": 4}
+    OwnModel(OwnConfig(**sizes)).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert saved["AutoModelForImageClassification"].endswith(".OwnModel") and "AutoModel" not in saved
 
 
 def test_dtype_is_what_was_asked_for(make_model, tmp_path):

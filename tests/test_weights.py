@@ -106,6 +106,8 @@ def test_upernet_goes_through_stock_and_back(tmp_path):
     direct, info = SwinHfForSemanticSegmentation.from_pretrained(tmp_path / "stock", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert difference(direct, stock, torch.randn(1, 3, 128, 128)) <= 1e-5
+    larger = SwinHfForSemanticSegmentation.from_pretrained(tmp_path / "stock", window_size=6)
+    assert larger.config.backbone_config.window_size == 6
     assert {name.split(".")[-2] for name in report.missing} == {"classifier"}
 
 
@@ -249,8 +251,17 @@ def test_lost_heads_and_kept_tokens(tmp_path):
 def test_configs_of_stock_are_taken_as_they_are_given(tmp_path):
     stock, _ = make_stock("V1 classifier")
     stock.save_pretrained(tmp_path)
-    model = SwinHfForImageClassification.from_pretrained(tmp_path, config=AutoConfig.from_pretrained(tmp_path))
+    given = AutoConfig.from_pretrained(tmp_path, attn_implementation="eager")
+    model = SwinHfForImageClassification.from_pretrained(tmp_path, config=given)
     assert difference(model, stock, torch.randn(1, 3, 64, 64)) <= 1e-5
+    assert model.config._attn_implementation == "eager"
+    given.image_size, given.window_size = 128, 8
+    larger = SwinHfForImageClassification.from_pretrained(tmp_path, config=given)
+    assert difference(larger, model.resize(128, 8), torch.randn(1, 3, 128, 128)) <= 1e-6
+    (tmp_path / "config.json").rename(tmp_path / "elsewhere.json")
+    model = SwinHfForImageClassification.from_pretrained(tmp_path, config=stock.config)
+    assert difference(model, stock, torch.randn(1, 3, 64, 64)) <= 1e-5
+    (tmp_path / "elsewhere.json").rename(tmp_path / "config.json")
     with pytest.raises(ValueError, match="must be a UperNet's for SwinHfUperNetConfig, got model_type swin"):
         SwinHfForSemanticSegmentation.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin", "depths": [1, 1, 1, 1], "out_indices": [1, 3]}))
@@ -293,6 +304,9 @@ def test_timm_models_that_were_built_otherwise(tmp_path, make_model):
     weights, config = to_timm(source)
     model, _ = import_model(WeightFiles(name="relu", weights=weights, config=config))
     assert model.config.hidden_act == "relu" and difference(model, source, torch.randn(1, 3, 16, 16)) <= 1e-6
+    with pytest.raises(ConversionError, match="has an impossible config: ValueError: hidden_act must name an activation"):
+        bad = config | {"model_args": config["model_args"] | {"act_layer": "gelu_of_timm"}}
+        import_model(WeightFiles(name="act", weights=weights, config=bad))
     config["model_args"]["always_partition"] = True
     with pytest.raises(ConversionError, match="was built with always_partition=True, which cannot be expressed"):
         import_model(WeightFiles(name="other", weights=weights, config=config))
