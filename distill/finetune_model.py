@@ -25,6 +25,7 @@ from swin_hf import (
     SwinHfImageProcessorPil,
     SwinHfUperNetConfig,
 )
+from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
@@ -80,13 +81,13 @@ def load_processor(settings: FinetuneSettings):
     if settings.task.model in PRESETS:
         return SwinHfImageProcessorPil(size=size)
     try:
-        saved = AutoImageProcessor.from_pretrained(settings.task.model, backend="pil")
         processor = AutoImageProcessor.from_pretrained(settings.task.model, backend="pil", size=size)
     except OSError:
         return SwinHfImageProcessorPil(size=size)
-    if settings.task.task != "semantic-segmentation" and getattr(saved, "do_center_crop", False):
+    if settings.task.task != "semantic-segmentation" and getattr(processor, "do_center_crop", False):
+        saved = AutoImageProcessor.from_pretrained(settings.task.model, backend="pil").to_dict()
         try:  # a crop of another image size is another crop
-            return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved.to_dict())), settings.task.image_size)
+            return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved)), settings.task.image_size)
         except ConversionError as error:
             raise ModelError(f"--model {settings.task.model}: {error}") from error
     if settings.task.task == "semantic-segmentation":  # masks are not cropped with their images
@@ -101,7 +102,7 @@ def _load_config(settings: FinetuneSettings, class_names: list[str]) -> PreTrain
     task = settings.task
     changes = _fields(task.model_args, "model_args")
     if task.task != "masked-image-modeling":
-        changes |= _classes(class_names)
+        changes |= named_classes(class_names)
     if task.model in PRESETS:
         config = PRESETS[task.model](**{"image_size": task.image_size} | changes)
         if task.task == "masked-image-modeling" and "encoder_stride" not in changes:
@@ -121,7 +122,7 @@ def _segmenter_over(config: SwinHfConfig, settings: FinetuneSettings, class_name
     head = {"use_auxiliary_head": len(config.depths) > AUXILIARY_STAGE} | _fields(settings.task.head_args, "head_args")
     unknown = set(head) - set(SwinHfUperNetConfig().to_dict())
     require(not unknown, "head_args", "be fields of SwinHfUperNetConfig", ", ".join(sorted(unknown)))
-    model = SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, **_classes(class_names), **head))
+    model = SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, **named_classes(class_names), **head))
     if settings.task.model not in PRESETS:
         backbone, report = SwinHfBackbone.from_pretrained(
             settings.task.model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
@@ -153,7 +154,3 @@ def _fields(text: str, name: str) -> dict[str, Any]:
         fields = None
     require(isinstance(fields, dict), name, 'be YAML like "{depths: [1, 2]}"', text)
     return fields
-
-
-def _classes(class_names: list[str]) -> dict[str, dict]:
-    return {"id2label": dict(enumerate(class_names)), "label2id": {name: number for number, name in enumerate(class_names)}}

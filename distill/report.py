@@ -21,7 +21,6 @@ from distill.measure import accuracy_with_interval, classifier_logits, count_mac
 from distill.settings import ReportSettings
 from edge.bench import Latency, measure_latency
 from edge.environment import describe_machine, installed_versions
-from edge.image import to_pixel_values
 from edge.runner import Runner
 
 matplotlib.use("Agg")
@@ -127,8 +126,7 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
 
 
 def _program_input(runner: Runner, image: Image.Image) -> np.ndarray:
-    contract = runner.manifest.input
-    return to_pixel_values(image, contract.height, contract.width, contract.resample, contract.dtype, contract.crop_pct)
+    return runner.manifest.input.pixel_values(image)
 
 
 def _latency(

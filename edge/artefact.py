@@ -17,6 +17,11 @@ import typing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from edge.image import to_pixel_values
+
 PROGRAM_FILE = "model.pte"
 MANIFEST_FILE = "edge.json"
 TRANSFORMERS_FILE = "export.json"
@@ -57,6 +62,11 @@ class InputContract:
     def one_image(self) -> dict[str, int]:
         """What `forward` takes, as `methods` has it."""
         return {"batch_size": 1, "height": self.height, "width": self.width}
+
+    def pixel_values(self, image: Image.Image, height: int | None = None, width: int | None = None) -> np.ndarray:
+        """An RGB image as a program wants it, of the contract's size if no other is given."""
+        size = (height or self.height, width or self.width)
+        return to_pixel_values(image, *size, self.resample, self.dtype, self.crop_pct)
 
     def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
         """Shape of a batch of images, of the contract's size if no other is given."""

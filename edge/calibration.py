@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edge.artefact import InputContract
-from edge.image import UnreadableImageError, find_images, label_of, load_image, to_pixel_values, to_rgb
+from edge.image import UnreadableImageError, find_images, label_of, load_image, to_rgb
 
 MIN_CALIBRATION_IMAGES = 16
 MAX_IMAGES = 128  # to compare on
@@ -155,7 +155,6 @@ def method_inputs(
     """Inputs of a method, (B, ..) each; the first images again where they do not fill the last batch."""
     B, height, width = method["batch_size"], method["height"], method["width"]
     images = images[:at_most]
-    how = (height, width, contract.resample, contract.dtype, contract.crop_pct)
-    arrays = [to_pixel_values(image.image, *how) for image in images]
+    arrays = [contract.pixel_values(image.image, height, width) for image in images]
     arrays += [arrays[index % len(images)] for index in range(-len(arrays) % B)]
     return [np.concatenate(arrays[start : start + B]) for start in range(0, len(arrays), B)]

@@ -14,7 +14,7 @@ from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Method, Runtime, Verification
 
 from edge.artefact import MANIFEST_FILE, ArtefactError, read_artefact
-from edge.image import load_image, to_pixel_values
+from edge.image import load_image
 
 SCALAR_TYPES = {"uint8": 0, "float32": 6}  # numbers of PyTorch's types in the runtime
 
@@ -101,10 +101,8 @@ class Runner:
         Raises:
             UnreadableImageError: it cannot be decoded.
         """
-        contract, size = self.manifest.input, self.manifest.methods[method]
-        return to_pixel_values(
-            load_image(image), size["height"], size["width"], contract.resample, contract.dtype, contract.crop_pct
-        )
+        size = self.manifest.methods[method]
+        return self.manifest.input.pixel_values(load_image(image), size["height"], size["width"])
 
     def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
         """All outputs of a method: logits (B, K), or feature maps (B, C, H, W).

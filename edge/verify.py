@@ -7,7 +7,7 @@ import numpy as np
 
 from edge.artefact import SELF_TEST_FILE, read_file, read_manifest, recorded_checkpoint
 from edge.calibration import MAX_IMAGES, LabelledImage, evenly, open_images
-from edge.image import UnreadableImageError, to_pixel_values
+from edge.image import UnreadableImageError
 from edge.parity import compare
 from edge.runner import Runner, run_bundle
 
@@ -72,8 +72,7 @@ def _readable(
 
 
 def _input(runner: Runner, read: Callable[[], LabelledImage]) -> np.ndarray:
-    contract = runner.manifest.input
-    return to_pixel_values(read().image, contract.height, contract.width, contract.resample, contract.dtype, contract.crop_pct)
+    return runner.manifest.input.pixel_values(read().image)
 
 
 def _outputs_of_checkpoint(runner: Runner, readers: list[Callable[[], LabelledImage]], checkpoint_dir: Path) -> np.ndarray:

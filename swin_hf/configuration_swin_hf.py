@@ -243,6 +243,11 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
+def named_classes(names: list[str]) -> dict[str, dict]:
+    """The fields of a config that name its classes, in the order of the logits."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
 def height_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """A size that may be given as one integer, as (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .configuration_swin_hf import named_classes
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
@@ -63,8 +64,7 @@ def load(
     model, report = import_model(files, num_labels, source_sizes, allow_unexpected)
     processor = import_processor(files, model, report)
     if labels is not None:
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {name: number for number, name in enumerate(labels)}
+        model.config.update(named_classes(labels))
     if image_size is not None or window_size is not None:
         model = model.resize(image_size=image_size, window_size=window_size)
     if image_size is not None:

@@ -153,13 +153,14 @@ class SwinHfImageProcessingMixin:
         if not isinstance(segmentation_maps, (list, tuple)):
             several = getattr(segmentation_maps, "ndim", 2) == 3 and len(segmentation_maps) == len(prepared)
             segmentation_maps = list(segmentation_maps) if several else [segmentation_maps]
-        labels = [self._prepare_labels(to_class_numbers(own), do_reduce_labels, **kwargs) for own in segmentation_maps]
+        maps = [to_class_numbers(own) for own in segmentation_maps]
         shapes = [tuple(image.shape[-2:]) for image in prepared]
-        if shapes != [tuple(np.shape(to_class_numbers(own))) for own in segmentation_maps]:
+        if shapes != [tuple(own.shape) for own in maps]:
             raise ValueError(
                 f"segmentation_maps must be one for each image and of its size {shapes}, "
                 f"got {[np.shape(own) for own in segmentation_maps]}"
             )
+        labels = [self._prepare_labels(own, do_reduce_labels, **kwargs) for own in maps]
         batch = self._preprocess(prepared, return_tensors=None, **kwargs)
         return BatchFeature({**batch, "labels": labels}, tensor_type=tensor_type)
 

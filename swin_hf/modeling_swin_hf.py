@@ -60,30 +60,16 @@ class SwinHfEncoder(nn.Module):
         return output
 
 
-class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, PreTrainedModel):
-    """Loading, saving, resizing and initialisation shared by the Swin models."""
-
-    config_class = SwinHfConfig
-    base_model_prefix = "swin"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["SwinHfBlock", "SwinHfEmbeddings"]  # in every model: FSDP refuses a unit that it does not find
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _input_embed_layer = "patch_embeddings"
-    _keys_to_ignore_on_load_unexpected = [rf"\.{name}$" for name in DROPPED_BUFFERS]
+class LoadsInOtherSizes:
+    """A model that `from_pretrained` loads for another image size or window than the checkpoint's."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load as every model of transformers does, also stock Swins, and for another resolution than the checkpoint's.
+        """Load as every model of transformers does, also for another resolution than the checkpoint's.
 
         image_size, window_size: here or in `config`; where they differ from the checkpoint's, the loaded model is resized
             as `resize` does.
         """
-        kwargs = cls.arguments_for_stock(pretrained_model_name_or_path, kwargs)
         config = kwargs.get("config")
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
         is_saved = isinstance(config, SwinHfConfig) and pretrained_model_name_or_path is not None
@@ -103,6 +89,23 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, PreTrainedModel):
         if changed:
             model = model.resize(**changed)
         return (model, *info) if info else model
+
+
+class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, PreTrainedModel):
+    """Loading, saving, resizing and initialisation shared by the Swin models."""
+
+    config_class = SwinHfConfig
+    base_model_prefix = "swin"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SwinHfBlock", "SwinHfEmbeddings"]  # in every model: FSDP refuses a unit that it does not find
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embeddings"
+    _keys_to_ignore_on_load_unexpected = [rf"\.{name}$" for name in DROPPED_BUFFERS]
 
     def resize(
         self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None

@@ -97,11 +97,12 @@ class ReadsStockWeights:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load as every model of transformers does, also stock checkpoints, and a stock `config` given as an object."""
         kwargs = cls.arguments_for_stock(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if kwargs.get("key_mapping") is STOCK_NAMES:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
-            del model._weight_conversions  # with which it would be saved under the stock names
+            model.__dict__.pop("_weight_conversions", None)  # with which it would be saved under the stock names
         return loaded
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .configuration_swin_hf import SwinHfConfig
+from .configuration_swin_hf import SwinHfConfig, height_width, named_classes
 from .weight_files import ConversionError, WeightFiles
 
 # timm names its models after window and image size: window8_256, or window12to16_192to256 for one fine-tuned at another size.
@@ -67,7 +67,7 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
     windows, units = _windows(source, files, sizes, version, patch)
     return SwinHfConfig(
         version=version,
-        image_size=_image_size(source, files, sizes, patch, windows),
+        image_size=_image_size(source, files, sizes, patch),
         patch_size=patch[0] if patch[0] == patch[1] else patch,
         num_channels=source["patch_embed.proj.weight"].shape[1],
         embed_dim=dims[0],
@@ -85,24 +85,21 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
 
 def _labels(files: WeightFiles) -> dict[str, Any]:
     names = files.config.get("label_names") or (files.config.get("pretrained_cfg") or {}).get("label_names")
-    if not names:
-        return {}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return named_classes(names) if names else {}
 
 
-def _timm_sizes(files: WeightFiles) -> tuple[int | None, int | None, int | None, int | None]:
-    """Window and image size of a timm model, and those that it was pretrained with, as far as `config.json` tells them."""
+def _timm_windows(files: WeightFiles) -> tuple[int | list[int] | None, int | None, int | None]:
+    """Window of a timm model; window and image size of its pretraining, if others; as far as `config.json` tells them."""
     arguments = files.config.get("model_args") or {}
     found = TIMM_SIZES.search(files.config.get("architecture", ""))
     window, to_window, image, _ = (int(size) if size else None for size in (found.groups() if found else [None] * 4))
-    input_size = (files.config.get("pretrained_cfg") or {}).get("input_size")
-    image_size = arguments.get("img_size") or (input_size[1] if input_size else None)
-    return (
-        arguments.get("window_size") or to_window or window,
-        image_size,
-        window if to_window else None,
-        image if to_window else None,
-    )
+    pretrained = (window, image) if to_window else (None, None)
+    return arguments.get("window_size") or to_window or window, *pretrained
+
+
+def _timm_image_size(files: WeightFiles) -> int | list[int] | None:
+    input_size = (files.config.get("pretrained_cfg") or {}).get("input_size")  # (channels, height, width)
+    return (files.config.get("model_args") or {}).get("img_size") or (input_size[1] if input_size else None)
 
 
 def _windows(
@@ -120,7 +117,7 @@ def _windows(
         spans = [(8 ** table.max().item() - 1) / 8 for table in offsets]
         units = [round((window - 1) / span) + 1 if span else window for window, span in zip(windows, spans)]
         return windows, [0 if unit == window else unit for unit, window in zip(units, windows)]
-    window, _, pretrained_window, pretrained_image = _timm_sizes(files)
+    window, pretrained_window, pretrained_image = _timm_windows(files)
     window = sizes.window_size or window
     if isinstance(window, (list, tuple)) and len(set(window)) == 1:
         window = window[0]
@@ -147,10 +144,10 @@ def assumed(files: WeightFiles, source: Iterable[str], sizes: SourceSizes) -> st
 
 
 def _image_size(
-    source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes, patch: tuple[int, int], windows: list[int]
+    source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes, patch: tuple[int, int]
 ) -> int | list[int]:
     """From the masks of shifted windows (nW, N, N), from absolute positions, from timm's config, or as it was given."""
-    told = sizes.image_size or _timm_sizes(files)[1]
+    told = sizes.image_size or _timm_image_size(files)
     if told:
         return told if isinstance(told, int) else told[0] if told[0] == told[1] else list(told)
     masks = {int(name.split(".")[1]): weight for name, weight in source.items() if name.endswith(".attn_mask")}
@@ -195,6 +192,13 @@ def stock_v2_difference(config: SwinHfConfig) -> str:
                 "cut to its map"
             )
     return ""
+
+
+def windows_of_table(name: str, config: SwinHfConfig) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
+    """Stage and block of a table of position biases, the model's window, and that window cut to the stage's map."""
+    stage, block = (int(part) for part in name.split(".") if part.isdigit())
+    window = height_width(config.window_size)
+    return stage, block, window, tuple(map(min, window, map_size(config, stage)))
 
 
 def extended_table(table: torch.Tensor, fitted: tuple[int, int], window: tuple[int, int]) -> torch.Tensor:

@@ -26,7 +26,7 @@ from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .stock_swin_hf import BLOCK_NAMES
-from .weight_config import difference_to_timm, extended_table, map_size, stock_v2_difference
+from .weight_config import difference_to_timm, extended_table, map_size, stock_v2_difference, windows_of_table
 from .weight_files import ConversionError
 from .weight_names import original_name, timm_name
 
@@ -273,9 +273,7 @@ def _fitted_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch
     Raises:
         ConversionError: the rest is more than a copy of its edge: the model was trained at other sizes.
     """
-    stage, block = (int(part) for part in name.split(".") if part.isdigit())
-    window = height_width(config.window_size)
-    fitted = tuple(map(min, window, map_size(config, stage)))
+    stage, block, window, fitted = windows_of_table(name, config)
     if fitted == window:
         return table
     (top, left), sides = ((side - own for side, own in zip(window, fitted)), [2 * side - 1 for side in window])

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from .configuration_swin_hf import SwinHfConfig, height_width
+from .configuration_swin_hf import SwinHfConfig
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, from_stock_config, is_stock
@@ -19,9 +19,9 @@ from .weight_config import (
     assumed,
     difference_to_timm,
     extended_table,
-    map_size,
     original_config,
     stock_v2_difference,
+    windows_of_table,
 )
 from .weight_files import ConversionError, WeightFiles
 from .weight_names import original_name, original_names
@@ -119,11 +119,13 @@ def import_model(
     model = renamed.make_model()
     _check_missing(model, renamed, files, report)
     _check_unexpected(renamed, files, report, allow_unexpected)
-    for name in files.weights:
-        names = [ours for ours, origin in renamed.origins.items() if origin == name]
+    names_of: dict[str, list[str]] = {}
+    for ours, name in renamed.origins.items():
+        names_of.setdefault(name, []).append(ours)
+    for name, names in names_of.items():
         if len(names) == 1 and renamed.weights[names[0]] is files.weights[name]:
             report.used[name] = names[0]
-        elif names:
+        else:
             report.converted[name] = " + ".join(names)
     model.load_state_dict(renamed.weights, strict=False)
     dtypes = {weight.dtype for weight in renamed.weights.values() if weight.is_floating_point()}
@@ -228,9 +230,7 @@ def _in_window_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> to
     Raises:
         ConversionError: the window of the block is neither the model's nor cut to its map.
     """
-    stage, block = map(int, re.findall(r"layers\.(\d+)\.blocks\.(\d+)\.", name)[0])
-    window = height_width(config.window_size)
-    fitted = tuple(map(min, window, map_size(config, stage)))
+    stage, block, window, fitted = windows_of_table(name, config)
     if len(table) == math.prod(2 * side - 1 for side in window):
         return table
     if len(table) != math.prod(2 * side - 1 for side in fitted):
