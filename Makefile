@@ -15,7 +15,7 @@ test: $(VENV)/.installed  ## all tests; no network, no GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-arm64: $(VENV)/.installed  ## programs on emulated AArch64 processors against this one; fetches the emulator to build/ or skips
-	@$(BIN)/python scripts/arm64.py
+	@$(BIN)/python tests/arm64/arm64.py
 
 SOURCE := build/transformers
 conformance: $(VENV)/.installed  ## the tests that transformers holds its own models to; fetches its source distribution

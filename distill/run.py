@@ -18,9 +18,9 @@ def main() -> int:
     quieten()
     from filelock import Timeout
 
-    from distill.pipeline import EXPLAINED_ERRORS, Pipeline, quieten_libraries
-    from distill.settings import parse_settings
-    from distill.trainer import TrainingStopped
+    from distill.pipeline.pipeline import EXPLAINED_ERRORS, Pipeline, quieten_libraries
+    from distill.pipeline.settings import parse_settings
+    from distill.training.trainer import TrainingStopped
 
     quieten_libraries()
     try:

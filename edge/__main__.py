@@ -15,8 +15,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from edge.lower.recipes import RECIPES
 from edge.quiet import quieten
-from edge.recipes import RECIPES
 
 PLATFORMS = ("android", "ios", "react-native")
 
@@ -135,7 +135,7 @@ def sizes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    from edge.export import ExportSettings, export
+    from edge.export.export import ExportSettings, export
 
     settings = ExportSettings(
         recipe=arguments.recipe,
@@ -175,8 +175,8 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def run_images(arguments: argparse.Namespace) -> int:
-    from edge.image import UnreadableImageError
-    from edge.runner import Runner
+    from edge.device.image import UnreadableImageError
+    from edge.device.runner import Runner
 
     runner = Runner(arguments.artefact)
     results, failed = [], False
@@ -198,11 +198,11 @@ def run_images(arguments: argparse.Namespace) -> int:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    from edge.bench import bench, describe
+    from edge.device.bench import bench, describe
 
     checkpoint, most_threads = None, max(arguments.threads or [os.cpu_count() or 1])
     if arguments.compare:
-        from edge.peers import checkpoint_to_compare, compare_with_peers
+        from edge.compare.peers import checkpoint_to_compare, compare_with_peers
 
         checkpoint = checkpoint_to_compare(arguments.artefact, arguments.checkpoint)
     figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
@@ -213,7 +213,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    from edge.verify import verify
+    from edge.device.verify import verify
 
     figures = verify(arguments.artefact, arguments.data, arguments.checkpoint)
     if arguments.json:
@@ -225,7 +225,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_self_test(arguments: argparse.Namespace) -> int:
-    from edge.verify import self_test
+    from edge.device.verify import self_test
 
     num_images, tolerance = self_test(arguments.artefact)
     if arguments.json:
@@ -236,7 +236,7 @@ def run_self_test(arguments: argparse.Namespace) -> int:
 
 
 def run_sensitivity(arguments: argparse.Namespace) -> int:
-    from edge.export import ExportSettings, sensitivity
+    from edge.export.export import ExportSettings, sensitivity
 
     rows = sensitivity(arguments.checkpoint, ExportSettings(recipe=arguments.recipe, data=arguments.data))
     if arguments.json:
@@ -248,7 +248,7 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
 
 
 def run_app(arguments: argparse.Namespace) -> int:
-    from edge.apps import write_app
+    from edge.apps.writer import write_app
 
     artefact = arguments.artefact.resolve()
     out = arguments.out or artefact.with_name(f"{artefact.name}-{arguments.platform}")

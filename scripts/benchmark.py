@@ -25,7 +25,7 @@ from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
-from edge.recipes import RECIPES
+from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
 

@@ -14,22 +14,22 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from distill.images import FoundImages, ImageSource, find_images
-from edge.calibration import MAX_IMAGES, LabelledImage, evenly, method_inputs
-from edge.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
-from edge.deploy import deploy
-from edge.engines import Contender
-from edge.environment import describe_machine, installed_versions
-from edge.export import ExportSettings, export
+from distill.data.sources import FoundImages, ImageSource, find_images
+from edge.compare.engines import Contender
+from edge.compare.macs import count_macs
+from edge.compare.peers import prepare_limits, prepare_peers, rows_of, with_limits
+from edge.deploy.form import deploy
+from edge.device.environment import describe_machine, installed_versions
+from edge.device.image import to_pixel_values
+from edge.device.parity import Parity, compare
+from edge.device.runner import Runner
+from edge.export.calibration import MAX_IMAGES, LabelledImage, evenly, method_inputs
+from edge.export.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
+from edge.export.export import ExportSettings, export
 from edge.files import write_whole
-from edge.image import to_pixel_values
-from edge.lowering import lower, trace
-from edge.macs import count_macs
-from edge.parity import Parity, compare
-from edge.peers import prepare_limits, prepare_peers, rows_of, with_limits
-from edge.quantize import in_precision
-from edge.recipes import RECIPES, Recipe
-from edge.runner import Runner
+from edge.lower.lowering import lower, trace
+from edge.lower.quantize import in_precision
+from edge.lower.recipes import RECIPES, Recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 from swin_hf.presets_swin_hf import PRESETS
 

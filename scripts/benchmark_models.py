@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, SwinForImageClassification, Swinv2ForImageClassification
 
-from edge.environment import describe_machine, installed_versions, memory_of_this_process
+from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.weight_export import stock_swin_config

@@ -20,17 +20,17 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from distill.augmentation import RandomAffine
-from distill.classifier import Classifier
-from distill.data import image_processor, prepare_data
-from distill.distillation import Schedule, train
-from distill.finetune import finetune
-from distill.finetune_settings import TransformSettings, parse_finetune_settings
-from distill.images import find_images
-from distill.pipeline import quieten_libraries
-from distill.settings import parse_settings
-from distill.transforms import RandomCrop
-from edge.environment import describe_machine, installed_versions, memory_of_this_process
+from distill.compress.distillation import Schedule, train
+from distill.compress.teachers import Classifier
+from distill.data.augmentation import RandomAffine
+from distill.data.preparation import image_processor, prepare_data
+from distill.data.sources import find_images
+from distill.data.transforms import RandomCrop
+from distill.pipeline.pipeline import quieten_libraries
+from distill.pipeline.settings import parse_settings
+from distill.training.finetune import finetune
+from distill.training.settings import TransformSettings, parse_finetune_settings
+from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS
 

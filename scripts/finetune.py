@@ -16,10 +16,10 @@ from edge.quiet import quieten
 def main() -> int:
     """Train; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
     quieten()
-    from distill.finetune import EXPLAINED_ERRORS, finetune
-    from distill.finetune_settings import parse_finetune_settings
-    from distill.pipeline import quieten_libraries
-    from distill.trainer import TrainingStopped
+    from distill.pipeline.pipeline import quieten_libraries
+    from distill.training.finetune import EXPLAINED_ERRORS, finetune
+    from distill.training.settings import parse_finetune_settings
+    from distill.training.trainer import TrainingStopped
 
     quieten_libraries()
     try:

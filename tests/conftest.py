@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
-from distill.data import image_processor
-from distill.finetune_settings import parse_finetune_settings
-from distill.settings import DataSettings
+from distill.data.preparation import image_processor
+from distill.pipeline.settings import DataSettings
+from distill.training.settings import parse_finetune_settings
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 TINY = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}

@@ -1,0 +1,1 @@
+"""What makes models small: teachers and pruning."""

@@ -1,0 +1,1 @@
+"""Images: found, split, streamed and changed; the embedded digit scenes."""

@@ -1,0 +1,276 @@
+"""Training images as a stream: shards of a data set that is never on disk as a whole, split over processes and workers."""
+
+import hashlib
+import io
+import itertools
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+import torch
+from datasets.distributed import split_dataset_by_node
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from distill.data.examples import Example, check_mask, to_sample
+from distill.data.preparation import check_unreadable
+from distill.data.sources import (
+    SPLIT_FOLDERS,
+    DataError,
+    FoundImages,
+    ImageSource,
+    found_in_rows,
+    image_column,
+    label_column,
+    mask_column,
+)
+from distill.data.transforms import RandomCrop
+from distill.training.command_line import require
+from distill.training.settings import ImageSettings
+from distill.training.trainer import TaskTrainer
+from edge.device.image import UnreadableImageError
+from edge.files import move_into_place
+
+FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Rows to train on as they come, and the images that are held out, which are files here.
+
+    columns: names of the columns with the image, its class, and its mask; None for what the task does not look at.
+    """
+
+    rows: datasets.IterableDataset
+    columns: tuple[str, str | None, str | None]
+    held_out: FoundImages
+
+
+def open_stream(task: str, settings: ImageSettings, output_dir: Path) -> Stream:
+    """Open `--dataset` for streaming.
+
+    output_dir: where its validation and test rows are kept; they are fetched if they are not there.
+
+    Raises:
+        DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
+    """
+    dataset, path = settings.dataset, Path(settings.dataset)
+    if (path.exists() and not any(path.rglob("*.parquet"))) or dataset in ("digits", "digit-scenes"):
+        raise DataError(
+            f"--streaming is for a Hub id or a folder of parquet files; the images of {dataset} are read as they are needed "
+            "anyway: leave out --streaming"
+        )
+    try:
+        loaded = datasets.load_dataset(dataset, streaming=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"--dataset {dataset} cannot be streamed: {error}") from error
+    streams = {SPLIT_FOLDERS.get(name, name): rows for name, rows in loaded.items()}
+    if "train" not in streams or not {"validation", "test"} & set(streams):
+        raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(streams)}")
+    rows = streams["train"] if streams["train"].features else streams["train"]._resolve_features()
+    image = image_column(rows.features, dataset)
+    label = label_column(rows.features, dataset) if task == "image-classification" else None
+    mask = mask_column(rows.features, dataset) if task == "semantic-segmentation" else None
+    if label is not None and not isinstance(rows.features[label], datasets.ClassLabel):
+        raise DataError(
+            f"--streaming needs a ClassLabel column, whose classes are known before they come; got {rows.features}"
+        )
+    columns = [column for column in (image, label, mask) if column]
+    folder = output_dir / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
+    if not folder.is_dir():
+        _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, folder)
+    held_out = datasets.load_from_disk(str(folder))
+    found = found_in_rows(dict(held_out), dataset, task, Path(settings.class_names) if settings.class_names else None)
+    return Stream(
+        rows=undecoded(rows, columns), columns=(image, label, mask), held_out=_in_two_parts(found, settings.split_seed)
+    )
+
+
+def _fetch(streams: dict[str, datasets.IterableDataset], folder: Path) -> None:
+    """Write all rows of some streams to a folder, which appears when it is complete."""
+    partial_folder = folder.with_name(f".{folder.name}.partial")
+    partial_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+        fetched = {
+            split: datasets.Dataset.from_generator(partial(iter, rows), rows.features, cache)
+            for split, rows in streams.items()
+        }
+        datasets.DatasetDict(fetched).save_to_disk(partial_folder)
+    move_into_place(partial_folder, folder)
+
+
+def undecoded(rows: datasets.IterableDataset, columns: list[str]) -> datasets.IterableDataset:
+    """Some columns of a stream, with images as encoded bytes."""
+    rows = rows.select_columns(columns)
+    for column in columns:
+        if isinstance(rows.features[column], datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def _in_two_parts(found: FoundImages, seed: int) -> FoundImages:
+    """Validation and test images; where only one of them is given, halves of it, stratified by class."""
+    if len(found.images) == 2:
+        return found
+    if not found.images:
+        raise DataError("--streaming needs held-out images with classes; the data hides those of its test split")
+    (split,) = found.images
+    numbers, labels = range(len(found.images[split])), found.labels[split]
+    stratified = labels if min(Counter(labels).values()) > 1 else None  # with one image of a class there are no halves
+    validation, test = train_test_split(numbers, test_size=0.5, stratify=stratified, random_state=seed)
+
+    def parts(values: dict[str, list]) -> dict[str, list]:
+        chosen = {"validation": sorted(validation), "test": sorted(test)}
+        return {name: [values[split][number] for number in own] for name, own in chosen.items()}
+
+    masks = None if found.masks is None else parts(found.masks)
+    return FoundImages(images=parts(found.images), labels=parts(found.labels), class_names=found.class_names, masks=masks)
+
+
+class StreamedImages(IterableDataset):
+    """Random crops of the images of a stream, pass after pass without end.
+
+    Each process and each of its workers reads shards of its own, in an order that the seed and the pass fix; within them,
+    images are mixed in a buffer. With fewer shards than processes, each of these reads all of them.
+
+    positions: for each worker the pass, the rows seen in it and the number of the last image, where it is to go on.
+    first: the worker whose batch comes next; the others follow in turn.
+    """
+
+    def __init__(self, stream: Stream, settings: ImageSettings, crop: RandomCrop, process_index: int, num_processes: int):
+        self.stream, self.settings, self.crop = stream, settings, crop
+        self.process_index, self.num_processes = process_index, num_processes
+        self.positions: dict[int, list[int]] = {}
+        self.first = 0
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Samples with their "position": worker, pass, rows seen in it, number."""
+        worker = get_worker_info()
+        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        readers = workers * self.num_processes
+        epoch, skipped, number = self.positions.get(own, (0, 0, workers * self.process_index + own))
+        while True:
+            seen, errors = skipped, []
+            for row in itertools.islice(self.rows_of(epoch), skipped, None):
+                seen, number = seen + 1, number + readers  # no two images share a number
+                try:
+                    sample = self._sample(row, epoch, number)
+                except UnreadableImageError as error:
+                    errors.append(str(error))
+                    tqdm.write(f"skipped: {error}")
+                    if seen - skipped >= FEWEST_JUDGED:
+                        check_unreadable(errors, seen - skipped, self.settings.max_unreadable_share)
+                else:
+                    yield sample | {"position": torch.tensor([own, epoch, seen, number])}
+            check_unreadable(errors, seen - skipped, self.settings.max_unreadable_share)
+            epoch, skipped = epoch + 1, 0
+
+    def rows_of(self, epoch: int) -> datasets.IterableDataset:
+        """This process's rows in the order of one pass."""
+        rows = self.stream.rows.shuffle(seed=self.crop.seed + epoch, buffer_size=self.settings.shuffle_buffer)
+        strategy = "shards" if rows.num_shards >= self.num_processes else "examples"
+        return split_dataset_by_node(rows, self.process_index, self.num_processes, strategy=strategy)
+
+    @property
+    def max_workers(self) -> int:
+        """More would have no shard to read."""
+        return max(self.stream.rows.num_shards // self.num_processes, 1)
+
+    def _sample(self, row: dict, epoch: int, number: int) -> dict[str, torch.Tensor]:
+        image, label, mask = self.stream.columns
+
+        def source(column: str) -> ImageSource:
+            cell = row[column] or {"path": None, "bytes": None}
+            name = cell["path"] or f"{column} {number} of the stream"
+            if cell["bytes"] is None:
+                raise UnreadableImageError(f"{name} cannot be read: it is empty")
+            return ImageSource(name, partial(io.BytesIO, cell["bytes"]))
+
+        example = Example(
+            source(image),
+            0 if label is None else row[label],
+            None if mask is None else source(mask),
+            self.settings.reduce_labels,
+        )
+        picture, classes = example.source.load(), example.load_mask()
+        if classes is not None:
+            check_mask(example, picture, classes, len(self.stream.held_out.class_names))
+        return to_sample(picture, classes, example.label, self.crop, epoch, number)
+
+
+class StreamLoader(DataLoader):
+    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0.
+
+    is_finished: whether the training has all its steps, so that none is loaded.
+    """
+
+    def __init__(self, *args, is_finished: Callable[[], bool], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_finished = is_finished
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if self.is_finished():
+            return
+        batches, first = super().__iter__(), self.dataset.first
+        while True:
+            in_turn = list(itertools.islice(batches, max(self.num_workers, 1)))
+            yield from in_turn[first:] + in_turn[:first]
+
+
+class StreamTrainer(TaskTrainer):
+    """Trains on `StreamedImages`, and notes in each checkpoint how far every reader of the stream has come."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.args.ignore_data_skip = True  # the Trainer would load, cut and drop everything that was seen
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Not prepared by accelerate, which would divide what is divided already."""
+        return StreamLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self._num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=True,
+            is_finished=lambda: self.state.global_step >= self.args.max_steps,
+            generator=torch.Generator(),  # of its own, so that a resumed training draws no number more than another
+        )
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        worker, *position = inputs.pop("position")[-1].tolist()
+        self.train_dataset.positions[worker] = position
+        self.train_dataset.first = (worker + 1) % max(self._num_workers, 1)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        record = {"readers": self._readers, "positions": self.train_dataset.positions, "first": self.train_dataset.first}
+        (Path(output_dir) / f"stream_{self.args.process_index}.json").write_text(json.dumps(record) + "\n")
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint) / f"stream_{self.args.process_index}.json"
+        record = json.loads(path.read_text()) if path.is_file() else {"readers": None}
+        require(
+            record["readers"] == self._readers,
+            "resume",
+            f"go on with as many processes and --dataloader_num_workers as {checkpoint} was written by, {record['readers']}",
+            self._readers,
+        )
+        self.train_dataset.positions = {int(worker): position for worker, position in record["positions"].items()}
+        self.train_dataset.first = record["first"]
+
+    @property
+    def _num_workers(self) -> int:
+        return min(self.args.dataloader_num_workers, self.train_dataset.max_workers)
+
+    @property
+    def _readers(self) -> list[int]:
+        return [self.args.world_size, self._num_workers]

@@ -1,0 +1,140 @@
+"""Random changes of training images: a crop of each by its worker, everything else on whole batches by their device."""
+
+# B batch, H W image in pixels, K classes
+
+import math
+
+import kornia.augmentation as K
+import numpy as np
+import torch
+from kornia.augmentation.auto import RandAugment
+from kornia.constants import DataKey, Resample
+from PIL import Image
+from torch import nn
+
+from distill.training.settings import TransformSettings
+
+CROP_TRIALS = 10
+IGNORED = 255  # the value of mask pixels that are neither learned nor judged
+
+
+class RandomCrop:
+    """Random resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6) and mirror of a PIL image and its mask.
+
+    What happens to an image depends on (seed, epoch, number of the image) alone, so neither on the worker or process that
+    happens to load it nor on where a training was interrupted.
+
+    num_epochs: those in which `initial_image_size` grows to `image_size`, by steps of `multiple` pixels.
+    """
+
+    resample = Image.Resampling.BICUBIC
+
+    def __init__(self, settings: TransformSettings, image_size: int, seed: int, num_epochs: int = 1, multiple: int = 1):
+        self.settings, self.image_size, self.seed = settings, image_size, seed
+        self.num_epochs, self.multiple = num_epochs, multiple
+
+    def __call__(
+        self, image: Image.Image, epoch: int, number: int, mask: Image.Image | None = None
+    ) -> tuple[Image.Image, Image.Image | None]:
+        random = np.random.default_rng((self.seed, epoch, number))
+        box = self.sample_box(*image.size, random)
+        mirrored = random.random() < self.settings.horizontal_flip
+        size = (self.size_at(epoch),) * 2
+
+        def cut(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+            picture = picture.resize(size, resample, box=box)
+            return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+
+        return cut(image, self.resample), mask and cut(mask, Image.Resampling.NEAREST)
+
+    def size_at(self, epoch: int) -> int:
+        """Height and width in an epoch: progressive resolution (Tan and Le 2021, arXiv:2104.00298)."""
+        first, last = self.settings.initial_image_size or self.image_size, self.image_size
+        size = first + min(epoch / max(self.num_epochs - 1, 1), 1) * (last - first)
+        return round(size / self.multiple) * self.multiple
+
+    def sample_box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a crop, of the whole image if none fits in ten trials."""
+        least, most = math.log(1 / self.settings.crop_max_aspect), math.log(self.settings.crop_max_aspect)
+        for _ in range(CROP_TRIALS):
+            area, aspect, x, y = random.random(4).tolist()
+            area = width * height * (self.settings.crop_min_area + area * (1 - self.settings.crop_min_area))
+            aspect = math.exp(least + aspect * (most - least))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                left, top = round(x * (width - crop_width)), round(y * (height - crop_height))
+                return left, top, left + crop_width, top + crop_height
+        return 0, 0, width, height
+
+
+class BatchTransform(nn.Module):
+    """Kornia's augmentations of images (B, 3, H, W) in [0, 1], and of masks (B, H, W) together with them.
+
+    The randomness is that of PyTorch's global generator, which a checkpoint of the Trainer stores, so a resumed training
+    draws the same numbers. Mask pixels that come from outside the image, or were erased, are `IGNORED`.
+    """
+
+    def __init__(self, settings: TransformSettings):
+        super().__init__()
+        steps: list[nn.Module] = []
+        if settings.rotation_degrees or settings.translate_share:
+            shift = (settings.translate_share,) * 2
+            steps.append(K.RandomAffine(settings.rotation_degrees, shift, padding_mode="border", p=1.0))
+        if settings.randaugment_ops:
+            steps.append(RandAugment(n=settings.randaugment_ops, m=settings.randaugment_magnitude))
+        elif settings.color_jitter:  # RandAugment has colours of its own
+            steps.append(K.ColorJitter(*[settings.color_jitter] * 3, p=0.8))
+        if settings.random_erasing:
+            steps.append(K.RandomErasing(p=settings.random_erasing))
+        nearest = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": None}}
+        self.steps = K.AugmentationSequential(*steps, extra_args=nearest) if steps else None
+
+    @torch.no_grad()
+    def forward(
+        self, pixels: torch.Tensor, masks: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if self.steps is None:
+            return pixels if masks is None else (pixels, masks)
+        if masks is None:
+            return self.steps(pixels, data_keys=["input"]).clamp(0, 1)
+        shifted = (masks[:, None] + 1) % (IGNORED + 1)  # Kornia fills with 0, which so stands for IGNORED
+        pixels, shifted = self.steps(pixels, shifted.float(), data_keys=["input", "mask"])
+        return pixels.clamp(0, 1), (shifted[:, 0].round().long() + IGNORED) % (IGNORED + 1)
+
+
+class BatchMix(nn.Module):
+    """Mixup (Zhang et al. 2018, arXiv:1710.09412) or CutMix (Yun et al. 2019, arXiv:1905.04899) of a batch with itself.
+
+    Each image gets the one at the mirrored place of the batch; one share holds for the whole batch.
+    """
+
+    def __init__(self, settings: TransformSettings):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (B, 3, H, W) and class probabilities (B, K), both mixed."""
+        settings = self.settings
+        kinds = [alpha for alpha in (settings.mixup_alpha, settings.cutmix_alpha) if alpha]
+        if not kinds or torch.rand(()) >= settings.mix_share:
+            return pixels, targets
+        cut = settings.cutmix_alpha > 0 and (len(kinds) == 1 or bool(torch.rand(()) < 0.5))
+        alpha = settings.cutmix_alpha if cut else settings.mixup_alpha
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        if cut:
+            height, width = pixels.shape[2:]
+            top, bottom = _cut_span(height, math.sqrt(1 - share))
+            left, right = _cut_span(width, math.sqrt(1 - share))
+            share = 1 - (bottom - top) * (right - left) / (height * width)
+            mixed = pixels.clone()
+            mixed[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
+        else:
+            mixed = pixels.lerp(pixels.flip(0), 1 - share)
+        return mixed, targets.lerp(targets.flip(0), 1 - share)
+
+
+def _cut_span(length: int, share: float) -> tuple[int, int]:
+    """Start and end of a random stretch of about `share` of a side, cut off at the ends."""
+    half = round(length * share) // 2
+    centre = int(torch.randint(length, ()))
+    return max(centre - half, 0), min(centre + half, length)

@@ -1,0 +1,1 @@
+"""The stages from images to a report."""

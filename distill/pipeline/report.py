@@ -1,0 +1,256 @@
+"""The report of a run: every step measured on the same test images, as JSON, Markdown and one HTML page."""
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import datasets
+import jinja2
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+
+from distill.compress.teachers import Classifier, load_classifier
+from distill.pipeline.measure import accuracy_with_interval, classifier_logits, count_macs, count_parameters
+from distill.pipeline.settings import ReportSettings
+from edge.device.bench import Latency, measure_latency
+from edge.device.environment import describe_machine, installed_versions
+from edge.device.runner import Runner
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CHECKPOINTS = ("teacher", "student", "pruned", "recovered")
+PYTORCH, EXECUTORCH = "PyTorch eager", "ExecuTorch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One step of the run, measured on the test images.
+
+    low, high: 95 % interval of the accuracy.
+    agreement: share of the test images with the same top class as the teacher.
+    """
+
+    step: str
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    parameters: int
+    macs: int
+    size_bytes: int
+    engine: str
+    latency: Latency
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything the pages show.
+
+    program_agreement: share of the test images on which the program and the model it was made from have the same top class.
+    confusion: counts (K, K) of the program, true classes in rows.
+    """
+
+    name: str
+    dataset: str
+    class_names: list[str]
+    images: dict[str, int]
+    num_skipped: int
+    rows: list[Row]
+    program_agreement: float
+    confusion: list[list[int]]
+    machine: str
+    versions: dict[str, str]
+    date: str
+
+
+def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
+    """Measure all steps in `run_dir` on its test images."""
+    data_facts = json.loads((run_dir / "data" / "data.json").read_text())
+    test = datasets.load_from_disk(str(run_dir / "data"))["test"]
+    labels = np.array(test["label"])
+    classifiers = {step: load_classifier(run_dir / step, data_facts["class_names"]) for step in CHECKPOINTS}
+    runner = Runner(run_dir / "edge", num_threads=settings.latency_threads)
+    program_step = f"{runner.manifest.recipe} .pte"
+
+    logits = {step: classifier_logits(classifier, test) for step, classifier in classifiers.items()}
+    inputs = (_program_input(runner, image) for image in test["image"])
+    logits[program_step] = np.stack([runner.logits(pixel_values) for pixel_values in inputs])
+    top = {step: values.argmax(axis=1) for step, values in logits.items()}
+    example = _program_input(runner, test[0]["image"])
+    latency = _latency(classifiers, runner, program_step, example, settings)
+    macs = {step: count_macs(classifier, example.shape[-1]) for step, classifier in classifiers.items()}
+
+    rows = []
+    for step in top:
+        is_program = step == program_step
+        model_step = "recovered" if is_program else step  # the program is this model's
+        file = run_dir / "edge" / "model.pte" if is_program else run_dir / step / "model.safetensors"
+        measured = accuracy_with_interval(top[step], labels)
+        rows.append(
+            Row(
+                step=step,
+                accuracy=measured.accuracy,
+                low=measured.low,
+                high=measured.high,
+                n=measured.n,
+                parameters=count_parameters(classifiers[model_step]),
+                macs=macs[model_step],
+                size_bytes=file.stat().st_size,
+                engine=EXECUTORCH if is_program else PYTORCH,
+                latency=latency[step],
+                agreement=float((top[step] == top["teacher"]).mean()),
+            )
+        )
+    return Report(
+        name=name,
+        dataset=data_facts["dataset"],
+        class_names=data_facts["class_names"],
+        images=data_facts["images"],
+        num_skipped=len(data_facts["skipped"]),
+        rows=rows,
+        program_agreement=float((top[program_step] == top["recovered"]).mean()),
+        confusion=confusion_matrix(labels, top[program_step], labels=range(len(data_facts["class_names"]))).tolist(),
+        machine=describe_machine(),
+        versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+
+
+def _program_input(runner: Runner, image: Image.Image) -> np.ndarray:
+    return runner.manifest.input.pixel_values(image)
+
+
+def _latency(
+    classifiers: dict[str, Classifier], runner: Runner, program_step: str, pixel_values: np.ndarray, settings: ReportSettings
+) -> dict[str, Latency]:
+    """Latency of one image through every step, in turn, with the same number of threads."""
+    pixels = torch.from_numpy(pixel_values)
+
+    def run_model(classifier: Classifier) -> Callable[[], torch.Tensor]:
+        return lambda: classifier(pixels)
+
+    runs: dict[str, Callable[[], object]] = {step: run_model(classifier) for step, classifier in classifiers.items()}
+    runs[program_step] = lambda: runner.logits(pixel_values)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(settings.latency_threads)
+    try:
+        with torch.inference_mode():
+            return measure_latency(runs, settings.latency_repeats, settings.latency_threads)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write `report.json`, `report.md`, `report.html` and their two pictures."""
+    plot_accuracy_against_latency(report, folder / "report_accuracy_latency.png")
+    plot_confusion(report, folder / "report_confusion.png")
+    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = {
+        path.stem.removeprefix("report_"): base64.b64encode(path.read_bytes()).decode() for path in folder.glob("*.png")
+    }
+    for name in ("report.md", "report.html"):
+        page = environment.get_template(name).render(report=report, table=table(report), pictures=pictures)
+        (folder / name).write_text(page)
+
+
+def read_table(path: Path) -> str:
+    """The table of a finished `report.json` for a terminal."""
+    content = json.loads(path.read_text())
+    rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
+    return text_table(Report(**(content | {"rows": rows})))
+
+
+def table(report: Report) -> list[dict[str, str]]:
+    """The rows as people read them; sizes, MACs and latencies with their ratio to the teacher's."""
+    teacher = report.rows[0]
+
+    def ratio(value: float, reference: float) -> str:
+        if value == reference:
+            return ""
+        return f" (1/{reference / value:.1f})" if value < reference else f" ({value / reference:.1f}x)"
+
+    return [
+        {
+            "step": row.step,
+            "accuracy": f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
+            "parameters": f"{row.parameters:,}",
+            "MACs": f"{row.macs / 1e6:.2f} M{ratio(row.macs, teacher.macs)}",
+            "file size": f"{row.size_bytes / 1e3:,.0f} kB{ratio(row.size_bytes, teacher.size_bytes)}",
+            "engine": row.engine,
+            "p50": f"{row.latency.p50_ms:.2f} ms",
+            "p90": f"{row.latency.p90_ms:.2f} ms",
+            "agrees with teacher": f"{row.agreement:.1%}",
+        }
+        for row in report.rows
+    ]
+
+
+def text_table(report: Report) -> str:
+    """The table for a terminal."""
+    rows = table(report)
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def plot_accuracy_against_latency(report: Report, path: Path) -> None:
+    """Each step as a point: median latency to the right on a logarithmic scale, accuracy with its interval upwards."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for index, row in enumerate(report.rows):
+        interval = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
+        marker = "s" if row.engine == EXECUTORCH else "o"
+        axes.errorbar(
+            row.latency.p50_ms,
+            100 * row.accuracy,
+            yerr=interval,
+            fmt=marker,
+            capsize=4,
+            label=f"{row.step} ({row.engine})",
+            color=f"C{index}",
+        )
+    axes.set_xscale("log")
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    axes.set_xlabel(f"median latency of one image, ms ({report.rows[0].latency.threads} thread(s))")
+    axes.set_ylabel(f"test accuracy, % (n = {report.rows[0].n}, 95 % interval)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_confusion(report: Report, path: Path) -> None:
+    """Confusion matrix of the program, true classes in rows, counts written into cells that are not too many."""
+    counts, names = np.array(report.confusion), report.class_names
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(4 + 0.35 * len(names), 16)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"{report.rows[-1].step}, n = {counts.sum()}")
+    if len(names) <= 30:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                axes.text(
+                    column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
+                )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""The one Trainer: tasks, settings, models, optimisation, progress, fine-tuning."""

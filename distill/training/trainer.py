@@ -1,0 +1,240 @@
+"""The one training loop: `transformers.Trainer` around a task, with layer-wise rates, averaged weights and safe stops."""
+
+import json
+import shutil
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from pytorch_optimizer import Lamb
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from distill.training.optimisation import OptimisationSettings, WeightAverage, parameter_groups
+from distill.training.progress import ProgressBar
+from distill.training.tasks import Panels, Task, TaskOutput
+
+AVERAGE_FILE = "averaged_weights.pt"
+CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: they, Adam's two moments, their average, and some room
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no number any more; the message says since when and what is left."""
+
+
+class TrainingStopped(Exception):
+    """SIGTERM ended a training before its last step; a checkpoint was written."""
+
+
+class TaskTrainer(Trainer):
+    """Trains the model of a `Task` on batches of uint8 "pixels" (B, 3, H, W) and "targets".
+
+    With averaged weights, evaluations use those, and a checkpoint holds both.
+    """
+
+    def __init__(self, *args, task: Task, optimisation: OptimisationSettings, **kwargs):
+        super().__init__(*args, compute_metrics=task.metrics, **kwargs)
+        self.task = task.to(self.args.device)
+        self.optimisation = optimisation
+        self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
+        self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step with a loss that is no number
+        self.loss_parts: dict[str, list[torch.Tensor]] = {}
+        self._drop_last = self.args.dataloader_drop_last
+        self._watch = AfterEveryStep(self)
+        self.add_callback(self._watch)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(ProgressBar())
+
+    def train(self, *args, **kwargs):
+        """Train to the end.
+
+        Raises:
+            TrainingStopped: SIGTERM came before; a checkpoint was written.
+            DivergenceError: the loss is infinite or not a number.
+            OSError: a checkpoint does not fit on the disk.
+        """
+        former_handler = signal.signal(signal.SIGTERM, self._watch.request_stop)
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, former_handler)
+        if self._watch.stop_requested and self.state.global_step < self.state.max_steps:
+            raise TrainingStopped(f"stopped at step {self.state.global_step} of {self.state.max_steps}")
+        return result
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        # A training may leave out the last, smaller batch, whose images would depend on the number of processes; an
+        # evaluation leaves out nothing. The Trainer has one argument for both.
+        self.args.dataloader_drop_last = is_training and self._drop_last
+        return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+
+    # -- the loss ------------------------------------------------------------------------------------------------------
+
+    def run_task(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> TaskOutput:
+        """The task's output for a batch whose images have come as bytes."""
+        return self.task(model, inputs["pixels"].float() / 255, inputs["targets"])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = self.run_task(model, inputs)
+        if model.training:
+            first = (self.diverged_at < 0) & ~output.loss.detach().isfinite()
+            self.diverged_at = torch.where(first, self.state.global_step + 1, self.diverged_at)
+            for name, value in output.parts.items():
+                self.loss_parts.setdefault(name, []).append(value.detach())
+        return (output.loss, output) if return_outputs else output.loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self.run_task(model, inputs)
+        targets = inputs["targets"]
+        if targets.ndim > 1:  # masks, which the predictions have been compared with; nothing is gathered that nobody reads
+            targets = targets.new_zeros(len(targets))
+        return output.loss.detach(), output.predictions.detach(), targets
+
+    @torch.no_grad()
+    def draw(self, batch: dict[str, torch.Tensor]) -> list[Panels]:
+        """Pictures of what the model, as it is, predicts for a batch."""
+        inputs = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager():
+            return self.task.draw(self.model, inputs["pixels"].float() / 255, inputs["targets"])
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self.loss_parts.items()}
+            self.loss_parts.clear()
+        super().log(logs, *args, **kwargs)
+
+    # -- optimiser and averaged weights --------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.model, self.args.learning_rate, self.args.weight_decay, self.optimisation.layer_decay
+            )
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if self.optimisation.lamb:
+                optimizer_class, arguments = Lamb, {"lr": self.args.learning_rate}
+            self.optimizer = optimizer_class(groups, **arguments)
+        return self.optimizer
+
+    def evaluate(self, *args, **kwargs):
+        with self._averaged_weights(), torch.random.fork_rng():  # the training goes on as if nothing had been evaluated
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        with self._averaged_weights():
+            return super().predict(*args, **kwargs)
+
+    def _averaged_weights(self):
+        return nullcontext() if self.average is None else self.average.in_place_of(self.model)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint if it fits; one that is there already is only then removed.
+
+        Raises:
+            OSError: the disk is too full.
+        """
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        needed = CHECKPOINT_COPIES * weights
+        free = shutil.disk_usage(self.args.output_dir).free
+        if free < needed:
+            raise OSError(
+                f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
+                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and start again "
+                "(scripts/finetune.py: with --resume true)"
+            )
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.check_loss()  # a checkpoint of numbers that are none would push out a good one
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            torch.save(self.average.averaged.state_dict(), Path(output_dir) / AVERAGE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_average(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_average(self.state.best_model_checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
+        if self.average is not None:
+            state = torch.load(Path(checkpoint) / AVERAGE_FILE, map_location=self.args.device, weights_only=True)
+            self.average.averaged.load_state_dict(state)
+
+    def save_averaged_model(self, output_dir: Path) -> None:
+        """Write the model that was evaluated, with its processor."""
+        with self._averaged_weights():
+            self.save_model(str(output_dir))
+
+    def check_loss(self) -> None:
+        """Stop if the loss of any step since the start was infinite or not a number.
+
+        Raises:
+            DivergenceError: it was.
+        """
+        steps = self.accelerator.gather(self.diverged_at)  # all processes stop, whichever saw it
+        if (steps >= 0).any():
+            step, best = int(steps[steps >= 0].min()), self.state.best_model_checkpoint
+            raise DivergenceError(
+                f"the loss of step {step} is infinite or not a number; lower --learning_rate or --max_grad_norm, or leave out "
+                f"--fp16. {f'The best checkpoint so far is {best}.' if best else 'No checkpoint was written before.'}"
+            )
+
+
+class AfterEveryStep(TrainerCallback):
+    """Averages the weights, looks whether the loss is still a number, and ends the training in order on SIGTERM."""
+
+    def __init__(self, trainer: TaskTrainer):
+        self.trainer = trainer
+        self.stop_requested = False
+
+    def request_stop(self, signal_number, frame) -> None:
+        """Handler of a signal."""
+        self.stop_requested = True
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        torch.manual_seed(args.seed + args.process_index)  # processes augment their images each in its own way
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.update(self.trainer.model)
+        if args.world_size > 1:  # a signal reaches processes at different steps; they have to stop after the same one
+            requests = self.trainer.accelerator.gather(torch.tensor([self.stop_requested], device=args.device))
+            self.stop_requested = bool(requests.any())
+        if self.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stop_requested:  # the epoch is cut off and its checkpoint written
+            control.should_evaluate = control.should_save = False
+
+    def on_log(self, args, state, control, **kwargs):
+        self.trainer.check_loss()
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half ones, left by a kill, are removed.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that file can be read.
+    """
+    numbered = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    while numbered:
+        newest = numbered.pop()
+        try:
+            json.loads((newest / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(newest, ignore_errors=True)  # another process of the run may be at it too
+        else:
+            return str(newest)
+    return None

@@ -1,0 +1,1 @@
+"""Phone apps around a program, and their templates."""

@@ -1,0 +1,1 @@
+"""The deploy form: an exact, inference-only rewrite of a model."""

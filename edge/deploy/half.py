@@ -1,0 +1,137 @@
+"""The deploy form in half precision, for images and outputs in single precision."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edge.deploy.activations import (
+    GELU_TANH_SCALE,
+    DeployActivation,
+    DeployXIELU,
+    clipped_gelu,
+    gelu_tanh,
+    laplace,
+    mish,
+    squared_relu,
+)
+from edge.deploy.folding import Normalise
+from edge.deploy.layers import DeployCosineAttention
+
+LARGEST_CUBED = 10.0
+LARGEST_SQUARE_ROOT = 255.0
+LARGEST_SQUARED = 128.0  # of the numbers that are squared: float16 ends at 65504
+SMALLEST_NORMAL = 2.0**-14  # of float16; the kernels of ARM processors take less for 0, and then divide by it
+
+
+class DividedInverseRoot(nn.Module):
+    """1 / sqrt(x) as it is written: the kernels of ARM processors for rsqrt square its result, which float16 cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("one", torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one / torch.sqrt(x)
+
+
+def gelu_probability(x: torch.Tensor) -> torch.Tensor:
+    """What gelu multiplies x with, in its usual approximation, of cubes that fit into float16: tanh is 1 long before.
+
+    XNNPACK has no exact gelu in float16; the approximation differs from it by 5e-4 at most.
+    """
+    z = torch.clamp(x, -LARGEST_CUBED, LARGEST_CUBED)
+    return 0.5 * (1.0 + torch.tanh(GELU_TANH_SCALE * (z + 0.044715 * (z * z * z))))
+
+
+def half_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * gelu_probability(x)
+
+
+def half_clipped_gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(half_gelu(x), -10.0, 10.0)
+
+
+def half_laplace(x: torch.Tensor) -> torch.Tensor:
+    return gelu_probability((x - 0.707107) * (1 / 0.282095))
+
+
+def half_mish(x: torch.Tensor) -> torch.Tensor:
+    """mish whose squares fit: from 5 on it is x, to within float16."""
+    e = torch.exp(torch.clamp(x, max=5.0))
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+def half_squared_relu(x: torch.Tensor) -> torch.Tensor:
+    positive = torch.clamp(x, 0.0, LARGEST_SQUARE_ROOT)
+    return positive * positive
+
+
+def half_hardswish(x: torch.Tensor) -> torch.Tensor:
+    return x * (torch.clamp(x + 3.0, 0.0, 6.0) * (1 / 6))
+
+
+FUNCTIONS = {  # instead of those that overflow or that XNNPACK has in single precision alone
+    F.gelu: half_gelu,
+    gelu_tanh: half_gelu,
+    clipped_gelu: half_clipped_gelu,
+    laplace: half_laplace,
+    mish: half_mish,
+    squared_relu: half_squared_relu,
+    F.hardswish: half_hardswish,
+}
+
+
+def half_activation(activation: nn.Module) -> None:
+    """Make an activation of the deploy form one for float16."""
+    if isinstance(activation, DeployActivation):
+        activation.function = FUNCTIONS.get(activation.function, activation.function)
+    elif isinstance(activation, DeployXIELU):
+        activation.largest = LARGEST_SQUARE_ROOT
+
+
+def _largest_tokens(deployed: nn.Module, images: list[torch.Tensor]) -> dict[Normalise, float]:
+    """The largest number that each norm squares."""
+    largest: dict[Normalise, float] = {}
+
+    def note(module: Normalise, arguments: tuple[torch.Tensor]) -> None:
+        tokens = arguments[0]
+        if module.centre:
+            tokens = tokens - tokens.mean(dim=1, keepdim=True)
+        largest[module] = max(largest.get(module, 0.0), float(tokens.abs().max()))
+
+    norms = [module for module in deployed.modules() if isinstance(module, Normalise)]
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    with torch.no_grad():
+        for pixel_values in images:
+            deployed(pixel_values)
+    for hook in hooks:
+        hook.remove()
+    return largest
+
+
+class HalfPrecision(nn.Module):
+    """A deploy form that computes in float16 and takes and returns float32."""
+
+    def __init__(self, deployed: nn.Module, images: list[torch.Tensor]):
+        """images: inputs of the deploy form, to see how large the numbers get that it squares."""
+        super().__init__()
+        self.inner = copy.deepcopy(deployed)
+        for module, largest in _largest_tokens(self.inner, images).items():
+            factor = 2.0 ** math.floor(math.log2(LARGEST_SQUARED / max(largest, LARGEST_SQUARED / 2**10)))
+            module.prescaled(factor)
+            module.eps.clamp_(min=SMALLEST_NORMAL)
+        for module in list(self.inner.modules()):
+            if isinstance(module, DeployCosineAttention):
+                module.smallest_squared_norm = SMALLEST_NORMAL
+            if hasattr(module, "inverse_root"):
+                module.inverse_root = DividedInverseRoot()
+            half_activation(module)
+        self.inner.half()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        outputs = self.inner(pixel_values if pixel_values.dtype == torch.uint8 else pixel_values.half())
+        return outputs.float() if isinstance(outputs, torch.Tensor) else tuple(output.float() for output in outputs)

@@ -1,0 +1,397 @@
+"""Layers of the deploy form: each computes what one layer of the model does, for maps of a fixed size.
+
+They work on (B * L, C) tokens in the order of the map. No view or permutation has more than four dimensions, since phones'
+accelerators take no more (XNNPACK takes six).
+"""
+
+# B batch, H W feature map in patches, C channels, nW windows, N tokens of a window, h heads, d head width, L tokens = H * W
+
+from dataclasses import dataclass
+
+import torch
+import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operators
+from torch import nn
+
+from edge.deploy.activations import deploy_activation
+from edge.deploy.folding import (
+    Affine,
+    InverseRoot,
+    Rescale,
+    conv,
+    norm_after,
+    scaled_rows,
+    take_apart,
+    with_affine_before,
+)
+from swin_hf.layers_swin_hf import (
+    MAX_LOGIT_SCALE,
+    SwinHfAttention,
+    SwinHfBlock,
+    SwinHfCosineAttention,
+    SwinHfEmbeddings,
+    SwinHfMLP,
+    SwinHfPatchMerging,
+)
+from swin_hf.windows import attention_mask, fit_window
+
+MASKED_SCORE = -1e4  # added to the score of a pair of tokens that may not mix: softmax makes 0 of it, and float16 holds it
+SMALLEST_SQUARED_NORM = 1e-24  # of queries and keys in cosine attention: what padding is divided by, as in the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputView:
+    """What a program takes.
+
+    batch_size, height, width: of the images, in pixels.
+    image_mean, image_std: the normalisation that the model expects and the program does by itself, for pixels in [0, 1].
+    dtype: "float32" pixels in [0, 1], (B, 3, H, W), or "uint8" pixels in [0, 255], (B, H, W, 3).
+    """
+
+    batch_size: int = 1
+    height: int
+    width: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    dtype: str = "float32"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        if self.dtype == "uint8":
+            return (self.batch_size, self.height, self.width, len(self.image_mean))
+        return (self.batch_size, len(self.image_mean), self.height, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployPlan:
+    """What the layers of one deploy form have in common.
+
+    compact: hold position biases and masks as int8.
+    """
+
+    hidden_act: str
+    batch_size: int
+    compact: bool
+
+    def constant(self, values: torch.Tensor) -> nn.Module:
+        return CompactConstant(values) if self.compact else Constant(values)
+
+
+class Constant(nn.Module):
+    """A tensor that the program holds."""
+
+    def __init__(self, values: torch.Tensor):
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self) -> torch.Tensor:
+        return self.values
+
+
+class CompactConstant(nn.Module):
+    """A tensor that the program holds as one or two int8 numbers for each value, to within 2**-16 of the largest.
+
+    Position biases and masks of windows are a twentieth of a program whose weights are int8, if they stay float.
+    """
+
+    def __init__(self, values: torch.Tensor):
+        super().__init__()
+        self.scales: list[float] = []
+        rest = values
+        while len(self.scales) < 2 and bool(rest.any()):
+            scale = float(rest.abs().max()) / 127
+            rounded = torch.round(rest / scale).to(torch.int8)
+            self.register_buffer(f"values_{len(self.scales)}", rounded)
+            self.scales.append(scale)
+            rest = rest - rounded * scale
+        if not self.scales:
+            self.register_buffer("values_0", torch.zeros_like(values, dtype=torch.int8))
+            self.scales.append(1.0)
+
+    def forward(self) -> torch.Tensor:
+        parts = [
+            torch.ops.quantized_decomposed.dequantize_per_tensor(
+                getattr(self, f"values_{number}"), scale, 0, -128, 127, torch.int8
+            )
+            for number, scale in enumerate(self.scales)
+        ]
+        return sum(parts[1:], start=parts[0])
+
+
+class RowColumnMask(nn.Module):
+    """The mask of a shifted map, (nW, 1, N, N), as the sum of a mask for each row of windows and one for each column."""
+
+    def __init__(self, rows: nn.Module, columns: nn.Module):
+        super().__init__()
+        self.rows, self.columns = rows, columns  # (nW rows, 1, N, N), (1, nW columns, N, N)
+
+    def forward(self) -> torch.Tensor:
+        mask = self.rows() + self.columns()
+        return mask.view(-1, 1, *mask.shape[2:])
+
+
+def deploy_mask(mask: torch.Tensor, rows_of_windows: int, plan: DeployPlan) -> nn.Module:
+    """What is added to scores where `mask` (nW, N, N), True where a pair of tokens may mix, is not True."""
+    scores = (~mask).float() * MASKED_SCORE
+    by_place = mask.unflatten(0, (rows_of_windows, -1))  # (nW rows, nW columns, N, N)
+    rows, columns = by_place[:, :1], by_place[:1]
+    if torch.equal(rows & columns, by_place):
+        by_place = scores.unflatten(0, (rows_of_windows, -1))
+        return RowColumnMask(plan.constant(by_place[:, :1].clone()), plan.constant(by_place[:1].clone()))
+    return plan.constant(scores[:, None])  # padding that is masked is no sum
+
+
+class DeployEmbeddings(nn.Module):
+    """Pixels to (B * L, C) tokens; the input normalisation lives in the weights of the projection."""
+
+    def __init__(self, embeddings: SwinHfEmbeddings, view: InputView):
+        super().__init__()
+        projection = embeddings.patch_embeddings.projection
+        patch_height, patch_width = embeddings.patch_embeddings.patch_size
+        top = 255.0 if view.dtype == "uint8" else 1.0
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) * top
+                     for values in (view.image_mean, view.image_std))  # fmt: skip
+        self.channels_last = view.dtype == "uint8"
+        self.pad_height, self.pad_width = -view.height % patch_height, -view.width % patch_width
+        # The model pads normalised pixels with 0, which is the mean before normalisation.
+        mean_pixel = mean.float().expand(view.batch_size, -1, -1, -1)
+        self.register_buffer("pad_right", mean_pixel.expand(-1, -1, view.height, self.pad_width).contiguous())
+        whole_width = view.width + self.pad_width
+        self.register_buffer("pad_bottom", mean_pixel.expand(-1, -1, self.pad_height, whole_width).contiguous())
+        self.grid = ((view.height + self.pad_height) // patch_height, whole_width // patch_width)
+
+        weight, bias = projection.weight.detach().double(), projection.bias.detach().double()
+        bias = bias - (weight * mean / std).sum(dim=(1, 2, 3))
+        self.projection, self.norm = norm_after(conv(projection, weight / std, bias), embeddings.norm)
+        positions = None
+        if embeddings.position_embeddings is not None:
+            positions = embeddings.positions(*self.grid).detach().flatten(1, 2)  # (1, L, C)
+        self.register_buffer("positions", positions)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.channels_last:
+            pixel_values = pixel_values.to(self.projection.weight.dtype).permute(0, 3, 1, 2)
+        if self.pad_width:
+            pixel_values = torch.cat((pixel_values, self.pad_right), dim=3)
+        if self.pad_height:
+            pixel_values = torch.cat((pixel_values, self.pad_bottom), dim=2)
+        patches = self.projection(pixel_values)  # (B, C, H, W)
+        tokens = self.norm(patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1]))
+        if self.positions is None:
+            return tokens
+        return (tokens.view(-1, *self.positions.shape[1:]) + self.positions).view(tokens.shape)
+
+
+class DeployAttention(nn.Module):
+    """Attention inside windows, the scale in the query weights, position bias and mask constants.
+
+    first: what scales and shifts the incoming channels and goes into the projections of queries, keys and values.
+    mask: what is added to the scores of an image, (nW, 1, N, N).
+    """
+
+    def __init__(
+        self, attention: SwinHfAttention, first: Affine, window: tuple[int, int], mask: nn.Module | None, plan: DeployPlan
+    ):
+        super().__init__()
+        self.head_dim, self.value_head_dim, self.batch_size = attention.head_dim, attention.value_head_dim, plan.batch_size
+        self.q_proj, self.k_proj, self.v_proj = (
+            with_affine_before(projection, first) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        self.o_proj = attention.o_proj
+        # Cloned, since `contiguous` keeps the odd strides that a permutation leaves on a dimension of size one (a single
+        # head), from which the exporter derives a wrong dimension order: the program then fails when it is run.
+        bias = attention.relative_position_bias(window).detach().clone(memory_format=torch.contiguous_format)
+        self.num_heads, self.N = bias.shape[1:3]
+        self.bias = plan.constant(bias)  # (1, h, N, N)
+        self.mask = mask
+
+    def heads(self, projected: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """(B * nW * N, h * d) to one (N, d) matrix per window and head, (B * nW, h, N, d)."""
+        return projected.view(-1, self.N, self.num_heads, head_dim).permute(0, 2, 1, 3)
+
+    def queries_and_keys(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries (B * nW, h, N, d) and transposed keys (B * nW, h, d, N), whose products are the scores."""
+        keys = self.k_proj(windows).view(-1, self.N, self.num_heads, self.head_dim).permute(0, 2, 3, 1)
+        return self.heads(self.q_proj(windows), self.head_dim), keys
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        query, key = self.queries_and_keys(windows)
+        value = self.heads(self.v_proj(windows), self.value_head_dim)
+        query, key, value = (heads.reshape(-1, *heads.shape[2:]) for heads in (query, key, value))  # (B * nW * h, .., ..)
+        scores = torch.bmm(query, key).view(-1, self.num_heads, self.N, self.N) + self.bias()
+        if self.mask is not None and self.batch_size == 1:
+            scores = scores + self.mask()
+        elif self.mask is not None:  # one mask for all images, in four dimensions
+            by_image = scores.view(self.batch_size, -1, self.num_heads, self.N * self.N)
+            scores = (by_image + self.mask().view(1, -1, 1, self.N * self.N)).view(scores.shape)
+        weights = scores.softmax(dim=-1).view(-1, self.N, self.N)
+        context = torch.bmm(weights, value).view(-1, self.num_heads, self.N, self.value_head_dim)
+        return self.o_proj(context.permute(0, 2, 1, 3).reshape(windows.shape[0], -1))  # (B * nW * N, C)
+
+
+class DeployDotProductAttention(DeployAttention):
+    """Swin: scores are products of queries and keys, scaled."""
+
+    def __init__(self, attention: SwinHfAttention, *arguments):
+        super().__init__(attention, *arguments)
+        self.q_proj = scaled_rows(self.q_proj, attention.scaling)
+
+
+class DeployCosineAttention(DeployAttention):
+    """Swin V2: scores are cosines of queries and keys times a constant of each head."""
+
+    def __init__(self, attention: SwinHfCosineAttention, *arguments):
+        super().__init__(attention, *arguments)
+        scale = attention.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).exp()
+        self.register_buffer("scale", scale.view(1, -1, 1, 1))
+        self.register_buffer("sum_column", torch.ones(self.head_dim, 1))
+        self.inverse_root, self.smallest_squared_norm = InverseRoot(), SMALLEST_SQUARED_NORM
+
+    def inverse_norm(self, heads: torch.Tensor) -> torch.Tensor:
+        """1 / norm of (B * nW, h, N, d) vectors, (B * nW, h, N, 1)."""
+        squares = (heads * heads).reshape(-1, self.head_dim)
+        squared_norm = torch.mm(squares, self.sum_column).view(-1, self.num_heads, self.N, 1)
+        return self.inverse_root(torch.clamp(squared_norm, min=self.smallest_squared_norm))
+
+    def queries_and_keys(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        query, key = (self.heads(projection(windows), self.head_dim) for projection in (self.q_proj, self.k_proj))
+        query = query * (self.inverse_norm(query) * self.scale)
+        return query, (key * self.inverse_norm(key)).permute(0, 1, 3, 2)
+
+
+class DeployMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, mlp: SwinHfMLP, hidden_act: str):
+        super().__init__()
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+        self.activation = deploy_activation(hidden_act, mlp.activation_fn)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(tokens)))
+
+
+class WindowOrder(nn.Module):
+    """Tokens of a map to the order of its windows, padded and shifted, and back."""
+
+    def __init__(self, height: int, width: int, window: tuple[int, int], shift: tuple[int, int] | None):
+        super().__init__()
+        self.height, self.width, self.window, self.shift = height, width, window, shift
+        self.pad_height, self.pad_width = -height % window[0], -width % window[1]
+
+    def partition(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B * L, C) tokens in the order of the map to (B * nW * N, C) tokens in the order of the windows."""
+        C = tokens.shape[1]
+        feature_map = tokens.view(-1, self.height, self.width, C)
+        if self.pad_height or self.pad_width:
+            feature_map = nn.functional.pad(feature_map, (0, 0, 0, self.pad_width, 0, self.pad_height))
+        if self.shift:
+            feature_map = roll(feature_map, *self.shift)
+        return self._swap(feature_map.shape[2], feature_map).reshape(-1, C)
+
+    def reverse(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The inverse of `partition`, without the padding."""
+        C, H, W = tokens.shape[1], self.height + self.pad_height, self.width + self.pad_width
+        wh, ww = self.window
+        rows = tokens.view(-1, W // ww, wh, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, wh, W/ww, ww * C)
+        feature_map = rows.reshape(-1, H, W, C)
+        if self.shift:
+            feature_map = roll(feature_map, -self.shift[0], -self.shift[1])
+        if self.pad_height:
+            feature_map = feature_map[:, : self.height]
+        if self.pad_width:
+            feature_map = feature_map[:, :, : self.width]
+        return feature_map.reshape(-1, C)
+
+    def _swap(self, W: int, feature_map: torch.Tensor) -> torch.Tensor:
+        (wh, ww), C = self.window, feature_map.shape[3]
+        return feature_map.reshape(-1, wh, W // ww, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, W/ww, wh, ww * C)
+
+
+def roll(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Cyclic shift of a (B, H, W, C) map up by `rows` and to the left by `columns`, as slices and concatenations."""
+    if rows:
+        feature_map = torch.cat((feature_map[:, rows:], feature_map[:, :rows]), dim=1)
+    if columns:
+        feature_map = torch.cat((feature_map[:, :, columns:], feature_map[:, :, :columns]), dim=2)
+    return feature_map
+
+
+class DeployBlock(nn.Module):
+    """One block on the tokens of a map whose height and width are fixed: Swin, normalised before each branch."""
+
+    def __init__(self, block: SwinHfBlock, height: int, width: int, plan: DeployPlan):
+        super().__init__()
+        window, shift = fit_window(height, width, block.window, block.shifted)
+        self.order = WindowOrder(height, width, window, shift)
+        padded = bool(self.order.pad_height or self.order.pad_width)
+        mask = None
+        if shift or (block.mask_padding and padded):
+            may_mix = attention_mask((height, width), window, shift, block.mask_padding)
+            mask = deploy_mask(may_mix, (height + self.order.pad_height) // window[0], plan)
+        self._fill(block, padded, plan, (window, mask, plan))
+
+    def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
+        self.norm_before, affine = take_apart(block.layernorm_before)
+        if padded:
+            # Padding is zeros after scale and shift, so that these cannot wait for the projections.
+            self.norm_before = nn.Sequential(self.norm_before, Rescale(affine))
+            affine = Affine.identity(len(affine.scale))
+        self.attention = DeployDotProductAttention(block.attention, affine, *attention_arguments)
+        self.norm_after, affine = take_apart(block.layernorm_after)
+        self.mlp = DeployMLP(block.mlp, plan.hidden_act)
+        self.mlp.fc1 = with_affine_before(self.mlp.fc1, affine)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = tokens + self.order.reverse(self.attention(self.order.partition(self.norm_before(tokens))))
+        return tokens + self.mlp(self.norm_after(tokens))
+
+
+class DeployPostNormBlock(DeployBlock):
+    """One block of Swin V2, normalised after each branch."""
+
+    def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
+        identity = Affine.identity(block.attention.o_proj.out_features)
+        self.attention = DeployCosineAttention(block.attention, identity, *attention_arguments)
+        self.attention.o_proj, self.norm_before = norm_after(self.attention.o_proj, block.layernorm_before)
+        self.mlp = DeployMLP(block.mlp, plan.hidden_act)
+        self.mlp.fc2, self.norm_after = norm_after(self.mlp.fc2, block.layernorm_after)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        attended = self.attention(self.order.partition(tokens))
+        tokens = tokens + self.norm_before(self.order.reverse(attended))
+        return tokens + self.norm_after(self.mlp(tokens))
+
+
+class DeployPatchMerging(nn.Module):
+    """Patch merging on the tokens of a map whose height and width are fixed."""
+
+    def __init__(self, merging: SwinHfPatchMerging, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+        if merging.post_norm:
+            self.norm_before = nn.Identity()
+            self.reduction, self.norm_after = norm_after(merging.reduction, merging.norm)
+        else:
+            self.norm_before, affine = take_apart(merging.norm)
+            self.reduction, self.norm_after = with_affine_before(merging.reduction, affine), nn.Identity()
+        self._reorder_groups()
+
+    def _reorder_groups(self) -> None:
+        """The model joins the four tokens of a group column by column; row by row it takes four dimensions."""
+        weight = self.reduction.weight
+        weight.data = weight.data.view(weight.shape[0], 2, 2, -1).transpose(1, 2).reshape(weight.shape)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        C = tokens.shape[1]
+        H, W = self.height + self.height % 2, self.width + self.width % 2
+        if (self.height, self.width) != (H, W):
+            feature_map = tokens.view(-1, self.height, self.width, C)
+            tokens = nn.functional.pad(feature_map, (0, 0, 0, W - self.width, 0, H - self.height))
+        groups = tokens.reshape(-1, 2, W // 2, 2 * C).permute(0, 2, 1, 3)  # (B * H/2, W/2, row, column * C)
+        return self.norm_after(self.reduction(self.norm_before(groups.reshape(-1, 4 * C))))
+
+
+def deploy_block(block: SwinHfBlock, height: int, width: int, plan: DeployPlan) -> DeployBlock:
+    """The deploy form of a block of either version."""
+    kind = DeployPostNormBlock if block.post_norm else DeployBlock
+    return kind(block, height, width, plan)

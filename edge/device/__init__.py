@@ -1,0 +1,1 @@
+"""All that a device needs: artefact, images, running, timing and verifying; NumPy, Pillow and ExecuTorch, nothing else."""

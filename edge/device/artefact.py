@@ -1,0 +1,274 @@
+"""The device artefact: a folder with a program, and `edge.json`, which says what goes in and out and how it was checked.
+
+| file | for |
+|---|---|
+| `model.pte` | the program |
+| `edge.json` | this project's runner, the apps, people |
+| `export.json`, `preprocessor_config.json` | stock transformers: `ExportedModel` and `AutoImageProcessor` |
+| `self_test.bpte` | the program once more, bundled with images and what it put out for them where it was made |
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edge.device.image import to_pixel_values
+
+PROGRAM_FILE = "model.pte"
+MANIFEST_FILE = "edge.json"
+TRANSFORMERS_FILE = "export.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+SELF_TEST_FILE = "self_test.bpte"
+FILES = (PROGRAM_FILE, MANIFEST_FILE, TRANSFORMERS_FILE, PROCESSOR_FILE, SELF_TEST_FILE)
+FORMAT_VERSION = 3
+PROGRAM_MAGIC = b"ET"  # at byte 4, as flatbuffers place their identifier
+LARGEST_SIDE = 16384  # pixels: more than any camera gives a model
+
+
+class ArtefactError(ValueError):
+    """A device artefact is missing, damaged or of another version; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """What the method `forward` takes: one RGB image resized to height x width, as `resample` says.
+
+    resample: Pillow's number of the filter (2 bilinear, 3 bicubic).
+    crop_pct: None resizes an image whatever its shape. Otherwise it keeps its shape, and a crop of height x width is taken
+        from its middle, which is this share of the shorter side.
+    dtype, layout, value_range: float32 (1, 3, height, width) in [0, 1], or uint8 (1, height, width, 3) in [0, 255]. The mean
+        and deviation that the model expects are part of the program.
+    """
+
+    height: int
+    width: int
+    resample: int
+    crop_pct: float | None = None
+    channels: int = 3
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    colour: str = "RGB"
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def one_image(self) -> dict[str, int]:
+        """What `forward` takes, as `methods` has it."""
+        return {"batch_size": 1, "height": self.height, "width": self.width}
+
+    def pixel_values(self, image: Image.Image, height: int | None = None, width: int | None = None) -> np.ndarray:
+        """An RGB image as a program wants it, of the contract's size if no other is given."""
+        size = (height or self.height, width or self.width)
+        return to_pixel_values(image, *size, self.resample, self.dtype, self.crop_pct)
+
+    def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
+        """Shape of a batch of images, of the contract's size if no other is given."""
+        height, width = height or self.height, width or self.width
+        if self.layout == "NHWC":
+            return (batch_size, height, width, self.channels)
+        return (batch_size, self.channels, height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a program was made of: path of the checkpoint relative to the artefact, and its number of parameters."""
+
+    checkpoint: str
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """What the bundle holds: its number of images, and the largest difference from their outputs that passes."""
+
+    num_images: int
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Contents of `edge.json`.
+
+    task: "image-classification", or "feature-maps" for a backbone.
+    labels: names of the classes, in the order of the logits; of the feature maps for a backbone.
+    temperature: probabilities are softmax(logits / temperature).
+    methods: batch size, height and width of the images that each method of the program takes.
+    equalised: whether the ranges of channels were evened for the program to follow the model.
+    kept_in_float: layers that the recipe would have quantized, had the program then followed the model.
+    parity: comparisons of each form with the model on real images.
+    accuracy: share of labelled images that model and program get right, if there were any.
+    program: size, most delegates in a method, operators that run outside them, and the memory that the runtime plans for
+        values between them.
+    sha256: of every other file of the artefact.
+    """
+
+    task: str
+    labels: list[str]
+    temperature: float
+    input: InputContract
+    methods: dict[str, dict[str, int]]
+    recipe: str
+    backend: str
+    equalised: bool
+    kept_in_float: list[str]
+    parity: dict[str, dict[str, float | int | None]]
+    accuracy: dict[str, float | int]
+    program: dict[str, int | dict[str, int]]
+    self_test: SelfTest | None
+    source: Source
+    versions: dict[str, str]
+    sha256: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path:
+    """Where the checkpoint of an artefact is, if both are still where they were or were moved together."""
+    return Path(os.path.normpath(Path(folder).resolve() / manifest.source.checkpoint))
+
+
+def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
+    """The manifest and the program of an artefact, once the program's sha256 has been checked.
+
+    Raises:
+        ArtefactError: a file is missing, `edge.json` is not one of ours, or the program is not the one it describes.
+    """
+    manifest = read_manifest(folder)
+    return manifest, read_file(folder, manifest, PROGRAM_FILE)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of an artefact.
+
+    Raises:
+        ArtefactError: it is missing, or not one of ours.
+    """
+    folder = Path(folder)
+    for name in (MANIFEST_FILE, PROGRAM_FILE):
+        if not (folder / name).is_file():
+            raise ArtefactError(f"{folder} has no {name}; give a folder written by `python -m edge export`")
+    return _parse_manifest(folder / MANIFEST_FILE)
+
+
+def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
+    """The content of a file of an artefact.
+
+    Raises:
+        ArtefactError: it is missing, not the file that the manifest describes, or not a program.
+    """
+    path = Path(folder) / name
+    if name not in manifest.sha256 or not path.is_file():
+        raise ArtefactError(f"{folder} has no {name}; export it again with it")
+    content = path.read_bytes()
+    if sha256_of(content) != manifest.sha256[name]:
+        raise ArtefactError(
+            f"{path} is not the file that {MANIFEST_FILE} describes (sha256 differs): it was damaged or replaced; copy it "
+            "again or export it again"
+        )
+    if name == PROGRAM_FILE and content[4:6] != PROGRAM_MAGIC:
+        raise ArtefactError(f"{path} is not an ExecuTorch program")
+    return content
+
+
+def _parse_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ArtefactError(f"{path} is not an edge manifest: it must be a JSON object, got {type(content).__name__}")
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "update swin-hf" if newer else "export the checkpoint again"
+            raise ArtefactError(
+                f"{path} has format_version {version!r}, this version of edge reads {FORMAT_VERSION}; {advice}"
+            )
+        manifest = _build(Manifest, content, str(path))
+        _check_values(manifest, path)
+        return manifest
+    except ArtefactError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:  # no JSON, or numbers that no float or int can be
+        raise ArtefactError(f"{path} is not an edge manifest: {error}") from error
+
+
+def _build(kind: type, content: dict, where: str):
+    """A dataclass from JSON, every key and type checked."""
+    expected = {field.name for field in fields(kind)}
+    if set(content) != expected:
+        differing = ", ".join(sorted(set(content) ^ expected))
+        raise ArtefactError(f"{where} must have exactly the keys of an edge manifest; missing or unknown: {differing}")
+    types_of = typing.get_type_hints(kind)
+    return kind(**{name: _checked(types_of[name], value, f"{where}: {name}") for name, value in content.items()})
+
+
+def _checked(expected, value, where: str):
+    """A JSON value of the expected type, tuples and dataclasses made of lists and objects.
+
+    Raises:
+        ArtefactError: it is of another type.
+    """
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
+        return _build(expected, value, where)
+    if origin is list and isinstance(value, list):
+        return [_checked(arguments[0], item, where) for item in value]
+    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(_checked(kind, item, where) for kind, item in zip(arguments, value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _checked(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        for kind in arguments:
+            try:
+                return _checked(kind, value, where)
+            except ArtefactError:
+                continue
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected is types.NoneType and value is None:
+        return None
+    if isinstance(expected, type) and isinstance(value, expected) and not (isinstance(value, bool) and expected is not bool):
+        return value
+    name = getattr(expected, "__name__", None) if origin is None else None
+    raise ArtefactError(f"{where} must be {name or expected}, got {value!r:.60}")
+
+
+def _check_values(manifest: Manifest, path: Path) -> None:
+    """What types do not say.
+
+    Raises:
+        ArtefactError: a value is out of its range.
+    """
+    contract = manifest.input
+    forward = contract.one_image
+    bundled = manifest.self_test
+    sizes = [side for method in manifest.methods.values() for side in method.values()]
+    for holds, what in (
+        (manifest.task in ("image-classification", "feature-maps"), f"task {manifest.task!r}"),
+        (0 < manifest.temperature < 1e6, f"temperature {manifest.temperature}"),
+        (contract.dtype in ("float32", "uint8"), f"input.dtype {contract.dtype!r}"),
+        (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),
+        (contract.resample in range(6), f"input.resample {contract.resample}"),
+        (contract.crop_pct is None or 0.01 <= contract.crop_pct <= 1, f"input.crop_pct {contract.crop_pct}"),
+        (contract.channels == 3 and contract.colour == "RGB", f"input.colour {contract.colour!r}"),
+        (all(set(method) == set(forward) for method in manifest.methods.values()), "methods"),
+        (manifest.methods.get("forward") == forward, "methods.forward, or the size of the input"),
+        (all(0 < side <= LARGEST_SIDE for side in sizes), f"methods with sizes {sizes}"),
+        (PROGRAM_FILE in manifest.sha256, f"sha256 without {PROGRAM_FILE}"),
+        (bundled is not None or SELF_TEST_FILE not in manifest.sha256, f"{SELF_TEST_FILE} without self_test"),
+        (bundled is None or (bundled.num_images > 0 and 0 < bundled.tolerance < 1e6), f"self_test {bundled}"),
+    ):
+        if not holds:
+            raise ArtefactError(f"{path} is not an edge manifest: it has an impossible {what}")

@@ -1,0 +1,218 @@
+"""Run a device artefact: needs the ExecuTorch wheel, NumPy and Pillow, and neither transformers nor swin_hf."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from executorch.extension.pybindings import portable_lib
+from executorch.runtime import Method, Runtime, Verification
+
+from edge.device.artefact import MANIFEST_FILE, ArtefactError, read_artefact
+from edge.device.image import load_image
+
+SCALAR_TYPES = {"uint8": 0, "float32": 6}  # numbers of PyTorch's types in the runtime
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and the probability the model gives it."""
+
+    label: str
+    probability: float
+
+
+class Runner:
+    """A loaded program with its labels and its input contract.
+
+    manifest: what `edge.json` says.
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int | None = None):
+        """Load the artefact in `folder`.
+
+        num_threads: threads of the runtime, by default as many as it thinks best. They belong to the process: a runner made
+            earlier must not be used after another one was made with a number.
+
+        Raises:
+            ArtefactError: it is missing or damaged, the program is another one than its manifest describes, or the runtime
+                does not take it.
+        """
+        self.folder = folder
+        self.manifest, self._program_bytes = read_artefact(folder)
+        self._methods: dict[str, Method] = {}
+        self._used: set[str] = set()  # methods that have been run
+        with self._explained():
+            if num_threads is not None:
+                # Before loading: a loaded program holds on to the thread pool that this replaces.
+                portable_lib._unsafe_reset_threadpool(num_threads)
+            self._program = Runtime.get().load_program(self._program_bytes, verification=Verification.InternalConsistency)
+            missing = set(self.manifest.methods) - set(self._program.method_names)
+            if missing:
+                raise ArtefactError(f"the program in {folder} lacks methods that {MANIFEST_FILE} names: {missing}")
+            for method in self.manifest.methods:
+                self._check_method(method)
+            self._methods["forward"] = self._program.load_method("forward")
+
+    def _check_method(self, name: str) -> None:
+        """Compare what the program says of a method with what the manifest says.
+
+        Raises:
+            ArtefactError: they differ.
+        """
+        about, batch_size = self._program.metadata(name), self.manifest.methods[name]["batch_size"]
+        inputs = [_type_of(about.input_tensor_meta(index)) for index in range(about.num_inputs())]
+        outputs = [_type_of(about.output_tensor_meta(index)) for index in range(about.num_outputs())]
+        shapes = [(batch_size, len(self.manifest.labels))]
+        if not self.is_classifier:  # maps of any shape, one for each name
+            shapes = [outputs[index][0] if index < len(outputs) else () for index in range(len(self.manifest.labels))]
+        for what, found, expected in (
+            ("take", inputs, [(self.shape(name), SCALAR_TYPES[self.manifest.input.dtype])]),
+            ("put out", outputs, [(shape, SCALAR_TYPES["float32"]) for shape in shapes]),
+        ):
+            if found != expected:
+                raise ArtefactError(
+                    f"the program in {self.folder} is another one than {MANIFEST_FILE} describes: {name} must {what} "
+                    f"{expected} (shape, scalar type), got {found}"
+                )
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.manifest.task == "image-classification"
+
+    def shape(self, method: str) -> tuple[int, int, int, int]:
+        """Shape of the input of a method.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if method not in self.manifest.methods:
+            raise ValueError(f"method must be one of {', '.join(self.manifest.methods)}, got {method!r}")
+        return self.manifest.input.shape(**self.manifest.methods[method])
+
+    def pixel_values(self, image: str | Path, method: str = "forward") -> np.ndarray:
+        """An image file as the input of a method for single images, in the layout of the contract.
+
+        Raises:
+            UnreadableImageError: it cannot be decoded.
+        """
+        size = self.manifest.methods[method]
+        return self.manifest.input.pixel_values(load_image(image), size["height"], size["width"])
+
+    def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
+        """All outputs of a method: logits (B, K), or feature maps (B, C, H, W).
+
+        Raises:
+            ValueError: no such method, or an input of another shape or type than its contract's.
+            ArtefactError: the runtime cannot run the method.
+        """
+        expected, dtype = self.shape(method), self.manifest.input.dtype
+        if pixel_values.shape != expected or pixel_values.dtype != dtype:
+            raise ValueError(
+                f"pixel_values must have shape {expected} and type {dtype}, got {pixel_values.shape} and {pixel_values.dtype}"
+            )
+        # The runtime reads memory as if it were contiguous, whatever the strides say.
+        tensor = torch.from_numpy(np.ascontiguousarray(pixel_values))
+        if method in self._used:
+            return self._execute(method, tensor)
+        with self._explained():  # the first run allocates what others find
+            if method not in self._methods:
+                self._methods[method] = self._program.load_method(method)
+            outputs = self._execute(method, tensor)
+        self._used.add(method)
+        return outputs
+
+    def _execute(self, method: str, tensor: torch.Tensor) -> list[np.ndarray]:
+        return [output.numpy().copy() for output in self._methods[method].execute([tensor])]
+
+    def logits(self, pixel_values: np.ndarray, method: str = "forward") -> np.ndarray:
+        """Logits of a batch of images, (K,) for a single one and (B, K) for more.
+
+        Raises:
+            ValueError: no such method, or an input of another shape or type than its contract's.
+        """
+        logits = self.outputs(pixel_values, method)[0]
+        return logits[0] if len(logits) == 1 else logits
+
+    def constant(self, name: str) -> list:
+        """What the program itself says under a name: `labels`, `temperature`, `input_contract` (as JSON).
+
+        Raises:
+            ArtefactError: it says nothing under that name.
+        """
+        if name not in self._program.method_names:
+            raise ArtefactError(f"the program in {self.folder} says nothing of {name!r}; it has {self._program.method_names}")
+        with self._explained():
+            return self._program.load_method(name).execute([])
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the runtime raises into an `ArtefactError`."""
+        try:
+            with _held_back_stderr():
+                yield
+        except (RuntimeError, IndexError) as error:
+            raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {self.folder}: {error}") from error
+
+    def classify(self, image: str | Path, top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of an image file, the best first.
+
+        Raises:
+            ArtefactError: the artefact is a backbone, which knows no classes.
+            UnreadableImageError: the image cannot be decoded.
+        """
+        if not self.is_classifier:
+            raise ArtefactError("the artefact must be a classifier to name classes, got one of feature maps")
+        probabilities = softmax(self.logits(self.pixel_values(image)) / self.manifest.temperature)
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return [Prediction(self.manifest.labels[index], float(probabilities[index])) for index in best]
+
+
+def run_bundle(content: bytes, num_images: int, tolerance: float) -> None:
+    """Run the program of a bundle on the images in it.
+
+    Raises:
+        RuntimeError: an output differs from the one in the bundle by more than `tolerance`, or the bundle is damaged.
+    """
+    with _held_back_stderr():
+        bundle = portable_lib._load_bundled_program_from_buffer(content)
+        for number in range(num_images):
+            bundle.verify_result_with_bundled_expected_output("forward", number, 0.0, tolerance)
+
+
+def _type_of(about) -> tuple[tuple[int, ...], int]:
+    """Shape and scalar type of what the runtime says about a tensor."""
+    return tuple(about.sizes()), about.dtype()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits (..., K)."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Keep what native code writes to stderr to itself, unless the block fails.
+
+    The runtime reports every file under /sys that this machine lacks when its thread pool starts.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        succeeded = False
+        try:
+            yield
+            succeeded = True
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            if not succeeded:
+                held_back.seek(0)
+                os.write(2, held_back.read())

@@ -1,0 +1,117 @@
+"""Checkpoints as the export takes them: model, image processor, and what the processor means for a device."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from edge.deploy.form import flat
+from edge.deploy.layers import InputView
+from edge.device.artefact import InputContract
+from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+
+EXPORTED = {kind.__name__: kind for kind in (SwinHfForImageClassification, SwinHfBackbone)}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be exported; the message says why."""
+
+
+def load_checkpoint(
+    folder: Path,
+) -> tuple[SwinHfForImageClassification | SwinHfBackbone, SwinHfImageProcessorPil]:
+    """The model, in fp32, and the image processor of a checkpoint folder.
+
+    Raises:
+        CheckpointError: the folder does not hold a whole swin_hf classifier or backbone with its image processor.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}; give a folder written by save_pretrained of model and processor")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type, architectures = config.get("model_type"), config.get("architectures")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a configuration: {error}") from error
+    if model_type != SwinHfConfig.model_type:
+        raise CheckpointError(f"{folder} must hold a model of type {SwinHfConfig.model_type}, got {model_type}")
+    name = (architectures or ["SwinHfForImageClassification"])[0]
+    if name not in EXPORTED:
+        raise CheckpointError(f"{folder} must hold a {' or '.join(EXPORTED)}, got a {name}")
+    try:
+        model, report = EXPORTED[name].from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        processor = SwinHfImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    if isinstance(model, SwinHfForImageClassification):
+        if model.config.num_labels < 2:
+            raise CheckpointError(f"{folder} must hold a classifier of two or more classes, got {model.config.num_labels}")
+        if model.config.problem_type not in (None, "single_label_classification"):
+            raise CheckpointError(
+                f"{folder} must hold a classifier that gives each image one class, got {model.config.problem_type}: a device "
+                "would show the softmax of its outputs as probabilities"
+            )
+    return model.eval(), processor
+
+
+def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, dtype: str = "float32") -> InputContract:
+    """What a device has to do to an image before the program: all that the processor does, less the normalisation.
+
+    Raises:
+        CheckpointError: the processor does something else, or resizes to another size than the model's.
+    """
+    height, width = config.image_height_width
+    if dtype not in ("float32", "uint8"):
+        raise CheckpointError(f"--input must be float32 or uint8, got {dtype!r}")
+    if config.num_channels != 3:
+        raise CheckpointError(f"num_channels must be 3 for images, got {config.num_channels}")
+    if processor.do_center_crop or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
+        raise CheckpointError(
+            "the image processor must resize, rescale and normalise to be repeated on a device, and crop by crop_pct alone"
+        )
+    if (processor.size.height, processor.size.width) != (height, width):
+        raise CheckpointError(f"the image processor must resize to the model's {height} x {width}, got {dict(processor.size)}")
+    if not np.isclose(processor.rescale_factor, 1 / 255):
+        raise CheckpointError(f"the image processor must rescale by 1/255, got {processor.rescale_factor}")
+    contract = InputContract(height=height, width=width, resample=int(processor.resample), crop_pct=processor.crop_pct)
+    if dtype == "uint8":
+        return replace(contract, dtype="uint8", layout="NHWC", value_range=(0.0, 255.0))
+    return contract
+
+
+def input_view(
+    processor: SwinHfImageProcessorPil, contract: InputContract, batch_size: int, height: int, width: int
+) -> InputView:
+    """The deploy form's view of a method's images."""
+    return InputView(
+        batch_size=batch_size,
+        height=height,
+        width=width,
+        image_mean=tuple(processor.image_mean),
+        image_std=tuple(processor.image_std),
+        dtype=contract.dtype,
+    )
+
+
+@torch.no_grad()
+def model_outputs(
+    model: SwinHfForImageClassification | SwinHfBackbone, processor: SwinHfImageProcessorPil, inputs: list[np.ndarray]
+) -> np.ndarray:
+    """Logits (n, K) of the model, or its flattened feature maps (n, ..), for inputs of the program (B, ..)."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    rows = []
+    for array in inputs:
+        pixels = torch.from_numpy(array)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.permute(0, 3, 1, 2) / 255
+        outputs = model((pixels - mean) / std)
+        rows.append(flat(outputs.logits if hasattr(outputs, "logits") else outputs.feature_maps))
+    return np.concatenate(rows)

@@ -1,0 +1,58 @@
+"""Files that make an artefact loadable by stock transformers, in a process that knows nothing of this project.
+
+exported = ExportedModel.from_pretrained(folder)
+processor = AutoImageProcessor.from_pretrained(folder)
+exported(**processor(image, return_tensors="pt")).logits
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers.exporters.base import EXPORT_SCHEMA_VERSION
+from transformers.exporters.metadata import ExportMetadata
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+
+from edge.device.artefact import PROCESSOR_FILE, PROGRAM_FILE, TRANSFORMERS_FILE, InputContract
+from swin_hf import SwinHfImageProcessorPil
+from swin_hf.weight_export import stock_processor
+
+
+def write_transformers_files(
+    folder: Path, contract: InputContract, outputs: torch.Tensor | tuple[torch.Tensor, ...], versions: dict[str, str]
+) -> list[str]:
+    """Write the manifest of transformers' exporters, and an image processor for floats; returns the names of the files.
+
+    outputs: of the method `forward`, for their structure.
+    """
+    pytree = torch.utils._pytree
+    is_classifier = isinstance(outputs, torch.Tensor)
+    returned = ImageClassifierOutput(logits=outputs) if is_classifier else BackboneOutput(feature_maps=tuple(outputs))
+    shape = contract.shape()
+    pixel_values = torch.empty(shape, dtype=getattr(torch, contract.dtype))
+    metadata = ExportMetadata(
+        architecture="SwinHfForImageClassification" if is_classifier else "SwinHfBackbone",
+        packages={name: version for name, version in versions.items() if name != "python"},
+        export_dtype="float32",
+        export_device="cpu",
+        kwargs={"pixel_values": {"rank": len(shape), "shape": list(shape), "dtype": contract.dtype}},
+        in_spec=pytree.treespec_dumps(pytree.tree_structure(((), {"pixel_values": pixel_values}))),
+        out_spec=pytree.treespec_dumps(pytree.tree_structure(returned)),
+    )
+    manifest = {
+        "schema_version": EXPORT_SCHEMA_VERSION,
+        "export_format": "executorch",
+        "components": {"model": {"file": PROGRAM_FILE, "metadata": asdict(metadata)}},
+    }
+    (folder / TRANSFORMERS_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    if contract.dtype != "float32" or (contract.crop_pct is not None and contract.height != contract.width):
+        return [TRANSFORMERS_FILE]  # none of transformers leaves bytes as they are, or crops to what is not square
+    processor = SwinHfImageProcessorPil(
+        size={"height": contract.height, "width": contract.width},
+        resample=contract.resample,
+        crop_pct=contract.crop_pct,
+        do_normalize=False,  # the program does it
+    )
+    stock_processor(processor).save_pretrained(folder)
+    return [TRANSFORMERS_FILE, PROCESSOR_FILE]

@@ -1,0 +1,94 @@
+"""Equalisation: move scale between layers, exactly, so that one int8 scale suits all channels between them.
+
+Channels of the value projection against the columns of the output projection and channels of queries against those of keys
+cost nothing. Channels behind a norm against the columns of the layers that read it cost a multiplication of the map
+(RepQ-ViT, Li et al. 2023, arXiv:2212.08254; with the balance of SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from edge.deploy.folding import Affine, Rescale, scaled_rows, with_affine_before
+from edge.deploy.layers import DeployBlock, DeployDotProductAttention, DeployPatchMerging, DeployPostNormBlock
+
+SMALLEST_RANGE = 1e-5  # of a channel: below it nothing is to be gained
+LARGEST_FACTOR = 32.0  # between channels, so that no rare value is blown up
+
+
+def equalise(deployed: nn.Module, images: list[torch.Tensor], behind_norms: bool = False) -> nn.Module:
+    """A deploy form of the same function whose channels have similar ranges on `images`.
+
+    behind_norms: also behind norms, where it costs an operation.
+    """
+    deployed = copy.deepcopy(deployed)
+    attentions = [module for module in deployed.modules() if isinstance(module, DeployDotProductAttention)]
+    readers = _readers_of_norms(deployed) if behind_norms else []
+    watched = [layer for attention in attentions for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    outputs, inputs = _channel_ranges(deployed, images, watched, [layers[0] for _, _, layers in readers])
+    for attention in attentions:
+        _equalise_attention(attention, *(outputs[layer] for layer in (attention.q_proj, attention.k_proj, attention.v_proj)))
+    behind = [inputs[layers[0]] for _, _, layers in readers]
+    for ranges, (owner, name, layers) in zip(behind, _readers_of_norms(deployed)):  # with the projections made anew
+        _equalise_norm(owner, name, layers, ranges)
+    return deployed
+
+
+def _equalise_attention(attention: DeployDotProductAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    factor = _bounded(torch.sqrt(k / q))
+    attention.q_proj = scaled_rows(attention.q_proj, factor)
+    attention.k_proj = scaled_rows(attention.k_proj, 1 / factor)
+    columns = attention.o_proj.weight.detach().abs().amax(dim=0).clamp(min=SMALLEST_RANGE)
+    factor = _bounded(torch.sqrt(columns / v))
+    attention.v_proj = scaled_rows(attention.v_proj, factor)
+    attention.o_proj = with_affine_before(attention.o_proj, Affine(1 / factor, torch.zeros_like(factor)))
+
+
+def _equalise_norm(owner: nn.Module, name: str, layers: list[nn.Linear], ranges: torch.Tensor) -> None:
+    columns = torch.stack([layer.weight.detach().abs().amax(dim=0) for layer in layers]).amax(dim=0)
+    factor = _bounded(torch.sqrt(columns.clamp(min=SMALLEST_RANGE) / ranges))
+    setattr(owner, name, nn.Sequential(getattr(owner, name), Rescale(Affine(factor, torch.zeros_like(factor)))))
+    for layer in layers:
+        back = with_affine_before(layer, Affine(1 / factor, torch.zeros_like(factor)))
+        layer.weight.data = back.weight.data
+
+
+def _bounded(factor: torch.Tensor) -> torch.Tensor:
+    """Factors about 1, none far from it."""
+    factor = factor / factor.log().mean().exp()
+    return factor.clamp(LARGEST_FACTOR**-0.5, LARGEST_FACTOR**0.5)
+
+
+def _readers_of_norms(deployed: nn.Module) -> list[tuple[nn.Module, str, list[nn.Linear]]]:
+    """Owner and name of each norm, with the linear layers that read what it puts out and nothing else."""
+    readers = []
+    for module in deployed.modules():
+        if isinstance(module, DeployBlock) and not isinstance(module, DeployPostNormBlock):
+            attention = module.attention
+            readers.append((module, "norm_before", [attention.q_proj, attention.k_proj, attention.v_proj]))
+            readers.append((module, "norm_after", [module.mlp.fc1]))
+        elif isinstance(module, DeployPatchMerging) and not isinstance(module.norm_before, nn.Identity):
+            readers.append((module, "norm_before", [module.reduction]))
+    return readers
+
+
+def _channel_ranges(
+    deployed: nn.Module, images: list[torch.Tensor], of_outputs: list[nn.Linear], of_inputs: list[nn.Linear]
+) -> tuple[dict[nn.Linear, torch.Tensor], dict[nn.Linear, torch.Tensor]]:
+    """Largest absolute value of each channel, of what layers put out and of what others take in."""
+    outputs: dict[nn.Linear, torch.Tensor] = {}
+    inputs: dict[nn.Linear, torch.Tensor] = {}
+
+    def note(ranges: dict, layer: nn.Linear, values: torch.Tensor) -> None:
+        largest = values.detach().abs().amax(dim=0).clamp(min=SMALLEST_RANGE)
+        ranges[layer] = torch.maximum(ranges[layer], largest) if layer in ranges else largest
+
+    hooks = [layer.register_forward_hook(lambda layer, _, out: note(outputs, layer, out)) for layer in of_outputs]
+    hooks += [layer.register_forward_pre_hook(lambda layer, taken: note(inputs, layer, taken[0])) for layer in of_inputs]
+    with torch.no_grad():
+        for pixel_values in images:
+            deployed(pixel_values)
+    for hook in hooks:
+        hook.remove()
+    return outputs, inputs

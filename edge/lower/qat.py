@@ -1,0 +1,101 @@
+"""Quantization-aware training: weights learn to follow the model with rounding in place (Jacob et al. 2018, arXiv:1712.05877).
+
+The loss is the distillation loss with the unquantized model as the teacher, so that no labels are needed.
+"""
+
+import tempfile
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase, allow_exported_model_train_eval, disable_observer
+from transformers import Trainer, TrainingArguments
+
+from edge.lower.quantize import converted, prepare_for_calibration, prepare_for_training
+from edge.lower.recipes import Recipe
+
+TEMPERATURE = 2.0  # of the distillation loss
+LEARNING_RATE = 1e-5
+IMAGES_PER_STEP = 16
+
+
+class CalibrationImages(Dataset):
+    """Inputs of a program, each with the teacher's outputs."""
+
+    def __init__(self, images: list[torch.Tensor], targets: torch.Tensor):
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.images[index], "targets": self.targets[index]}
+
+
+class Follower(nn.Module):
+    """A graph for single images that returns its distillation loss over a list of them."""
+
+    def __init__(self, graph: nn.Module):
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, pixel_values: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = torch.cat([self.graph(image) for image in pixel_values])  # the graph holds the size of its batch
+        student, teacher = (values / TEMPERATURE for values in (logits, targets))
+        loss = nn.functional.kl_div(
+            student.log_softmax(dim=-1), teacher.log_softmax(dim=-1), log_target=True, reduction="batchmean"
+        )
+        return {"loss": loss * TEMPERATURE**2}
+
+
+def train_quantized(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor], seed: int = 0) -> nn.Module:
+    """The quantized graph of a deploy form whose weights were trained to follow it on `images`, inputs of one image each.
+
+    The scales of activations are those of calibration and stay as they are; the weights move among their levels.
+    """
+    calibrated = prepare_for_calibration(deployed, recipe, images)
+    graph = prepare_for_training(deployed, recipe, images[0])
+    allow_exported_model_train_eval(graph)
+    with torch.no_grad():
+        targets = torch.cat([deployed(pixel_values) for pixel_values in images])
+        graph(images[0])  # makes room for the scales
+    _copy_scales(calibrated, graph)
+    with tempfile.TemporaryDirectory() as folder:
+        _train(graph, CalibrationImages(images, targets), recipe.train_epochs, folder, seed)
+    graph.eval()
+    return converted(graph).requires_grad_(False)
+
+
+def _copy_scales(calibrated: nn.Module, graph: nn.Module) -> None:
+    """Give the activations of a graph in training the scales that were found for them."""
+    observers = dict(calibrated.named_modules())
+    for name, module in graph.named_modules():
+        observer = observers.get(name)
+        if not isinstance(module, FakeQuantizeBase) or not isinstance(observer, ObserverBase) or module.ch_axis != -1:
+            continue
+        scale, zero_point = observer.calculate_qparams()
+        module.scale.copy_(scale)
+        module.zero_point.copy_(zero_point)
+        module.activation_post_process.min_val.copy_(((module.quant_min - zero_point) * scale).squeeze())
+        module.activation_post_process.max_val.copy_(((module.quant_max - zero_point) * scale).squeeze())
+        disable_observer(module)
+
+
+def _train(graph: nn.Module, dataset: Dataset, epochs: int, folder: str, seed: int) -> None:
+    arguments = TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=min(IMAGES_PER_STEP, len(dataset)),
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    Trainer(model=Follower(graph), args=arguments, train_dataset=dataset).train()
+    graph.cpu()

@@ -1,0 +1,125 @@
+"""Quantization of a deploy form by the rules of a recipe, with PyTorch's export quantization (PT2E)."""
+
+import copy
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from executorch.backends.transforms.duplicate_dynamic_quant_chain import DuplicateDynamicQuantChainPass
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import OP_TO_ANNOTATOR, propagate_annotation
+from torch import fx, nn
+from torchao.quantization import quantize_
+from torchao.quantization.granularity import PerGroup
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
+from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
+
+from edge.deploy.half import HalfPrecision
+from edge.lower.lowering import trace
+from edge.lower.recipes import Recipe
+
+INT4_GROUP = 32  # weights that share a scale
+QUANTIZABLE = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+PATTERNS = {  # XNNPACK's own patterns, those with an activation first
+    "int8-static": ("linear_relu", "conv_relu", "linear", "conv"),
+    "int8-dynamic": ("linear",),
+}
+
+
+class RecipeQuantizer(Quantizer):
+    """Marks the layers of an exported graph for quantization as a recipe says.
+
+    training: for fake quantization that lets gradients through.
+    """
+
+    def __init__(self, recipe: Recipe, training: bool = False):
+        super().__init__()
+        self.recipe, self.training = recipe, training
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        return model
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        precisions = {node: self.recipe.precision_of(layer) for node, layer in layers_of(model)}
+        for precision, patterns in PATTERNS.items():
+            config = get_symmetric_quantization_config(
+                is_per_channel=True,
+                is_dynamic=precision == "int8-dynamic",
+                is_qat=self.training and precision == "int8-static",
+            )
+            for pattern in patterns:
+                OP_TO_ANNOTATOR[pattern](model, config, partial(_has_precision, precisions, precision))
+        propagate_annotation(model)  # views and permutations of int8 tensors are int8
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Nothing to check: what cannot be lowered is found by the budget of the recipe."""
+
+
+def _has_precision(precisions: dict[fx.Node, str], precision: str, node: fx.Node) -> bool:
+    return precisions.get(node, precision) == precision  # the patterns ask for weights and biases too
+
+
+def layers_of(model: fx.GraphModule) -> list[tuple[fx.Node, str]]:
+    """Nodes of linear layers and convolutions in an exported graph, with the name of the layer in the deploy form."""
+    nodes = [node for node in model.graph.nodes if node.op == "call_function" and node.target in QUANTIZABLE]
+    return [(node, str(node.args[1].target).removesuffix(".weight")) for node in nodes]
+
+
+def exported_graph(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """The graph of a deploy form for inputs like `example`."""
+    return trace({"forward": (module, example)})["forward"].module(check_guards=False)
+
+
+def in_precision(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor]) -> nn.Module:
+    """A deploy form as `recipe` has it lowered; `images` are inputs of the deploy form."""
+    if recipe.is_quantized:
+        return quantize(deployed, recipe, images)
+    if recipe.float_dtype == "float16" and recipe.backend == "xnnpack":
+        return HalfPrecision(deployed, images)
+    return deployed
+
+
+def quantize(deployed: nn.Module, recipe: Recipe, images: Iterable[torch.Tensor]) -> nn.Module:
+    """A deploy form in the precisions of `recipe`, with static scales found on `images`, inputs of the deploy form."""
+    return converted(prepare_for_calibration(quantize_to_int4(deployed, recipe), recipe, list(images)))
+
+
+def prepare_for_calibration(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor]) -> fx.GraphModule:
+    """The graph of a deploy form with observers that have seen `images`."""
+    prepared = prepare_pt2e(exported_graph(deployed, images[0]), RecipeQuantizer(recipe))
+    with torch.no_grad():
+        for pixel_values in images:
+            prepared(pixel_values)
+    return prepared
+
+
+def prepare_for_training(deployed: nn.Module, recipe: Recipe, example: torch.Tensor) -> fx.GraphModule:
+    """The graph of a deploy form that rounds as the quantized one will, and through which gradients pass."""
+    trainable = copy.deepcopy(deployed).requires_grad_(True)
+    return prepare_qat_pt2e(exported_graph(trainable, example), RecipeQuantizer(recipe, training=True))
+
+
+def converted(prepared: fx.GraphModule) -> fx.GraphModule:
+    """The quantized graph of a calibrated or trained one."""
+    graph = convert_pt2e(prepared)
+    # Queries, keys and values read the same tensor: with one dynamic scale between them the backend cuts the program there.
+    DuplicateDynamicQuantChainPass()(graph)
+    graph.recompile()
+    return graph
+
+
+def quantize_to_int4(deployed: nn.Module, recipe: Recipe) -> nn.Module:
+    """A copy of a deploy form with the recipe's int4 layers, whose width must be a multiple of the group, quantized."""
+
+    def chosen(module: nn.Module, name: str) -> bool:
+        fits = isinstance(module, nn.Linear) and module.in_features % INT4_GROUP == 0
+        return fits and recipe.precision_of(name) == "int4-dynamic"
+
+    if not any(chosen(module, name) for name, module in deployed.named_modules()):
+        return deployed
+    deployed = copy.deepcopy(deployed)
+    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(INT4_GROUP))
+    quantize_(deployed, config, filter_fn=chosen)
+    return deployed

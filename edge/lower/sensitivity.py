@@ -1,0 +1,116 @@
+"""Which layers quantization hurts most: one layer rounded at a time, everything else exact (leave-one-in)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge.deploy.form import flat
+from edge.device.parity import compare
+from edge.lower.quantize import INT4_GROUP
+from edge.lower.recipes import Recipe
+
+INT8_LEVELS, INT4_LEVELS = 127, 7  # on either side of 0
+QUANTIZED_LAYERS = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What rounding one layer alone does to the outputs.
+
+    sqnr_db: ratio of outputs to their error, in decibels.
+    """
+
+    layer: str
+    precision: str
+    sqnr_db: float
+
+
+def quantized_layers(deployed: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
+    """Layers of a deploy form that a recipe quantizes, by name."""
+    return {
+        name: module
+        for name, module in deployed.named_modules()
+        if isinstance(module, QUANTIZED_LAYERS) and recipe.precision_of(name) != "fp32"
+    }
+
+
+@torch.no_grad()
+def layer_sensitivity(
+    deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor], reference: np.ndarray, are_logits: bool = True
+) -> list[Sensitivity]:
+    """The quantized layers of a deploy form, the most sensitive first.
+
+    reference: (n, ..) outputs of the deploy form for the n `images`, flattened.
+    """
+    layers = quantized_layers(deployed, recipe)
+    ranges = _ranges(deployed, layers, images)
+    found = []
+    for name, layer in layers.items():
+        precision = recipe.precision_of(name)
+        weight = layer.weight.data
+        layer.weight.data = _rounded_in_groups(weight) if precision == "int4-dynamic" else _rounded_per_channel(weight)
+        static = precision == "int8-static"
+        low_in, high_in, low_out, high_out = ranges[name]
+        hooks = []
+        if static:
+            hooks = [
+                layer.register_forward_pre_hook(lambda _, arguments: (_rounded(arguments[0], low_in, high_in),)),  # noqa: B023
+                layer.register_forward_hook(lambda _, __, output: _rounded(output, low_out, high_out)),  # noqa: B023
+            ]
+        else:
+            hooks = [layer.register_forward_pre_hook(lambda _, arguments: (_rounded_per_token(arguments[0]),))]
+        outputs = np.concatenate([flat(deployed(pixel_values)) for pixel_values in images])
+        layer.weight.data = weight
+        for hook in hooks:
+            hook.remove()
+        found.append(Sensitivity(name, precision, compare(outputs, reference, are_logits).sqnr_db))
+    return sorted(found, key=lambda sensitivity: sensitivity.sqnr_db)
+
+
+def _ranges(deployed: nn.Module, layers: dict[str, nn.Module], images: list[torch.Tensor]) -> dict[str, list[float]]:
+    """Lowest and highest value that goes into and comes out of each layer."""
+    ranges: dict[str, list[float]] = {name: [0.0, 0.0, 0.0, 0.0] for name in layers}
+
+    def note(name: str, values: torch.Tensor, at: int) -> None:
+        ranges[name][at] = min(ranges[name][at], float(values.min()))
+        ranges[name][at + 1] = max(ranges[name][at + 1], float(values.max()))
+
+    hooks = []
+    for name, layer in layers.items():
+        hooks.append(layer.register_forward_pre_hook(lambda _, arguments, name=name: note(name, arguments[0], 0)))
+        hooks.append(layer.register_forward_hook(lambda _, __, output, name=name: note(name, output, 2)))
+    for pixel_values in images:
+        deployed(pixel_values)
+    for hook in hooks:
+        hook.remove()
+    return ranges
+
+
+def _rounded(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Values on the 256 levels between two limits, as a static int8 tensor has them."""
+    scale = max(high - low, 1e-12) / 255
+    zero_point = round(-128 - low / scale)
+    return torch.fake_quantize_per_tensor_affine(values, scale, max(-128, min(127, zero_point)), -128, 127)
+
+
+def _rounded_per_channel(weight: torch.Tensor, levels: int = INT8_LEVELS) -> torch.Tensor:
+    """Weights on levels of their own for each output channel, so many on either side of 0."""
+    scale = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / levels
+    zero_points = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -levels, levels)
+
+
+def _rounded_in_groups(weight: torch.Tensor) -> torch.Tensor:
+    """Weights on 15 levels for each group of them, where their number allows groups: others stay as they are."""
+    if weight.shape[1] % INT4_GROUP:
+        return weight
+    return _rounded_per_channel(weight.reshape(-1, INT4_GROUP), INT4_LEVELS).view(weight.shape)
+
+
+def _rounded_per_token(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens on 256 levels of their own, as a dynamic scale gives them."""
+    low, high = tokens.amin(dim=-1, keepdim=True).clamp(max=0), tokens.amax(dim=-1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    return torch.round(tokens / scale) * scale

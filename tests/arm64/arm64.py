@@ -1,0 +1,224 @@
+"""Run exported programs on an emulated AArch64 processor and compare what they say with this machine (`make test-arm64`).
+
+python tests/arm64/arm64.py  # small programs of V1 and V2 in every recipe, on digits
+python tests/arm64/arm64.py runs/demo/edge  # and a program of yours
+python tests/arm64/arm64.py my_program --images FOLDER --processors cortex-a76
+
+The emulator computes what the processor would, not in its time: nothing here is a latency.
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # also where the package is not installed
+
+from edge.quiet import quieten
+
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+quieten()  # before the imports that have something to say
+
+import arm64_guest
+import numpy as np
+from arm64_machine import PROCESSORS, Machine, NoMachineError, prepare_machine
+
+from edge.device.artefact import ArtefactError, read_artefact
+from edge.device.environment import describe_machine
+from edge.device.image import find_images
+from edge.device.parity import compare
+from edge.lower.recipes import find_recipe
+
+NUM_IMAGES = 50
+MAX_FLOAT_DIFFERENCE = 1e-4  # of logits of an fp32 program, relative to the largest
+MIN_SQNR_DB = 20.0  # of other programs, which round here and there to the other neighbour
+MIN_AGREEMENT = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One program on one emulated processor against the same program on this machine.
+
+    same_inputs: whether both made the same numbers of the images, to the last bit.
+    same_logits: share of images whose logits are the same to the last bit.
+    relative_difference: largest difference of logits, relative to the largest logit.
+    agreement: share of images with the same top class.
+    error: why there is nothing to compare: the runtime did not take the program, or the logits are no numbers.
+    may_refuse: whether the runtime need not take the program, since it computes in float16 and the processor cannot.
+    """
+
+    artefact: str
+    recipe: str
+    processor: str
+    same_inputs: bool | None = None
+    same_logits: float | None = None
+    max_difference: float | None = None
+    relative_difference: float | None = None
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    error: str | None = None
+    may_refuse: bool = False
+
+    @property
+    def within_bounds(self) -> bool:
+        if self.error:
+            return self.may_refuse
+        if self.recipe == "fp32":
+            return self.relative_difference <= MAX_FLOAT_DIFFERENCE
+        return self.sqnr_db >= MIN_SQNR_DB and self.agreement >= MIN_AGREEMENT
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare and write the record; 1 if a program misses its bound, 0 otherwise, also if there is no emulator."""
+    parser = argparse.ArgumentParser(prog="tests/arm64/arm64.py", description=__doc__.splitlines()[0])
+    parser.add_argument("artefacts", type=Path, nargs="*", metavar="ARTEFACT_DIR", help="programs beside the small ones")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help=f"the first {NUM_IMAGES} in it (default: digits)")
+    parser.add_argument("--processors", nargs="+", default=list(PROCESSORS), choices=list(PROCESSORS))
+    parser.add_argument("--work-dir", type=Path, default=Path("build/arm64"), metavar="DIR", help="machine and programs")
+    parser.add_argument("--out", type=Path, default=Path("build/arm64/arm64.json"), metavar="FILE")
+    arguments = parser.parse_args(argv)
+    try:
+        for artefact in arguments.artefacts:
+            require_classifier(artefact)
+        if arguments.images:
+            find_images(arguments.images)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        machine = prepare_machine(arguments.work_dir / "machine")
+        comparisons = compare_all(machine, arguments)
+    except NoMachineError as error:
+        print(f"skipped: {error}")
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join([describe(row) for row in comparisons]))
+    missed = sum(not row.within_bounds for row in comparisons)
+    print(f"{len(comparisons) - missed} of {len(comparisons)} within bounds; {arguments.out} has the figures")
+    return int(missed > 0)
+
+
+def require_classifier(artefact: Path) -> None:
+    """Raise an `ArtefactError` unless the folder holds the program of a classifier."""
+    if read_artefact(artefact)[0].task != "image-classification":
+        raise ArtefactError(f"{artefact} must be a classifier, whose logits can be compared, got a backbone")
+
+
+def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Comparison]:
+    """Every program on every processor, compared and written to the record."""
+    digits = write_digits(arguments.work_dir / "digits")
+    images = find_images(arguments.images or digits)[:NUM_IMAGES]
+    print("== Exporting a small Swin and a small Swin V2 in every recipe")
+    artefacts = [*export_small_programs(arguments.work_dir, digits), *arguments.artefacts]
+    print(f"== Running {len(artefacts)} programs on {len(images)} images, here and on {', '.join(arguments.processors)}")
+    paths = {"artefacts": [str(path) for path in artefacts], "images": [str(path) for path in images]}
+    request = arguments.work_dir / "request.json"
+    request.write_text(json.dumps(paths))
+    here = arm64_guest.answer(**paths)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        there = list(pool.map(lambda name: ask(machine, name, request), arguments.processors))
+    comparisons = [
+        compare_programs(artefact, processor, *programs)
+        for processor, answer in zip(arguments.processors, there)
+        for artefact, *programs in zip(artefacts, answer["programs"], here["programs"])
+    ]
+    record = {
+        "command": " ".join(["python tests/arm64/arm64.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "emulator": machine.version,
+        "emulated": {"machine": there[0]["machine"], "versions": there[0]["versions"]},
+        "here": {"machine": describe_machine(), "versions": here["versions"]},
+        "processors": {name: PROCESSORS[name].model for name in arguments.processors},
+        "images": f"{len(images)} {'images' if arguments.images else 'handwritten digits of scikit-learn'}",
+        "comparisons": [asdict(row) | {"within_bounds": row.within_bounds} for row in comparisons],
+    }
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    return comparisons
+
+
+def write_digits(folder: Path) -> Path:
+    """Write the first real handwritten digits of scikit-learn as image files into a folder, 8 x 8 as they are."""
+    from sklearn.datasets import load_digits
+
+    from distill.data.digit_scenes import digit_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, levels in enumerate(load_digits().images[:NUM_IMAGES]):
+        digit_image(levels).save(folder / f"{number:03}.png")
+    return folder
+
+
+def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
+    """Export seeded, untrained models of both versions in every recipe whose program runs here and needs no training."""
+    import torch
+
+    from distill.data.preparation import image_processor
+    from distill.pipeline.settings import DataSettings
+    from edge.export.export import ExportSettings, export
+    from edge.lower.recipes import RECIPES
+    from swin_hf import SwinHfConfig, SwinHfForImageClassification
+
+    torch.set_num_threads(1)  # another pool of threads would only wait for the runtime's
+    folders = []
+    for version in (1, 2):
+        torch.manual_seed(version)
+        sizes = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": [1, 2], "num_heads": [2, 4]}
+        model = SwinHfForImageClassification(SwinHfConfig(version=version, num_labels=10, weight_init="fan_in", **sizes))
+        for name, parameter in model.named_parameters():
+            if "bias" in name or "position" in name:
+                torch.nn.init.normal_(parameter, std=0.3)  # they start at zero, where they could not be wrong
+        checkpoint = work_dir / f"v{version}"
+        model.save_pretrained(checkpoint)
+        image_processor(DataSettings(image_size=32)).save_pretrained(checkpoint)
+        for recipe in RECIPES.values():
+            if recipe.executable and not recipe.train_epochs:
+                folders.append(work_dir / "programs" / f"v{version}-{recipe.name}")
+                export(checkpoint, folders[-1], ExportSettings(recipe=recipe.name, data=images, self_test=False))
+    return folders
+
+
+def ask(machine: Machine, processor: str, request: Path) -> dict:
+    """The answer of a processor of the emulated machine."""
+    answer = request.with_name(f"answer-{processor}.json")
+    machine.run(PROCESSORS[processor], Path(arm64_guest.__file__), request, answer)
+    return json.loads(answer.read_text())
+
+
+def compare_programs(artefact: Path, processor: str, there: dict, here: dict) -> Comparison:
+    """Compare what a program said on a processor with what it said here, each as in `arm64_guest.answer`."""
+    recipe = find_recipe(read_artefact(artefact)[0].recipe)
+    about = {"artefact": artefact.as_posix(), "recipe": recipe.name, "processor": processor}
+    if "error" in there or "error" in here:
+        may_refuse = recipe.float_dtype == "float16" and not PROCESSORS[processor].has_float16
+        return Comparison(**about, error=there.get("error") or here["error"], may_refuse=may_refuse and "error" not in here)
+    logits, reference = np.array(there["logits"]), np.array(here["logits"])
+    num_undefined = int((~np.isfinite(logits)).any(axis=1).sum())
+    if num_undefined:
+        return Comparison(**about, error=f"logits of {num_undefined} of {len(logits)} images are no numbers")
+    parity = compare(logits, reference)
+    return Comparison(
+        **about,
+        same_inputs=there["inputs_sha256"] == here["inputs_sha256"],
+        same_logits=float((logits == reference).all(axis=1).mean()),
+        max_difference=parity.max_difference,
+        relative_difference=parity.max_difference / float(np.abs(reference).max()),
+        sqnr_db=parity.sqnr_db,
+        agreement=parity.agreement,
+    )
+
+
+def describe(row: Comparison) -> str:
+    """A comparison in a line."""
+    verdict = "MISSED" if not row.within_bounds else "refuses" if row.error else "ok"
+    found = row.error or (
+        f"largest difference {row.max_difference:.1e} ({row.relative_difference:.1e} of the largest logit), "
+        f"SQNR {row.sqnr_db:.1f} dB, same top class {row.agreement:.0%}, same logits {row.same_logits:.0%}"
+    )
+    return f"{verdict:<7} {row.processor:<10} {row.artefact} ({row.recipe}): {found}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The whole pipeline as people start it, on tiny models: from class folders to a report, killed and started again."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = [sys.executable, str(Path(__file__).parents[3] / "distill" / "run.py")]
+TINY_RECIPE = """
+image_size: 16
+patch_size: 2
+teacher_embed_dim: 24
+teacher_depths: [1, 1]
+teacher_num_heads: [2, 2]
+teacher_epochs: 12
+student_embed_dim: 16
+student_depths: [1, 1]
+student_num_heads: [2, 2]
+student_epochs: 12
+recover_epochs: 8
+batch_size: 8
+prune_heads: 0.25
+prune_mlp: 0.4
+latency_repeats: 10
+"""
+
+
+@pytest.fixture
+def command(image_folder, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY_RECIPE)
+
+    def make(name: str, *more: str) -> list[str]:
+        fixed = ["--dataset", str(image_folder), "--recipe", str(tmp_path / "tiny.yaml")]
+        return [*RUN, *fixed, "--name", name, "--output_root", str(tmp_path / "runs"), *more]
+
+    return make
+
+
+def lasting_figures(run_dir: Path) -> dict:
+    """The report without what is measured in seconds."""
+    report = json.loads((run_dir / "report.json").read_text())
+    rows = [{key: value for key, value in row.items() if key != "latency"} for row in report["rows"]]
+    return {"rows": rows, "confusion": report["confusion"], "program_agreement": report["program_agreement"]}
+
+
+def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
+    done = subprocess.run(command("whole"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "runs" / "whole"
+    assert f"Try: python -m edge run {whole / 'edge'} {whole / 'samples'}" in done.stdout
+    report = lasting_figures(whole)
+    assert [row["step"] for row in report["rows"]] == ["teacher", "student", "pruned", "recovered", "int8 .pte"]
+    teacher, _, pruned, _, program = report["rows"]
+    assert teacher["accuracy"] > 0.9  # the colours are easy to tell apart
+    assert program["accuracy"] > 0.9
+    assert pruned["parameters"] < report["rows"][1]["parameters"]
+    for name in ("report.md", "report.html", "report.json"):
+        assert "int8 .pte" in (whole / name).read_text()
+    config = json.loads((whole / "recovered" / "config.json").read_text())
+    assert sum(map(sum, config["block_num_heads"])) == 3  # one of four heads went
+
+    again = subprocess.run(command("whole"), capture_output=True, text=True)
+    assert again.stdout.count("up to date in") == 7
+
+    for stage in ("data", "teacher", "student", "prune", "recover", "edge", "report"):
+        process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for line in process.stdout:
+            if f"] {stage}:" in line:
+                break
+        try:
+            process.wait(timeout=0.4)  # into the stage
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+    done = subprocess.run(command("killed"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    killed = tmp_path / "runs" / "killed"
+    assert lasting_figures(killed) == report
+    assert (killed / "edge" / "model.pte").read_bytes() == (whole / "edge" / "model.pte").read_bytes()
+    assert not list(killed.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--student_epoch", "3"], "unknown setting --student_epoch"),
+        (["--teacher", "nowhere/at/all"], "must be a checkpoint folder or Hub id"),
+        (["--stages", "report"], "add data to --stages"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_any_work(command, tmp_path, arguments, message):
+    done = subprocess.run(command("mistake", *arguments), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "mistake" / "data").exists()

@@ -1,0 +1,103 @@
+"""The stage machinery: skipping, invalidation, kills and full disks leave whole folders or none."""
+
+import errno
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from distill.pipeline.stages import Stage, StageError, run_stages, stages_to_build
+
+
+class Kill(BaseException):
+    pass
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """Two stages that count their builds; `fail` names one that stops half-way."""
+    built, fail = [], {}
+
+    def make(first_setting=1, second_setting=1):
+        def build(name):
+            def fill(work_dir):
+                built.append(name)
+                (work_dir / "half").write_text("half")
+                if name in fail:
+                    raise fail[name]
+                (work_dir / "whole").write_text("whole")
+
+            return fill
+
+        return [
+            Stage(name="first", title="", folder="first", inputs=(), settings={"a": first_setting}, build=build("first")),
+            Stage(
+                name="second", title="", folder="2nd", inputs=("first",), settings={"b": second_setting}, build=build("second")
+            ),
+        ]
+
+    make.built, make.fail, make.run_dir = built, fail, tmp_path
+    return make
+
+
+def run(stages, names=("first", "second"), force=False, **settings):
+    stages.built.clear()
+    run_stages(stages(**settings), list(names), stages.run_dir, force)
+    return list(stages.built)
+
+
+def test_unchanged_stages_are_skipped(stages):
+    assert run(stages) == ["first", "second"]
+    assert run(stages) == []
+    assert stages_to_build(stages(), ["first", "second"], stages.run_dir) == []
+    assert stages_to_build(stages(second_setting=2), ["first", "second"], stages.run_dir) == ["second"]
+    assert run(stages, force=True) == ["first", "second"]
+
+
+def test_a_change_reaches_what_depends_on_it(stages):
+    run(stages)
+    assert run(stages, second_setting=2) == ["second"]
+    assert run(stages, first_setting=2, second_setting=2) == ["first", "second"]
+
+
+def test_picked_stage_needs_its_inputs(stages):
+    with pytest.raises(StageError, match="stage second reads .*first, which is missing .*; add first to --stages"):
+        run(stages, names=["second"])
+    run(stages, names=["first"])
+    assert run(stages, names=["second"]) == ["second"]
+    with pytest.raises(StageError, match="was made with other settings"):
+        run(stages, names=["second"], first_setting=2)
+
+
+@pytest.mark.parametrize("failure", [Kill(), OSError(errno.ENOSPC, "No space left on device")])
+def test_kill_or_full_disk_leaves_no_half_folder_and_keeps_the_old_one(stages, failure):
+    run(stages)
+    stages.fail["second"] = failure
+    with pytest.raises(type(failure)):
+        run(stages, second_setting=2)
+    assert (stages.run_dir / "2nd" / "whole").is_file()  # the former result is still whole
+    with pytest.raises(StageError):
+        run(stages, names=["second"], first_setting=9)
+    stages.fail.clear()
+    assert run(stages, second_setting=2) == ["second"]
+    assert sorted(path.name for path in stages.run_dir.iterdir()) == ["2nd", "first"]
+
+
+def test_full_disk_is_said_in_plain_words(stages, monkeypatch):
+    # torch.save reports a failed write as a RuntimeError about its stream.
+    stages.fail["second"] = RuntimeError("PytorchStreamWriter failed writing file")
+    with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
+        run(stages)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(StageError, match="is full, stage second was not finished; free some space and start again"):
+        run(stages)
+    assert not (stages.run_dir / "2nd").exists()
+
+
+def test_first_build_that_is_killed_leaves_nothing_visible(stages):
+    stages.fail["first"] = Kill()
+    with pytest.raises(Kill):
+        run(stages)
+    assert not (stages.run_dir / "first").exists()
+    stages.fail.clear()
+    assert run(stages) == ["first", "second"]

@@ -1,0 +1,412 @@
+"""Fine-tuning: what is decayed, averaged, mixed, cropped and masked, and trainings that are stopped, split or go wrong."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import HELD_OUT, PROCESSOR, STILL, TINY, StopAfter, settings_for
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import top_k_accuracy_score
+from transformers import AutoModelForImageClassification, EvalPrediction
+
+from distill.data.examples import Example
+from distill.data.sources import DataError
+from distill.data.transforms import BatchMix, BatchTransform, RandomCrop
+from distill.training.command_line import SettingsError
+from distill.training.finetune import balanced_weights, finetune
+from distill.training.models import ModelError
+from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
+from distill.training.settings import CONFIG_DIR, TaskSettings, TransformSettings, parse_finetune_settings
+from distill.training.tasks import ImageClassification, MaskedImageModeling
+from distill.training.trainer import DivergenceError, TaskTrainer, TrainingStopped
+from swin_hf import SwinHfForMaskedImageModeling
+
+# -- parameters --------------------------------------------------------------------------------------------------------
+
+
+def test_learning_rates_fall_from_the_head_to_the_embeddings(make_model):
+    model = make_model(depths=[1, 2])
+    rates = {id(p): group["lr"] for group in parameter_groups(model, 1.0, 0.05, 0.5) for p in group["params"]}
+    by_name = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(by_name) == len(rates)
+    assert by_name["classifier.weight"] == by_name["swin.layernorm.bias"] == 1.0
+    assert by_name["swin.encoder.layers.1.blocks.1.mlp.fc1.weight"] == 0.5
+    assert by_name["swin.encoder.layers.1.blocks.0.mlp.fc1.weight"] == 0.25
+    assert by_name["swin.encoder.layers.0.blocks.0.mlp.fc1.weight"] == 0.125
+    assert by_name["swin.encoder.layers.0.downsample.reduction.weight"] == 0.125
+    assert by_name["swin.embeddings.patch_embeddings.projection.weight"] == 0.0625
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_norms_biases_tables_and_temperatures_are_not_decayed(make_model, version):
+    model = make_model(version=version, use_absolute_embeddings=True)
+    groups = parameter_groups(model, 1e-3, 0.05)
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    decayed = {name for name, parameter in model.named_parameters() if id(parameter) not in undecayed}
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection", "reduction", "classifier")
+    assert {name.split(".")[-2] for name in decayed} == set(kinds)
+    assert all(name.endswith("weight") for name in decayed)
+
+
+def test_frozen_stages_keep_their_weights(make_model):
+    model = make_model(depths=[1, 2])
+    freeze_stages(model, 1)
+    frozen = {name.split(".blocks")[0].split(".downsample")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name for name in frozen if "embeddings" not in name} == {"swin.encoder.layers.0"}
+    with pytest.raises(LayerError, match="must be below the 2 stages"):
+        freeze_stages(model, 2)
+    with pytest.raises(LayerError, match="Linear has none"):
+        parameter_groups(torch.nn.Linear(2, 2), 1e-3, 0.0, 0.5)
+
+
+def test_averaged_weights_follow_the_formula(make_model):
+    model = make_model()
+    average, expected = WeightAverage(model, 0.3), None
+    for step in range(5):
+        with torch.no_grad():
+            model.classifier.weight.normal_()
+        own = model.classifier.weight.clone()
+        average.update(model)
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = own if expected is None else decay * expected + (1 - decay) * own
+        with average.in_place_of(model):
+            torch.testing.assert_close(model.classifier.weight, expected)
+        assert torch.equal(model.classifier.weight, own)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_crop_depends_on_seed_epoch_and_number_alone():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    crop = RandomCrop(TransformSettings(), 16, seed=1)
+    first = np.asarray(crop(image, epoch=2, number=3)[0])
+    crop(image, epoch=2, number=4)
+    assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)[0]), first)
+    for other, _ in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
+        assert not np.array_equal(np.asarray(other), first)
+
+
+def test_the_image_size_grows_from_epoch_to_epoch():
+    crop = RandomCrop(TransformSettings(initial_image_size=96), 192, seed=0, num_epochs=4, multiple=32)
+    assert [crop.size_at(epoch) for epoch in range(5)] == [96, 128, 160, 192, 192]
+    image = Image.new("RGB", (300, 200))
+    assert crop(image, 1, 0)[0].size == (128, 128)
+    assert RandomCrop(TransformSettings(), 192, seed=0)(image, 0, 0)[0].size == (192, 192)
+
+
+def test_crops_stay_inside_and_within_their_limits():
+    settings = TransformSettings(crop_min_area=0.25, crop_max_aspect=1.5)
+    crop, random = RandomCrop(settings, 16, seed=0), np.random.default_rng(0)
+    boxes = np.array([crop.sample_box(200, 150, random) for _ in range(500)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 200 and boxes[:, 3].max() <= 150
+    area, aspect = width * height / 30000, width / height
+    assert 0.24 < area.min() < 0.3 and 0.8 < area.max() <= 1
+    assert 0.64 < aspect.min() < 0.75 and 1.35 < aspect.max() < 1.53
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_targets_hold_the_share_of_the_pixels(kind):
+    alphas = {"mixup_alpha": 0.8, "cutmix_alpha": 0.0} if kind == "mixup" else {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
+    pixels = torch.stack([torch.zeros(3, 20, 30), torch.ones(3, 20, 30)])  # black is class 0, white class 1
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = BatchMix(TransformSettings(**alphas))(pixels, torch.eye(2))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(targets.sum(1), torch.ones(2))
+        assert (kind == "mixup") == (mixed[0].unique().numel() == 1)
+        shares.append(targets[0, 0].item())
+    assert min(shares) < 0.3 and max(shares) > 0.7
+
+
+def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
+    transform = BatchTransform(TransformSettings(rotation_degrees=10, random_erasing=1.0))
+    pixels = torch.rand(4, 3, 24, 24)
+    torch.manual_seed(5)
+    first = transform(pixels)
+    torch.manual_seed(5)
+    assert torch.equal(transform(pixels), first)
+    assert first.min() >= 0 and first.max() <= 1 and not torch.equal(first, pixels)
+
+
+def test_masks_are_whole_squares_of_the_asked_share():
+    task = MaskedImageModeling(PROCESSOR, 2, TaskSettings(mask_patch_size=8, mask_share=0.5))
+    mask = task.sample_mask(50, 32, 48)
+    assert mask.shape == (50, 16, 24)
+    squares = mask.view(50, 4, 4, 6, 4).transpose(2, 3).flatten(3)
+    assert (squares.all(3) | ~squares.any(3)).all()
+    assert (squares[..., 0].flatten(1).sum(1) == 12).all()
+    assert 15 < squares[:, 0, 0, 0].sum() < 35
+
+
+# -- losses and figures ------------------------------------------------------------------------------------------------
+
+
+def test_training_loss_is_that_of_smoothed_weighted_labels(make_model):
+    transforms = parse_finetune_settings(STILL).transforms
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    model, pixels, targets = make_model().train(), torch.rand(2, 3, 16, 16), torch.tensor([0, 2])
+    output = ImageClassification(PROCESSOR, ["a", "b", "c"], transforms, 0.3, weights)(model, pixels, targets)
+    soft = 0.7 * torch.nn.functional.one_hot(targets, 3) + 0.1
+    expected = -(soft * weights * output.predictions.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_figures_of_an_evaluation():
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(200, 8)).astype(np.float32), random.integers(0, 8, 200)
+    task = ImageClassification(PROCESSOR, list("abcdefgh"), TransformSettings())
+    figures = task.metrics(EvalPrediction(predictions=logits, label_ids=labels))
+    for name, k in (("accuracy", 1), ("top5_accuracy", 5)):
+        assert figures[name] == pytest.approx(top_k_accuracy_score(labels, logits, k=k))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    error = 0.0
+    for low in range(15):
+        inside = (confidence >= low / 15) & (confidence < (low + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert figures["calibration_error"] == pytest.approx(error, abs=1e-6)
+
+
+# -- whole trainings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch):
+    data = ["--dataset", str(image_folder), "--ema_decay", "0.9", "--mixup_alpha", "0.5", "--initial_image_size", "12"]
+    whole = finetune(settings_for(tmp_path / "whole", *data))
+    with pytest.raises(TrainingStopped, match="stopped at step 5 of 6"):
+        finetune(settings_for(tmp_path / "stopped", *data), [StopAfter(5)])
+    resumed = finetune(settings_for(tmp_path / "stopped", *data, "--resume", "true"))
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    expected = load_file(tmp_path / "whole" / "out" / "model.safetensors")
+    actual = load_file(tmp_path / "stopped" / "out" / "model.safetensors")
+    assert expected.keys() == actual.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
+    history = [
+        [row for row in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "eval_loss" in row]
+        for folder in (tmp_path / "whole" / "out" / "checkpoint-6", tmp_path / "stopped" / "out" / "checkpoint-6")
+    ]
+    assert [row["eval_loss"] for row in history[0]] == [row["eval_loss"] for row in history[1]]
+
+
+def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_path):
+    figures = finetune(settings_for(tmp_path, "--dataset", str(image_folder), "--class_weights", "balanced", *STILL))
+    out = tmp_path / "out"
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test_accuracy"] == figures["test_accuracy"] and metrics["num_test_images"] == 10
+    assert set(metrics["accuracy_by_class"]) == {"blue", "green", "red"}
+    assert f"| test_accuracy | {figures['test_accuracy']:.4g} |" in (out / "README.md").read_text()
+    split = json.loads((out / "data.json").read_text())["split"]
+    assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
+
+
+def test_the_best_checkpoint_is_the_most_accurate_one(image_folder, tmp_path, monkeypatch):
+    """Not the one with the least loss: here the loss rises while the accuracy falls, or the other way round."""
+    figures = iter([(1.0, 0.5), (2.0, 0.9), (3.0, 0.7)])
+
+    def evaluate(self, *args, **kwargs):
+        loss, accuracy = next(figures)
+        metrics = {"eval_loss": loss, "eval_accuracy": accuracy}
+        self.log(metrics)
+        return metrics
+
+    monkeypatch.setattr(TaskTrainer, "evaluate", evaluate)
+    finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL, "--num_train_epochs", "3"))
+    states = sorted((tmp_path / "out").glob("checkpoint-*/trainer_state.json"))
+    assert json.loads(states[-1].read_text())["best_model_checkpoint"].endswith("checkpoint-6")
+
+
+def test_predictions_reach_tensorboard_as_pictures(image_folder, tmp_path):
+    arguments = ["--dataset", str(image_folder), *STILL, "--report_to", "tensorboard", "--num_pictures", "5"]
+    finetune(settings_for(tmp_path, *arguments))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in (tmp_path / "out").rglob("events.out.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Images("eval/predictions")] == [3, 6]
+    assert {"train/loss", "eval/accuracy", "eval/calibration_error"} <= set(events.Tags()["scalars"])
+    sent, drawn = events.Images("eval/predictions")[0], tmp_path / "out" / "predictions" / "step-0000003.png"
+    assert (sent.width, sent.height) == Image.open(drawn).size
+
+
+def test_an_unreadable_image_is_named_and_left_out(image_folder, tmp_path, capsys):
+    (image_folder / "red" / "3.png").write_bytes(b"no image")
+    arguments = ["--dataset", str(image_folder), *STILL]
+    finetune(settings_for(tmp_path, *arguments))
+    assert "red/3.png cannot be read" in capsys.readouterr().out
+    (skipped,) = json.loads((tmp_path / "out" / "data.json").read_text())["skipped"]
+    assert skipped["error"].split(" cannot be read")[0].endswith("red/3.png")
+    numbers = json.loads((tmp_path / "out" / "data.json").read_text())["split"]
+    assert skipped["number"] in [number for own in numbers.values() for number in own]
+    with pytest.raises(DataError, match="1 of 48 images cannot be read, more than the allowed share of 1%"):
+        finetune(settings_for(tmp_path / "strict", *arguments, "--max_unreadable_share", "0.01"))
+
+
+def test_masked_images_first_and_classes_after(image_folder, tmp_path):
+    data = ["--dataset", str(image_folder), *STILL]
+    first = finetune(settings_for(tmp_path / "masked", *data, "--task", "masked-image-modeling", "--mask_patch_size", "4"))
+    assert len(list((tmp_path / "masked" / "out" / "predictions").glob("*.png"))) == 2
+    assert first["test_loss"] == pytest.approx(first["test_reconstruction_error"], rel=0.05)
+    pretrained = tmp_path / "masked" / "out"
+    tables = SwinHfForMaskedImageModeling.from_pretrained(pretrained).state_dict()
+    arguments = ["--model", str(pretrained), "--model_args", "{}", "--learning_rate", "1e-9"]
+    finetune(settings_for(tmp_path / "classes", *data, *arguments))
+    tuned = AutoModelForImageClassification.from_pretrained(tmp_path / "classes" / "out").state_dict()
+    name = "swin.encoder.layers.1.blocks.0.mlp.fc1.weight"
+    torch.testing.assert_close(tuned[name], tables[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_folder, tmp_path, monkeypatch):
+    task_forward = ImageClassification.forward
+
+    def forward(self, model, pixels, targets):
+        output = task_forward(self, model, pixels, targets)
+        self.calls = getattr(self, "calls", 0) + model.training
+        return replace(output, loss=output.loss * float("nan")) if self.calls == 5 else output
+
+    monkeypatch.setattr(ImageClassification, "forward", forward)
+    with pytest.raises(DivergenceError, match="the loss of step 5 is infinite or not a number.*checkpoint-3"):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
+    script = Path(__file__).parents[3] / "scripts" / "finetune.py"
+    config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.0})
+    weights = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
+        arguments += ["--num_train_epochs", "2", "--global_batch_size", "8", *HELD_OUT]
+        # Not AdamW: it makes steps of the rounding in gradients that are zero, those of the keys' biases.
+        arguments += [*STILL, "--optim", "sgd", "--learning_rate", "0.1", "--use_cpu", "true", "--ddp_backend", "gloo"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", *launcher, str(script), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert json.loads((out / "metrics.json").read_text())["num_test_images"] == 10
+        weights.append(load_file(out / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-5, rtol=1e-4)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses(config):
+    parse_finetune_settings(["--config", config.stem, "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--learning_rat 1", "unknown setting --learning_rat in the command line; did you mean --learning_rate"),
+        (
+            "--task detection",
+            "--task must be one of image-classification, semantic-segmentation, masked-image-modeling, got 'detection'",
+        ),
+        ("--layer_decay 2", r"--layer_decay must lie in \(0, 1\], got 2.0"),
+        ("--ema_decay 1", r"--ema_decay must lie in \[0, 1\)"),
+        ("--initial_image_size 512", "--initial_image_size must be at most --image_size 224, got 512"),
+        ("--eval_strategy no", "load_best_model_at_end requires the save and eval strategy to match"),
+        ("--config nowhere", "--config must be a YAML file or a name"),
+        ("--randaugment_magnitude 30", r"--randaugment_magnitude must lie in \[1, 29\], got 30"),
+        ("--ema_decay 0.9 --save_only_model true", "--save_only_model must be false with --ema_decay"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(SettingsError, match=message):
+        parse_finetune_settings(arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ("--model nobody/nothing --model_args {}", ModelError, "--model nobody/nothing must be a preset .*, or a checkpoint"),
+        ("--global_batch_size 7 --gradient_accumulation_steps 2", SettingsError, "--global_batch_size must be a multiple of"),
+        (
+            "--per_device_train_batch_size 32",
+            SettingsError,
+            "--global_batch_size must be at most the 28 images, got 32; lower",
+        ),
+        ("--resume true", SettingsError, "--resume must find a checkpoint"),
+        ("--frozen_stages 2", LayerError, "--frozen_stages must be below the 2 stages"),
+        (
+            "--task masked-image-modeling --mask_patch_size 5",
+            SettingsError,
+            "--mask_patch_size must be a multiple of the patch",
+        ),
+        ("--metric_for_best_model acuracy", SettingsError, "--metric_for_best_model must be one of accuracy, top5_accuracy"),
+        ("--dataset /nowhere", DataError, "--dataset /nowhere is neither a folder nor"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(arguments, error, message, image_folder, tmp_path):
+    with pytest.raises(error, match=message):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder), *arguments.split()))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_averaged_weights_are_refused_where_a_launcher_splits_them(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match="--ema_decay must be 0 where FSDP or DeepSpeed split the weights"):
+        parse_finetune_settings(["--ema_decay", "0.9", "--use_cpu", "true"])
+
+
+def test_misspelt_fields_of_a_checkpoint_are_refused(checkpoint, image_folder, tmp_path):
+    arguments = ["--dataset", str(image_folder), "--model", str(checkpoint), "--model_args", "{windw_size: 4}"]
+    with pytest.raises((SettingsError, ModelError), match="windw_size"):
+        finetune(settings_for(tmp_path, *arguments))
+
+
+def test_weights_of_classes_are_their_inverse_frequencies():
+    examples = [Example(None, label) for label in [0] * 6 + [1] * 3 + [299]]
+    weights = balanced_weights(examples, 300)
+    assert weights[[0, 1, 299]].tolist() == pytest.approx([10 / (300 * count) for count in (6, 3, 1)])
+    assert weights[2] == 0
+
+
+def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
+    with pytest.raises(SettingsError, match="--output_dir must be new or empty, got .*; add --resume true"):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder)))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (TrainingStopped("stopped at step 5 of 6"), 143, "stopped at step 5 of 6; go on with --resume true"),
+        (DataError("no images"), 1, "error: no images"),
+    ],
+)
+def test_the_script_explains_itself(error, code, words, monkeypatch, capsys):
+    def fail(settings):
+        raise error
+
+    script = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "finetune.py"))
+    monkeypatch.setattr("distill.training.finetune.finetune", fail)
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--use_cpu", "true"])
+    assert script["main"]() == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_before_a_checkpoint_is_touched(image_folder, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("distill.training.trainer.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="a checkpoint of step 3 needs about .* MB, .* has 0 MB left"):
+        finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))

@@ -1,0 +1,407 @@
+"""Phone apps: what is written, what is refused, and their resize, contract and types against the real ones."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import edge.__main__ as cli
+import edge.apps.writer
+from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, write_app
+from edge.device.artefact import InputContract, Manifest, Source
+from edge.device.image import to_pixel_values
+from edge.export.export import ExportSettings, export
+
+ROOT = Path(__file__).parents[3]
+ANDROID = ROOT / "edge/apps/android"
+IOS = ROOT / "edge/apps/ios"
+RESAMPLE_KT = ANDROID / "app/src/main/java/org/swinhf/edge/Resample.kt"
+RESAMPLE_SWIFT = IOS / "Sources/Resample.swift"
+PROGRAM = b"a program"
+
+
+def manifest(**changes) -> Manifest:
+    """An artefact's manifest of a float classifier; `input_...` changes a field of its input."""
+    contract = {name.removeprefix("input_"): value for name, value in changes.items() if name.startswith("input_")}
+    whole = {
+        "task": "image-classification",
+        "labels": ["cat", "$dog"],
+        "temperature": 1.25,
+        "methods": {"forward": {"batch_size": 1, "height": 32, "width": 48}},
+        "recipe": "int8",
+        "backend": "xnnpack",
+        "equalised": False,
+        "kept_in_float": [],
+        "parity": {},
+        "accuracy": {},
+        "program": {},
+        "self_test": None,
+        "source": Source(checkpoint="checkpoint", parameters=1),
+        "versions": {},
+        "sha256": {},
+    }
+    whole |= {name: value for name, value in changes.items() if not name.startswith("input_")}
+    return Manifest(**whole, input=InputContract(**({"height": 32, "width": 48, "resample": 3} | contract)))
+
+
+BYTES = {"input_dtype": "uint8", "input_layout": "NHWC", "input_value_range": (0.0, 255.0)}
+
+
+@pytest.fixture
+def artefact(monkeypatch):
+    """A folder that is read as an artefact of `manifest()`."""
+    monkeypatch.setattr(edge.apps, "read_artefact", lambda folder: (manifest(), PROGRAM))
+    return Path("artefact")
+
+
+def npm_packages(name: str, *packages: str) -> Path:
+    """`node_modules` with these packages, installed once into `build/`; skips where npm cannot."""
+    folder = ROOT / "build/npm" / name
+    stamp = folder / "installed.txt"
+    if stamp.is_file() and stamp.read_text() == "\n".join(packages):
+        return folder / "node_modules"
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # No lifecycle scripts: one would download native libraries. No peers: React Native itself is not needed for the types.
+    options = ["--no-save", "--ignore-scripts", "--legacy-peer-deps", "--fetch-retries=0", "--no-audit", "--no-fund"]
+    command = ["npm", "install", "--prefix", str(folder), *options, *packages]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm took more than five minutes")
+    if result.returncode:
+        pytest.skip(f"npm cannot install {', '.join(packages)}: {result.stderr.strip()[-200:]}")
+    stamp.write_text("\n".join(packages))
+    return folder / "node_modules"
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_app_holds_the_program_and_its_contract(artefact, tmp_path, platform):
+    files = write_app(platform, artefact, tmp_path / "app")
+    assets = tmp_path / "app" / PLATFORMS[platform].assets
+    template = ROOT / "edge" / PLATFORMS[platform].template
+    copied = {tmp_path / "app" / path.relative_to(template) for path in template.rglob("*") if path.is_file()}
+    assert set(files) == copied | {assets / "model.pte", assets / "contract.json"}
+    assert (assets / "model.pte").read_bytes() == PROGRAM
+    assert json.loads((assets / "contract.json").read_text(encoding="utf-8")) == {
+        "height": 32,
+        "width": 48,
+        "resample": "bicubic",
+        "cropPct": None,
+        "dtype": "float32",
+        "temperature": 1.25,
+        "labels": ["cat", "$dog"],
+    }
+
+
+def test_crops_are_for_the_native_apps():
+    for platform in ("android", "ios"):
+        assert fill(platform, manifest(input_crop_pct=0.875))["cropPct"] == 0.875
+    with pytest.raises(AppError, match="^input.crop_pct must be None for react-native, which does not crop, got 0.875; "):
+        fill("react-native", manifest(input_crop_pct=0.875))
+
+
+def test_a_program_that_takes_bytes_runs_in_the_native_apps():
+    assert fill("android", manifest(**BYTES))["dtype"] == fill("ios", manifest(**BYTES))["dtype"] == "uint8"
+    with pytest.raises(AppError, match=r"^input must be float32 NCHW in \[0, 1\] for react-native, got uint8 NHWC"):
+        fill("react-native", manifest(**BYTES))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"task": "semantic-segmentation"}, "^task must be image-classification, got semantic-segmentation; "),
+        ({"backend": "coreml"}, "^backend must be xnnpack, which the app links, got coreml; "),
+        ({"labels": []}, r"^labels must name the classes, got \[\]; "),
+        ({"input_resample": 1}, r"^input.resample must be one of 0 \(nearest\), 2 \(bilinear\), 3 \(bicubic\), got 1; "),
+        ({"input_colour": "BGR"}, "^input.colour and channels must be RGB and 3, got "),
+        ({"input_layout": "NHWC"}, "^input must be float32 NCHW in .* or uint8 NHWC .*, got float32 NHWC in"),
+        ({"input_value_range": (-1.0, 1.0)}, r"^input must .*, got float32 NCHW in \[-1, 1\]; "),
+        ({"methods": {"forward": {"batch_size": 8, "height": 32, "width": 48}}}, "^methods must .*'batch_size': 1.*, got .*8"),
+        ({"methods": {"encode": {"batch_size": 1, "height": 32, "width": 48}}}, "^methods must have a `forward`"),
+    ],
+)
+@pytest.mark.parametrize("platform", ["android", "ios"])
+def test_what_an_app_cannot_do_is_refused(platform, changes, message):
+    with pytest.raises(AppError, match=message):
+        fill(platform, manifest(**changes))
+
+
+def test_command_writes_an_app_beside_an_export(checkpoint, image_folder, tmp_path, monkeypatch, capsys):
+    export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", data=image_folder, self_test=False))
+    monkeypatch.chdir(tmp_path / "edge")
+    assert cli.main(["app", "android", "."]) == 0
+    assets = tmp_path / "edge-android" / PLATFORMS["android"].assets
+    assert (assets / "model.pte").read_bytes() == (tmp_path / "edge" / "model.pte").read_bytes()
+    assert json.loads((assets / "contract.json").read_text())["labels"] == ["blue", "green", "red"]
+    assert cli.main(["app", "android", "."]) == 1
+    assert "out must be a new or an empty folder" in capsys.readouterr().err
+
+
+def test_unknown_platform_and_folders_in_use_are_refused(artefact, tmp_path):
+    with pytest.raises(AppError, match="^platform must be one of android, ios, react-native, got windows; "):
+        write_app("windows", artefact, tmp_path / "app")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("mine")
+    for taken in (tmp_path / "full", tmp_path / "full/mine.txt"):
+        with pytest.raises(AppError, match="^out must be a new or an empty folder, got "):
+            write_app("ios", artefact, taken)
+    assert (tmp_path / "full/mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert write_app("ios", artefact, tmp_path / "empty")
+
+
+def test_nothing_is_left_of_an_app_that_failed(artefact, tmp_path, monkeypatch):
+    def full_disk(work_dir, folder):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(edge.apps, "move_into_place", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_app("android", artefact, tmp_path / "app")
+    assert not list(tmp_path.iterdir())
+
+
+def test_templates_parse_and_use_the_installed_executorch():
+    executorch = importlib.metadata.version("executorch").split("+")[0]
+    ElementTree.parse(ANDROID / "app/src/main/AndroidManifest.xml")
+    gradle = (ANDROID / "app/build.gradle.kts").read_text()
+    assert re.findall(r"org\.pytorch:executorch-android:([\d.]+)", gradle) == [executorch]
+    project = yaml.safe_load((IOS / "project.yml").read_text())
+    assert project["packages"]["executorch"]["branch"] == f"swiftpm-{executorch}"
+    products = {dependency["product"] for dependency in project["targets"]["SwinEdge"]["dependencies"]}
+    assert products == {"executorch", "backend_xnnpack", "kernels_optimized", "kernels_quantized"}
+
+
+# The steps of Resample.kt and Resample.swift, line by line; a weighted sum over taps is one operation here.
+PRECISION_BITS = 32 - 8 - 2
+HALF = 1 << (PRECISION_BITS - 1)
+SUPPORT = {"nearest": 0, "bilinear": 1, "bicubic": 2}
+
+
+def weight(offset, name):
+    x = abs(offset)
+    if name == "bilinear":
+        return 1 - x if x < 1 else 0
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2 else 0
+
+
+def taps(size, new_size, name):
+    scale = size / new_size
+    if name == "nearest":
+        centers = np.cumsum([scale * 0.5] + [scale] * (new_size - 1))
+        return [(min(int(center), size - 1), [1 << PRECISION_BITS]) for center in centers]
+    stretch = max(scale, 1)
+    support = SUPPORT[name] * stretch
+    rows = []
+    for index in range(new_size):
+        center = (index + 0.5) * scale
+        first = max(int(center - support + 0.5), 0)
+        end = min(int(center + support + 0.5), size)
+        weights = [weight((position - center + 0.5) * (1 / stretch), name) for position in range(first, end)]
+        rows.append((first, [fixed_point(value / sum(weights)) for value in weights]))
+    return rows
+
+
+def fixed_point(value):
+    return int(value * (1 << PRECISION_BITS) + (-0.5 if value < 0 else 0.5))
+
+
+def round8(sums):
+    return np.clip(sums >> PRECISION_BITS, 0, 255)
+
+
+def resample(pixels, height, width, name):
+    narrow = np.empty((pixels.shape[0], width, 3), np.int64)
+    for x, (first, weights) in enumerate(taps(pixels.shape[1], width, name)):
+        narrow[:, x] = round8(HALF + np.tensordot(pixels[:, first : first + len(weights)].astype(np.int64), weights, (1, 0)))
+    resized = np.empty((height, width, 3), np.int64)
+    for y, (first, weights) in enumerate(taps(pixels.shape[0], height, name)):
+        resized[y] = round8(HALF + np.tensordot(weights, narrow[first : first + len(weights)], 1))
+    return resized.astype(np.uint8)
+
+
+def photographs():
+    """Two photographs with what becomes of them: shrunk, hardly changed, left alone, enlarged, made narrower and higher."""
+    for photograph in load_sample_images().images:
+        for height, width in ((224, 224), (32, 48), (426, 639), photograph.shape[:2]):
+            yield photograph, height, width
+        for height, width in ((64, 96), (64, 20)):
+            yield photograph[100:137, 200:229], height, width
+
+
+CASES = [(pixels, height, width, number) for pixels, height, width in photographs() for number in FILTERS]
+CROPPED = [pixels for pixels, _, _ in photographs() if min(pixels.shape[:2]) > 20][:2]
+
+
+def test_the_resize_of_the_apps_is_that_of_pillow():
+    for pixels, height, width, number in CASES:
+        expected = np.asarray(Image.fromarray(pixels).resize((width, height), number))
+        np.testing.assert_array_equal(resample(pixels, height, width, FILTERS[number]), expected)
+
+
+def test_the_input_of_the_apps_is_that_of_the_contract():
+    for pixels, height, width, number in CASES:
+        planes = resample(pixels, height, width, FILTERS[number]).transpose(2, 0, 1)[None] / np.float32(255)
+        np.testing.assert_array_equal(planes, to_pixel_values(Image.fromarray(pixels), height, width, number))
+
+
+DRIVER_KT = """
+import java.io.File
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import org.swinhf.edge.*
+
+fun main(args: Array<String>) = args.toList().chunked(7).forEach { case ->
+    val (sourceHeight, sourceWidth, height, width) = case.subList(1, 5).map { it.toInt() }
+    val rgb = File(case[0]).readBytes()
+    fun at(index: Int) = rgb[index].toInt() and 255
+    val picture = Picture(sourceHeight, sourceWidth) { y ->
+        IntArray(sourceWidth) { x ->
+            val index = (y * sourceWidth + x) * 3
+            (255 shl 24) or (at(index) shl 16) or (at(index + 1) shl 8) or at(index + 2)
+        }
+    }
+    val pixels = fit(picture, height, width, case[6].toDoubleOrNull(), Filter.valueOf(case[5].uppercase()))
+    val floats = ByteBuffer.allocate(pixels.size * 4).order(ByteOrder.LITTLE_ENDIAN)
+    floats.asFloatBuffer().put(toPlanes(pixels))
+    File(case[0] + ".out").writeBytes(pixels + floats.array())
+}
+"""
+
+DRIVER_SWIFT = """
+import Foundation
+
+for start in stride(from: 1, to: CommandLine.arguments.count, by: 7) {
+    let arguments = CommandLine.arguments[start..<start + 7].map { $0 }
+    let rgb = [UInt8](try! Data(contentsOf: URL(fileURLWithPath: arguments[0])))
+    let sizes = arguments[1...4].map { Int($0)! }
+    let bytes: [UInt8] = stride(from: 0, to: rgb.count, by: 3).flatMap { Array(rgb[$0..<$0 + 3]) + [7] }
+    let picture = Picture(height: sizes[0], width: sizes[1], bytes: bytes)
+    let filter = Filter(rawValue: arguments[5])!
+    let pixels = fit(picture, height: sizes[2], width: sizes[3], cropPct: Double(arguments[6]), filter: filter)
+    let out = Data(pixels) + toPlanes(pixels).withUnsafeBytes { Data($0) }
+    try! out.write(to: URL(fileURLWithPath: arguments[0] + ".out"))
+}
+"""
+
+
+def assert_same_as_pillow(command: list[str], folder: Path) -> None:
+    """Run a compiled resize on all cases and compare its bytes and floats with the contract's."""
+    arguments = []
+    cases = [(*case, None) for case in CASES] + [
+        (pixels, 9, 13, 3, crop_pct) for pixels in CROPPED for crop_pct in (0.875, 1.0)
+    ]
+    for index, (pixels, height, width, number, crop_pct) in enumerate(cases):
+        (folder / f"{index}").write_bytes(pixels.tobytes())
+        arguments += [folder / f"{index}", *pixels.shape[:2], height, width, FILTERS[number], crop_pct]
+    subprocess.run([*command, *map(str, arguments)], check=True, timeout=300)
+    for index, (pixels, height, width, number, crop_pct) in enumerate(cases):
+        out = (folder / f"{index}.out").read_bytes()
+        expected = to_pixel_values(Image.fromarray(pixels), height, width, number, "uint8", crop_pct)[0]
+        if crop_pct is None:
+            np.testing.assert_array_equal(expected, np.asarray(Image.fromarray(pixels).resize((width, height), number)))
+        size = expected.size
+        np.testing.assert_array_equal(np.frombuffer(out[:size], np.uint8).reshape(expected.shape), expected)
+        planes = to_pixel_values(Image.fromarray(pixels), height, width, number, crop_pct=crop_pct)
+        np.testing.assert_array_equal(np.frombuffer(out[size:], "<f4").reshape(planes.shape), planes)
+
+
+def test_kotlin_resizes_as_pillow_does(tmp_path):
+    if shutil.which("java") is None:
+        pytest.skip("java is not installed")
+    compiler = npm_packages("kotlin", "kotlin-compiler@2.4.20") / "kotlin-compiler/bin/kotlinc"
+    (tmp_path / "Driver.kt").write_text(DRIVER_KT)
+    command = ["bash", compiler, RESAMPLE_KT, tmp_path / "Driver.kt", "-include-runtime", "-d", tmp_path / "resample.jar"]
+    subprocess.run(command, check=True, timeout=300)
+    assert_same_as_pillow(["java", "-cp", str(tmp_path / "resample.jar"), "DriverKt"], tmp_path)
+
+
+def test_swift_resizes_as_pillow_does(tmp_path):
+    if shutil.which("swiftc") is None:
+        pytest.skip("swiftc is not installed")
+    (tmp_path / "main.swift").write_text(DRIVER_SWIFT)
+    command = ["swiftc", "-O", RESAMPLE_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "resample"]
+    subprocess.run(command, check=True, timeout=300)
+    assert_same_as_pillow([str(tmp_path / "resample")], tmp_path)
+
+
+USE_TS = """
+import { createClassifier, useClassifier, type cv } from 'react-native-executorch';
+import { calibrate, classifierModel, labels } from './classifier';
+
+export async function best(image: cv.ImageBuffer): Promise<{ label: string; confidence: number }[]> {
+  const classifier = await createClassifier(classifierModel('/data/model.pte'));
+  return calibrate(await classifier.classify(image)).slice(0, labels.length);
+}
+export const useModel = () => useClassifier(classifierModel('https://example.org/model.pte')).classify;
+"""
+
+TSCONFIG = {
+    "compilerOptions": {
+        "strict": True,
+        "noUncheckedIndexedAccess": True,
+        "noEmit": True,
+        "skipLibCheck": True,
+        "resolveJsonModule": True,
+        "module": "esnext",
+        "moduleResolution": "bundler",
+        "target": "es2022",
+        "lib": ["es2022"],
+        "types": [],
+    },
+    "files": ["use.ts"],
+}
+
+
+@pytest.fixture
+def react_native_app(artefact, tmp_path):
+    """A React Native app beside the real library, and a command that checks its types."""
+    node_modules = npm_packages("react-native", "react-native-executorch@0.10.2", "typescript@5.9")
+    folder = tmp_path / "app"
+    write_app("react-native", artefact, folder)
+    os.symlink(node_modules, folder / "node_modules")
+    (folder / "use.ts").write_text(USE_TS)
+    (folder / "tsconfig.json").write_text(json.dumps(TSCONFIG))
+    command = ["node", str(node_modules / "typescript/bin/tsc"), "--project", str(folder)]
+    return folder, lambda: subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+def test_react_native_configuration_has_the_types_of_the_library(react_native_app):
+    folder, type_errors = react_native_app
+    assert type_errors() == ""
+    source = (folder / "classifier.ts").read_text()
+    (folder / "classifier.ts").write_text(source.replace("'stretch'", "'squash'"))
+    assert "is not assignable to type 'ResizeMode'" in type_errors()
+
+
+def test_react_native_calibration_is_a_softmax_with_the_temperature(react_native_app):
+    folder, _ = react_native_app
+    script = """
+const fs = require('fs'), typescript = require('typescript');
+const options = { module: 'commonjs', target: 'es2022', esModuleInterop: true };
+fs.writeFileSync('classifier.js', typescript.transpile(fs.readFileSync('classifier.ts', 'utf8'), options));
+const { calibrate, classifierModel } = require('./classifier.js');
+const of = (confidence, label) => ({ confidence, label });
+console.log(JSON.stringify([calibrate([of(0.9, 'cat'), of(0.1, '$dog')]), classifierModel('model.pte')]));
+"""
+    result = subprocess.run(["node", "-e", script], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    calibrated, model = json.loads(result.stdout)
+    scores = np.exp(np.log([0.9, 0.1]) / 1.25)
+    np.testing.assert_allclose([entry["confidence"] for entry in calibrated], scores / scores.sum(), rtol=1e-12)
+    assert [entry["label"] for entry in calibrated] == ["cat", "$dog"]
+    assert model["modelOpts"]["labels"] == ["cat", "$dog"]
+    assert model["modelOpts"]["normalizeOpts"] == {"alpha": 1 / 255, "beta": 0}

@@ -1,0 +1,203 @@
+"""Recipes: rules, quantization, equalisation, sensitivity, training, lowering and its budget."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from executorch.runtime import Runtime
+from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+from edge.deploy.form import deploy
+from edge.deploy.half import HalfPrecision
+from edge.deploy.layers import InputView
+from edge.device.parity import compare
+from edge.lower.equalisation import equalise
+from edge.lower.lowering import LoweringError, lower, trace
+from edge.lower.quantize import RecipeQuantizer, exported_graph, layers_of, quantize
+from edge.lower.recipes import PRECISIONS, RECIPES, Recipe, Rule, find_recipe
+from edge.lower.sensitivity import layer_sensitivity
+
+VIEW = InputView(height=16, width=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+ONE_STAGE = {"depths": [2], "num_heads": [2], "embed_dim": 32}
+
+
+def smooth_images(count: int) -> list[torch.Tensor]:
+    return [nn.functional.interpolate(torch.rand(1, 3, 4, 4), size=(16, 16), mode="bilinear") for _ in range(count)]
+
+
+def outputs_of(module, images) -> np.ndarray:
+    with torch.no_grad():
+        return np.concatenate([module(image).numpy() for image in images])
+
+
+def test_first_rule_that_matches_wins():
+    rules = (Rule("*.fc2", "int8-dynamic"), Rule("encoder.*", "int8-static"), Rule("*.fc2", "fp32"))
+    recipe = Recipe(name="mine", summary="", rules=rules, min_sqnr_db=0, min_agreement=0)
+    assert recipe.precision_of("encoder.stages.0.blocks.0.mlp.fc2") == "int8-dynamic"
+    assert recipe.precision_of("encoder.stages.0.blocks.0.mlp.fc1") == "int8-static"
+    assert recipe.precision_of("classifier") == "fp32"
+
+
+def test_recipes_name_known_precisions_and_misspelt_ones_are_found():
+    assert {rule.precision for recipe in RECIPES.values() for rule in recipe.rules} <= set(PRECISIONS)
+    with pytest.raises(ValueError, match=r"recipe must be one of fp32, .*, got 'int8-dyn'; did you mean int8-dynamic"):
+        find_recipe("int8-dyn")
+
+
+def test_layers_are_marked_as_the_rules_say(make_model):
+    deployed = deploy(make_model(**ONE_STAGE), VIEW)
+    rules = (Rule("*.fc2", "fp32"), Rule("*.fc1", "int8-dynamic"), Rule("*", "int8-static"))
+    recipe = replace(RECIPES["int8"], rules=rules)
+    graph = exported_graph(deployed, torch.rand(1, 3, 16, 16))
+    layers = {node.name: name for node, name in layers_of(graph)}
+    prepared, found = prepare_pt2e(graph, RecipeQuantizer(recipe)), {}
+    for node in prepared.graph.nodes:
+        if node.name not in layers:
+            continue
+        name, source = layers[node.name], node.args[0]
+        observer = getattr(prepared, source.target, None) if source.op == "call_module" else None
+        found[name] = "fp32" if observer is None else "int8-dynamic" if observer.is_dynamic else "int8-static"
+    assert found["encoder.stages.0.blocks.0.attention.q_proj"] == "int8-static"
+    assert found["encoder.embeddings.projection"] == "int8-static"
+    assert found["encoder.stages.0.blocks.1.mlp.fc1"] == "int8-dynamic"
+    assert found["encoder.stages.0.blocks.1.mlp.fc2"] == "fp32"
+
+
+@pytest.mark.parametrize(("name", "version"), [("fp16", 2), ("int8", 1), ("int8", 2), ("int8-dynamic", 1), ("int4", 1)])
+def test_programs_follow_the_model_in_one_delegate(make_model, name, version):
+    model, recipe = make_model(**ONE_STAGE, version=version), RECIPES[name]
+    images = smooth_images(20)
+    deployed = deploy(model, VIEW, compact=recipe.is_quantized)
+    form = HalfPrecision(deployed, images) if name == "fp16" else quantize(deployed, recipe, images)
+    lowered = lower(trace({"forward": (form, images[0])}), recipe, {})
+    program = Runtime.get().load_program(lowered.program)
+    forward = program.load_method("forward")
+    found = np.concatenate([forward.execute([image])[0].numpy().copy() for image in images])
+    expected = np.concatenate([model(2 * image - 1).logits.detach().numpy() for image in images])
+    assert compare(found, expected).sqnr_db > {"fp16": 45, "int8": 22, "int8-dynamic": 25, "int4": 10}[name]
+    assert lowered.num_delegates == 1
+    assert set(lowered.outside) <= set(recipe.outside)
+
+
+def test_half_precision_survives_large_activations(make_model):
+    # Squares of tokens about 1,000 do not fit into float16.
+    model = make_model(**ONE_STAGE)
+    model.swin.encoder.layers[0].blocks[0].mlp.fc2.bias.data += 1000 * torch.randn(32)
+    images = smooth_images(4)
+    deployed = deploy(model, VIEW)
+    assert compare(outputs_of(HalfPrecision(deployed, images), images), outputs_of(deployed, images)).sqnr_db > 30
+
+
+def test_methods_share_their_weights(make_model):
+    model, recipe = make_model(**ONE_STAGE, num_labels=1000), RECIPES["fp32"]
+    views = {"forward": VIEW, "forward_24x16": replace(VIEW, height=24), "forward_batch2": replace(VIEW, batch_size=2)}
+    methods = {
+        name: (deploy(model, view), torch.rand(view.batch_size, 3, view.height, view.width)) for name, view in views.items()
+    }
+    alone = len(lower(trace({"forward": methods["forward"]}), recipe, {}).program)
+    together = len(lower(trace(methods), recipe, {}).program)
+    assert together < 1.5 * alone
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert alone < 1.2 * weights
+
+
+def test_program_carries_its_constants(make_model):
+    constants = {"labels": ("blå", "röd", "grön"), "temperature": 1.5, "input_contract": "{}"}
+    deployed = deploy(make_model(**ONE_STAGE), VIEW)
+    lowered = lower(trace({"forward": (deployed, torch.rand(1, 3, 16, 16))}), RECIPES["fp32"], constants)
+    program = Runtime.get().load_program(lowered.program)
+    found = {name: program.load_method(name).execute([]) for name in constants}
+    assert found == {"labels": ["blå", "röd", "grön"], "temperature": [1.5], "input_contract": ["{}"]}
+
+
+class WithErf(nn.Module):
+    """Something that the backend has no kernel for, inside a module that can be named."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.culprit, self.last = nn.Linear(4, 4), Erf(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(self.culprit(self.first(x)))
+
+
+class Erf(nn.Module):
+    def forward(self, x):
+        return torch.erf(x)
+
+
+def test_what_the_backend_leaves_out_is_named():
+    traced = trace({"forward": (WithErf().eval(), torch.rand(2, 4))})
+    with pytest.raises(LoweringError, match=r"got 1 x aten::erf; the first comes from .*culprit"):
+        lower(traced, RECIPES["fp32"], {})
+    with pytest.raises(LoweringError, match=r"must have 1 delegates at most, got 2, cut at last"):
+        lower(traced, replace(RECIPES["fp32"], outside=("aten::erf",)), {})
+
+
+def test_equalisation_keeps_the_function_and_evens_the_channels(make_model):
+    model = make_model(depths=[2, 2])
+    attention = model.swin.encoder.layers[0].blocks[0].attention
+    attention.v_proj.weight.data[0] *= 20  # one channel far above the others
+    images = smooth_images(8)
+    deployed = deploy(model, VIEW)
+    for behind_norms in (False, True):
+        evened = equalise(deployed, images, behind_norms)
+        np.testing.assert_allclose(outputs_of(evened, images), outputs_of(deployed, images), atol=2e-5)
+    ranges = evened.encoder.stages[0].blocks[0].attention.v_proj.weight.abs().amax(dim=1)
+    before = deployed.encoder.stages[0].blocks[0].attention.v_proj.weight.abs().amax(dim=1)
+    assert ranges.max() / ranges.median() < 0.5 * before.max() / before.median()
+
+
+def test_the_most_sensitive_layer_comes_first(make_model):
+    model = make_model(**ONE_STAGE)
+    fc1 = model.swin.encoder.layers[0].blocks[1].mlp.fc1
+    fc1.bias.data[0] = 2000.0  # an activation that leaves the others few levels
+    model.swin.encoder.layers[0].blocks[1].mlp.fc2.weight.data[:, 0] = 0.0
+    deployed, images = deploy(model, VIEW), smooth_images(8)
+    weights = {name: value.clone() for name, value in deployed.state_dict().items()}
+    found = layer_sensitivity(deployed, RECIPES["int8-static"], images, outputs_of(deployed, images))
+    assert found[0].layer in ("encoder.stages.0.blocks.1.mlp.fc1", "encoder.stages.0.blocks.1.mlp.fc2")
+    assert found[0].sqnr_db < found[-1].sqnr_db - 10
+    assert all(torch.equal(weights[name], value) for name, value in deployed.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in deployed.modules())
+
+
+def test_four_bits_hurt_more_than_eight(make_model):
+    deployed, images = deploy(make_model(**ONE_STAGE), VIEW), smooth_images(4)
+    reference = outputs_of(deployed, images)
+    by_recipe = {
+        name: {one.layer: one.sqnr_db for one in layer_sensitivity(deployed, RECIPES[name], images, reference)}
+        for name in ("int4", "int8-dynamic")
+    }
+    layer = "encoder.stages.0.blocks.0.mlp.fc1"
+    # Rounding noise grows with the step: 127 levels of a row are 18 times as fine as 7 of a group, 20 log10(18) = 25 dB less
+    # what the smaller range of a group gives back.
+    assert 12 < by_recipe["int8-dynamic"][layer] - by_recipe["int4"][layer] < 25
+    assert by_recipe["int8-dynamic"]["classifier"] == by_recipe["int4"]["classifier"]  # of 8 bits in both
+
+
+def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch):
+    qat = pytest.importorskip("edge.qat", reason="needs accelerate")
+    torch.manual_seed(0)
+    deployed = deploy(make_model(**ONE_STAGE), VIEW)
+    for module in deployed.modules():  # weights whose rounding hurts: a few large ones among small ones
+        if isinstance(module, nn.Linear):
+            module.weight.data[:, 0] *= 12
+    images, others = smooth_images(32), smooth_images(32)
+    recipe = replace(RECIPES["int8-qat"], train_epochs=4)
+    monkeypatch.setattr(qat, "LEARNING_RATE", 1e-4)  # few steps
+    trained = qat.train_quantized(deployed, recipe, images)
+    reference = outputs_of(deployed, others)
+    before = compare(outputs_of(quantize(deployed, recipe, images), others), reference)
+    assert compare(outputs_of(trained, others), reference).kl < before.kl
+
+
+@pytest.mark.parametrize("backend", ["vulkan", "coreml"])
+def test_programs_of_other_backends_are_lowered_whole(make_model, backend):
+    if backend == "coreml":
+        pytest.importorskip("coremltools")
+    deployed = deploy(make_model(**ONE_STAGE), VIEW)
+    lowered = lower(trace({"forward": (deployed, torch.rand(1, 3, 16, 16))}), RECIPES[backend], {})
+    assert lowered.num_delegates == 1 and lowered.outside == {}

@@ -1,0 +1,50 @@
+"""Figures of the benchmark against hand-worked values; nothing is timed."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from benchmark_edge import paired_difference, weight_bytes
+
+from edge.lower.recipes import RECIPES
+
+
+def test_paired_difference_by_hand():
+    # 100 images, 90 right in both, 4 lost, 1 won: (1 - 4) / 100; about (1 - 4) / 102 with variance (5 + 1 - 9 / 102) / 102^2.
+    model = np.array([True] * 94 + [False] * 6)
+    program = np.array([True] * 90 + [False] * 4 + [True] + [False] * 5)
+    figures = paired_difference(model, program)
+    assert (figures["lost"], figures["won"], figures["num_images"]) == (4, 1, 100)
+    assert figures["difference"] == pytest.approx(-0.03)
+    assert figures["low"] == pytest.approx(-3 / 102 - 1.96 * np.sqrt(6 - 9 / 102) / 102)
+    assert figures["high"] == pytest.approx(-3 / 102 + 1.96 * np.sqrt(6 - 9 / 102) / 102)
+
+
+def test_answers_that_are_all_alike_leave_an_interval():
+    figures = paired_difference(np.ones(449, bool), np.ones(449, bool))
+    assert figures["difference"] == 0 and figures["high"] == -figures["low"] == pytest.approx(1.96 / 451)
+
+
+def test_weight_bytes_by_hand(make_model):
+    # Width 4, one block of one head, MLP of 8, patches of 2 x 2 x 3, windows of 2 x 2, three classes.
+    sizes = {
+        "image_size": 4,
+        "patch_size": 2,
+        "embed_dim": 4,
+        "depths": [1],
+        "num_heads": [1],
+        "window_size": 2,
+        "mlp_ratio": 2.0,
+    }
+    model = make_model(**sizes)
+    matrices = {"q, k, v, o": 4 * (4 * 4), "fc1": 8 * 4, "fc2": 4 * 8, "classifier": 3 * 4}
+    rows = 4 * 4 + 8 + 4 + 3
+    others = 4 * 12 + 4 + (4 + 4) + 4 * 4 + 8 + 4 + 2 * (4 + 4) + 9 + (4 + 4) + 3  # patches, norms, biases, positions
+    numbers = sum(matrices.values()) + others
+    assert weight_bytes(model, RECIPES["fp32"]) == 4 * numbers
+    assert weight_bytes(model, RECIPES["fp16"]) == 2 * numbers
+    assert weight_bytes(model, RECIPES["int8"]) == sum(matrices.values()) + 4 * rows + 4 * others

@@ -1,0 +1,58 @@
+"""The presets against the published sizes, and the README's table against the presets."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_hf import SwinHfForImageClassification
+from swin_hf.presets_swin_hf import PRESETS, swin_edge_small
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+# Millions of parameters and billions of multiply-adds, as the authors' repository lists them for 1,000 classes.
+PUBLISHED = {
+    "swin_tiny": (28, 4.5),
+    "swin_small": (50, 8.7),
+    "swin_base": (88, 15.4),
+    "swin_large": (197, 34.5),
+    "swinv2_tiny": (28, 5.9),
+    "swinv2_small": (50, 11.6),
+    "swinv2_base": (88, 20.3),
+    "swinv2_large": (197, 47.5),
+}
+
+
+def size_of(name: str) -> tuple[float, float]:
+    """Millions of parameters and billions of multiply-accumulate operations, with 1,000 classes."""
+    config = PRESETS[name](num_labels=1000)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = SwinHfForImageClassification(config).eval()
+        model.set_attn_implementation("eager")
+        model(torch.zeros(1, 3, config.image_size, config.image_size))
+    return model.num_parameters() / 1e6, counter.get_total_flops() / 2e9
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_sizes(name):
+    parameters, macs = size_of(name)
+    assert round(parameters) == PUBLISHED[name][0]
+    assert macs == pytest.approx(PUBLISHED[name][1], rel=0.01)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_readme_lists_the_preset_as_it_is(name):
+    table = README.split("| preset |")[1].split("\n\n")[0]
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
+    _, _, image_size, window_size, embed_dim, depths, parameters, macs, _ = (cell.strip() for cell in row.split("|"))
+    config = PRESETS[name]()
+    assert [int(image_size), int(window_size), int(embed_dim)] == [config.image_size, config.window_size, config.embed_dim]
+    assert depths == "-".join(map(str, config.depths))
+    assert [parameters, macs] == [f"{size_of(name)[0]:.2f} M", f"{size_of(name)[1]:.2f} G"]
+
+
+def test_keywords_change_a_preset():
+    config = swin_edge_small(num_labels=7, window_size=14, hidden_act="gelu")
+    assert (config.num_labels, config.window_size, config.hidden_act, config.embed_dim) == (7, 14, "gelu", 32)
+    with pytest.raises(ValueError, match="did you mean window_size"):
+        swin_edge_small(windowsize=14)
