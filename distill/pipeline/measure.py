@@ -7,9 +7,9 @@ import datasets
 import numpy as np
 import torch
 
-from edge.compare import macs
 from distill.compress.distillation import collate
 from distill.compress.teachers import Classifier
+from edge.compare import macs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,11 +34,8 @@ def test_no_import_goes_back(package):
 
 @pytest.mark.parametrize("module", ON_THE_DEVICE)
 def test_device_modules_load_without_the_model_side(module):
-    assert not imported(ROOT / "edge" / "device" / f"{module}.py", top_level_only=True) & {
-        "swin_hf",
-        "transformers",
-        "datasets",
-    }
+    file = ROOT / "edge" / "device" / f"{module}.py"
+    assert not imported(file, top_level_only=True) & {"swin_hf", "transformers", "datasets"}
 
 
 def test_no_module_hides_a_library():
