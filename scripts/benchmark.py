@@ -1,7 +1,7 @@
 """Measure this project against its peers, interleaved in one run, and write what was found as JSON and as a table.
 
 python scripts/benchmark.py model                                  # forward and training of Swin-T and SwinV2-T
-python scripts/benchmark.py model --batch-sizes 1 --modes eager    # a part of it
+python scripts/benchmark.py model --batch_sizes 1 --modes eager    # a part of it
 python scripts/benchmark.py train                                  # trainings against the loop of transformers' example
 python scripts/benchmark.py edge                                   # programs for the device against other engines
 python scripts/benchmark.py edge --frontier                        # ... and against timm's models for phones
@@ -31,23 +31,29 @@ from swin_hf.presets_swin_hf import PRESETS
 
 def main(argv: list[str] | None = None) -> int:
     """Run the measurements that the command line asks for."""
+    arguments = make_parser().parse_args(argv)
+    arguments.run(arguments)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("model", help="time and memory of the models against stock transformers and timm")
     command.add_argument("--models", nargs="+", default=["swin_tiny", "swinv2_tiny"], choices=sorted(PRESETS))
-    command.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
+    command.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
     command.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
     command.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     command.add_argument("--works", nargs="+", default=["forward", "training"], choices=["forward", "training"])
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU")
     command.add_argument("--seconds", type=float, default=20.0, help="for all contenders of a case, after warm-up")
-    command.add_argument("--out", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
     command.set_defaults(run=benchmark_models)
     command = commands.add_parser("weight-init", help="training curves of a narrow model from two initialisations")
     command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     command.add_argument("--epochs", type=int, default=30)
-    command.add_argument("--out", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
     command = commands.add_parser("worker", help="one contender; runs a pass for every quantity that it reads (internal)")
     command.add_argument("case", type=json.loads)
@@ -58,18 +64,18 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=work)
     command = commands.add_parser("train", help="images per second and memory of a training against transformers' example")
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS))
-    command.add_argument("--batch-size", type=int, default=8)
+    command.add_argument("--batch_size", type=int, default=8)
     command.add_argument("--steps", type=int, default=13, help="of each training; the first three are not counted")
     command.add_argument("--repeats", type=int, default=3, help="trainings of each contender, in turns")
-    command.add_argument("--workers", type=int, default=0, help="processes that load images")
+    command.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images")
     command.add_argument("--bf16", action="store_true", help="mixed precision")
-    command.add_argument("--out", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
     command.set_defaults(run=benchmark_training)
     command = commands.add_parser("training-worker", help="one training of one contender (internal)")
     command.add_argument("contender", choices=CONTENDERS)
     command.add_argument("photographs", type=Path)
     command.add_argument("model")
-    for name in ("batch_size", "steps", "workers", "bf16"):
+    for name in ("batch_size", "steps", "dataloader_num_workers", "bf16"):
         command.add_argument(name, type=int)
     command.set_defaults(run=work_training)
     command = commands.add_parser("edge", help="programs for the device against other engines and models")
@@ -84,11 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS), help="of the comparison with engines")
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.add_argument("--repeats", type=int, default=100)
-    command.add_argument("--out", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
     command.set_defaults(run=benchmark_edge)
-    arguments = parser.parse_args(argv)
-    arguments.run(arguments)
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from distill.data.sources import FoundImages, ImageSource, find_images
+from distill.data.finding import find_images
+from distill.data.sources import FoundImages, ImageSource
+from distill.data.targets import CLASSES
 from edge.compare.engines import Contender
 from edge.compare.macs import count_macs
 from edge.compare.peers import prepare_limits, prepare_peers, rows_of, with_limits
@@ -67,20 +69,20 @@ class Made:
 
 
 def benchmark_edge(arguments: argparse.Namespace) -> None:
-    """Measure the parts that were asked for and write them to `arguments.out`, beside those that are there already."""
+    """Measure the parts that were asked for and write them to `arguments.output_file`, beside those that are there already."""
     measured = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
         "versions": installed_versions("torch", "executorch", "transformers", "torchao", "onnxruntime", "openvino", "timm"),
         "threads": arguments.threads,
     }
-    report = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as work_dir:
             report[part] = measured | EDGE_PARTS[part](arguments, Path(work_dir))
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.out, json.dumps(report, indent=1) + "\n")
-    print(f"-> {arguments.out}")
+        arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.output_file, json.dumps(report, indent=1) + "\n")
+    print(f"-> {arguments.output_file}")
 
 
 def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
@@ -175,7 +177,7 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
     print("\n| checkpoint, recipe | model | program | difference in points | same class | n |\n|---|---|---|---|---|---|")
     for checkpoint in arguments.checkpoints:
         record = json.loads((checkpoint / "data.json").read_text())
-        found = find_images(record["dataset"], "image-classification")
+        found = find_images(record["dataset"], CLASSES)
         train, test = (split_examples(found, record, split) for split in ("train", "test"))
         labels = np.array([label for _, label in test])
         model, processor = load_checkpoint(checkpoint)

@@ -78,14 +78,17 @@ def benchmark_models(arguments: argparse.Namespace) -> None:
         "versions": installed_versions("torch", "transformers", *(["timm"] if _timm() else [])),
         "cases": [],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
     print(HEADER)
     for case in cases:
         measurements = measure_case(case, device, arguments.threads, arguments.seconds)
         report["cases"].append(asdict(case) | {"measurements": [asdict(measurement) for measurement in measurements]})
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each case: a long run loses nothing
+        arguments.output_file.write_text(json.dumps(report, indent=1) + "\n")  # after each case: a long run loses nothing
         print(table_row(case, measurements), flush=True)
-    print(f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']} -> {arguments.out}")
+    print(
+        f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']}\n"
+        f"-> {arguments.output_file}"
+    )
 
 
 def measure_case(case: Case, device: torch.device, threads: int, seconds: float) -> list[Measurement]:

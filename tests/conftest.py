@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
-from distill.data.preparation import image_processor
-from distill.pipeline.settings import DataSettings
 from distill.training.settings import parse_finetune_settings
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 TINY = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
 PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16})
+PLAIN_PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 HELD_OUT = ["--validation_share", "0.2", "--test_share", "0.2"]
 STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
 
@@ -113,5 +112,5 @@ def checkpoint(make_model, tmp_path) -> Path:
     """A saved tiny classifier of the classes of `image_folder`, with its processor."""
     folder = tmp_path / "checkpoint"
     make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(folder)
-    image_processor(DataSettings(image_size=16)).save_pretrained(folder)
+    PLAIN_PROCESSOR.save_pretrained(folder)
     return folder

@@ -14,13 +14,14 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from edge.device.errors import ExplainedError
 from swin_hf import SwinHfForImageClassification
 from swin_hf.layers_swin_hf import SwinHfAttention, SwinHfBlock
 
 MLP_MULTIPLE = 8  # matrix kernels work in tiles of 8 channels
 
 
-class PruningError(ValueError):
+class PruningError(ExplainedError):
     """The requested share cannot be removed from this model; the message says how much can."""
 
 
@@ -111,17 +112,18 @@ def _head_group(attention: SwinHfAttention) -> tp.Group:
     return graph.get_pruning_group(channels.q_proj, tp.prune_linear_out_channels, every)
 
 
-def make_plan(importance: list[BlockImportance], heads_share: float, mlp_share: float) -> PruningPlan:
+def make_plan(importance: list[BlockImportance], prune_heads: float, prune_mlp: float) -> PruningPlan:
     """Keep the most important heads and MLP channels, each kind ranked over all blocks, and something in every block.
 
+    prune_heads, prune_mlp: shares of all heads and of all MLP channels that go.
     MLP widths are multiples of 8 where the dense width allows it.
 
     Raises:
         PruningError: so much was asked for that blocks would be empty.
     """
     return PruningPlan(
-        heads=_keep([block.heads for block in importance], heads_share, multiple=1, kind="heads"),
-        mlp_channels=_keep([block.mlp_channels for block in importance], mlp_share, MLP_MULTIPLE, kind="mlp"),
+        heads=_keep([block.heads for block in importance], prune_heads, multiple=1, kind="heads"),
+        mlp_channels=_keep([block.mlp_channels for block in importance], prune_mlp, MLP_MULTIPLE, kind="mlp"),
     )
 
 
@@ -139,7 +141,7 @@ def _keep(scores: list[torch.Tensor], share: float, multiple: int, kind: str) ->
             units.append((block_scores[unit].mean().item(), block, unit.tolist()))
     if to_remove > len(units) * multiple:
         raise PruningError(
-            f"--prune_{kind} must leave something in every block: at most {len(units) * multiple / total:.2f} of the "
+            f"prune_{kind} must leave something in every block: at most {len(units) * multiple / total:.2f} of the "
             f"{total} can go, got {share}"
         )
     dropped: list[set[int]] = [set() for _ in scores]

@@ -9,26 +9,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from distill.data.normalisation import Normalisation
+from edge.device.errors import ExplainedError
 
-class TeacherError(ValueError):
+
+class TeacherError(ExplainedError):
     """A checkpoint cannot teach these classes; the message says why."""
-
-
-class Normalisation(nn.Module):
-    """An image processor's mean and deviation on pixels (B, 3, H, W) in [0, 1]; nothing if it does not normalise."""
-
-    def __init__(self, processor):
-        super().__init__()
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,), (1.0,))
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels - self.mean) / self.std
-
-    def undo(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels in [0, 1] from what a model sees."""
-        return pixel_values * self.std + self.mean
 
 
 class Classifier(nn.Module):
@@ -74,6 +60,22 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
     return Classifier(model, processor, order).eval().requires_grad_(False)
 
 
+def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
+    """Whether a checkpoint is an image classifier of just these classes, in whatever order.
+
+    Raises:
+        TeacherError: there is no such checkpoint.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+        _class_order([config.id2label[index] for index in range(config.num_labels)], class_names, checkpoint)
+    except TeacherError:
+        return False
+    except (OSError, ValueError, KeyError) as error:
+        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {error}") from error
+    return any(name.endswith("ForImageClassification") for name in config.architectures or [])
+
+
 def _class_order(model_names: list[str], class_names: list[str], checkpoint: str | Path) -> list[int] | None:
     """Where each of the data's classes stands in the model's output; None if the order is the same."""
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
@@ -83,6 +85,5 @@ def _class_order(model_names: list[str], class_names: list[str], checkpoint: str
         return [model_names.index(name) for name in class_names]
     raise TeacherError(
         f"{checkpoint} knows {len(model_names)} classes ({', '.join(model_names[:5])}, ...), the data has {len(class_names)} "
-        f"({', '.join(class_names[:5])}, ...); fine-tune the teacher on your classes first, or "
-        "leave out --teacher to train one here"
+        f"({', '.join(class_names[:5])}, ...); fine-tune it on these classes first"
     )

@@ -1,25 +1,16 @@
-"""Images for fine-tuning, read from where they lie: looked through once, split, and cropped as they are loaded."""
+"""Images with their targets as rows to train and to judge on, decoded and cropped as they are asked for."""
 
-import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import TrainerCallback
 
-from distill.data.preparation import check_unreadable, split_images
-from distill.data.sources import DataError, FoundImages, ImageSource
+from distill.data.sources import ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
-from distill.training.settings import ImageSettings
 from edge.device.image import UnreadableImageError
-from edge.files import write_whole
-
-READING_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -110,88 +101,6 @@ def _targets(label: int, mask: Image.Image | None) -> torch.Tensor:
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W); and, of a stream, "position" (B, 4)."""
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, known: bool) -> dict[str, list[Example]]:
-    """Readable images by split; the split and what was skipped are written to `record`.
-
-    known: the record was written before, by the run that is resumed or by another process, and must fit.
-
-    Raises:
-        DataError: too many images cannot be used, a split has none left, or the images are not those of the record.
-    """
-    splits = {
-        split: (source, indices)
-        for split, indices, source in split_images(found, settings.validation_share, settings.test_share, settings.split_seed)
-    }
-    content = {
-        "dataset": settings.dataset,
-        "reduce_labels": settings.reduce_labels,
-        "class_names": found.class_names,
-        "split": {split: list(map(int, indices)) for split, (_, indices) in splits.items()},
-    }
-    if known and record.is_file():
-        former = json.loads(record.read_text())
-        if content != {name: former.get(name) for name in content}:
-            raise DataError(
-                f"the images or their split are not those that {record} tells of; give another --output_dir, or that run's "
-                "--dataset, --reduce_labels, --validation_share, --test_share and --split_seed"
-            )
-        skipped = former["skipped"]
-    else:
-        skipped = _unusable(found, settings)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(content | {"skipped": skipped}, ensure_ascii=False) + "\n")
-    unusable = {(entry["split"], entry["number"]) for entry in skipped}
-    examples = {
-        split: [_example(found, source, index, settings) for index in indices if (source, index) not in unusable]
-        for split, (source, indices) in splits.items()
-    }
-    for split, own in examples.items():
-        if not own:
-            raise DataError(f"there are no {split} images that can be used in --dataset {settings.dataset}; see {record}")
-    return examples
-
-
-def _example(found: FoundImages, split: str, number: int, settings: ImageSettings) -> Example:
-    mask = None if found.masks is None else found.masks[split][number]
-    return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels)
-
-
-def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str | int]]:
-    """Load every image and mask once, and tell which ones cannot be used and why.
-
-    Raises:
-        DataError: there are too many of them, or the masks know one class only.
-    """
-    places = [(split, number) for split, images in found.images.items() for number in range(len(images))]
-    classes: set[int] = set()
-
-    def error_of(place: tuple[str, int]) -> str | None:
-        example = _example(found, *place, settings)
-        try:
-            image, mask = example.source.load(), example.load_mask()
-            if mask is not None:
-                classes.update(check_mask(example, image, mask, len(found.class_names)))
-        except UnreadableImageError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        errors = list(tqdm(pool.map(error_of, places), total=len(places), desc="looking through", mininterval=1.0))
-    skipped = []
-    for (split, number), error in zip(places, errors):
-        if error:
-            tqdm.write(f"skipped: {error}")
-            skipped.append({"split": split, "number": number, "error": error})
-    check_unreadable([entry["error"] for entry in skipped], len(places), settings.max_unreadable_share)
-    if found.masks is not None and len(classes) < 2:
-        names = ", ".join(found.class_names[number] for number in classes) or "none"
-        raise DataError(
-            f"the masks of --dataset {settings.dataset} know one class only ({names}); pixels must be numbers of classes, "
-            f"0 to {len(found.class_names) - 1}, and {IGNORED} for what is not to be learned: write 1, not 255, for an object"
-        )
-    return skipped
 
 
 def check_mask(example: Example, image: Image.Image, mask: Image.Image, num_classes: int) -> set[int]:

@@ -3,10 +3,9 @@
 import hashlib
 import io
 import itertools
-import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,25 +14,15 @@ import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
 from sklearn.model_selection import train_test_split
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask, to_sample
-from distill.data.preparation import check_unreadable
-from distill.data.sources import (
-    SPLIT_FOLDERS,
-    DataError,
-    FoundImages,
-    ImageSource,
-    found_in_rows,
-    image_column,
-    label_column,
-    mask_column,
-)
+from distill.data.rows import image_column
+from distill.data.sources import SPLIT_NAMES, DataError, FoundImages, ImageSource
+from distill.data.splits import ImageSettings, check_unreadable
+from distill.data.targets import Targets
 from distill.data.transforms import RandomCrop
-from distill.training.command_line import require
-from distill.training.settings import ImageSettings
-from distill.training.trainer import TaskTrainer
 from edge.device.image import UnreadableImageError
 from edge.files import move_into_place
 
@@ -52,10 +41,10 @@ class Stream:
     held_out: FoundImages
 
 
-def open_stream(task: str, settings: ImageSettings, output_dir: Path) -> Stream:
+def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stream:
     """Open `--dataset` for streaming.
 
-    output_dir: where its validation and test rows are kept; they are fetched if they are not there.
+    folder: where its validation and test rows are kept; they are fetched if they are not there.
 
     Raises:
         DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
@@ -70,23 +59,22 @@ def open_stream(task: str, settings: ImageSettings, output_dir: Path) -> Stream:
         loaded = datasets.load_dataset(dataset, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--dataset {dataset} cannot be streamed: {error}") from error
-    streams = {SPLIT_FOLDERS.get(name, name): rows for name, rows in loaded.items()}
+    streams = {SPLIT_NAMES.get(name, name): rows for name, rows in loaded.items()}
     if "train" not in streams or not {"validation", "test"} & set(streams):
         raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(streams)}")
     rows = streams["train"] if streams["train"].features else streams["train"]._resolve_features()
     image = image_column(rows.features, dataset)
-    label = label_column(rows.features, dataset) if task == "image-classification" else None
-    mask = mask_column(rows.features, dataset) if task == "semantic-segmentation" else None
+    label, mask = targets.columns(rows.features, dataset)
     if label is not None and not isinstance(rows.features[label], datasets.ClassLabel):
         raise DataError(
             f"--streaming needs a ClassLabel column, whose classes are known before they come; got {rows.features}"
         )
     columns = [column for column in (image, label, mask) if column]
-    folder = output_dir / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
-    if not folder.is_dir():
-        _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, folder)
-    held_out = datasets.load_from_disk(str(folder))
-    found = found_in_rows(dict(held_out), dataset, task, Path(settings.class_names) if settings.class_names else None)
+    kept = folder / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
+    if not kept.is_dir():
+        _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, kept)
+    held_out = datasets.load_from_disk(str(kept))
+    found = targets.in_rows(dict(held_out), dataset, Path(settings.class_names) if settings.class_names else None)
     return Stream(
         rows=undecoded(rows, columns), columns=(image, label, mask), held_out=_in_two_parts(found, settings.split_seed)
     )
@@ -183,94 +171,41 @@ class StreamedImages(IterableDataset):
         return max(self.stream.rows.num_shards // self.num_processes, 1)
 
     def _sample(self, row: dict, epoch: int, number: int) -> dict[str, torch.Tensor]:
-        image, label, mask = self.stream.columns
-
-        def source(column: str) -> ImageSource:
-            cell = row[column] or {"path": None, "bytes": None}
-            name = cell["path"] or f"{column} {number} of the stream"
-            if cell["bytes"] is None:
-                raise UnreadableImageError(f"{name} cannot be read: it is empty")
-            return ImageSource(name, partial(io.BytesIO, cell["bytes"]))
-
-        example = Example(
-            source(image),
-            0 if label is None else row[label],
-            None if mask is None else source(mask),
-            self.settings.reduce_labels,
-        )
+        example = example_of(row, self.stream, number, self.settings.reduce_labels)
         picture, classes = example.source.load(), example.load_mask()
         if classes is not None:
             check_mask(example, picture, classes, len(self.stream.held_out.class_names))
         return to_sample(picture, classes, example.label, self.crop, epoch, number)
 
 
-class StreamLoader(DataLoader):
-    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0.
+def example_of(row: dict, stream: Stream, number: int, reduce_labels: bool = False) -> Example:
+    """An image of a stream, whose row was the `number`th.
 
-    is_finished: whether the training has all its steps, so that none is loaded.
+    Raises:
+        UnreadableImageError: the row has no image.
     """
+    image, label, mask = stream.columns
 
-    def __init__(self, *args, is_finished: Callable[[], bool], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.is_finished = is_finished
+    def source(column: str) -> ImageSource:
+        cell = row[column] or {"path": None, "bytes": None}
+        name = cell["path"] or f"{column} {number} of the stream"
+        if cell["bytes"] is None:
+            raise UnreadableImageError(f"{name} cannot be read: it is empty")
+        return ImageSource(name, partial(io.BytesIO, cell["bytes"]))
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        if self.is_finished():
-            return
-        batches, first = super().__iter__(), self.dataset.first
-        while True:
-            in_turn = list(itertools.islice(batches, max(self.num_workers, 1)))
-            yield from in_turn[first:] + in_turn[:first]
+    return Example(source(image), 0 if label is None else row[label], None if mask is None else source(mask), reduce_labels)
 
 
-class StreamTrainer(TaskTrainer):
-    """Trains on `StreamedImages`, and notes in each checkpoint how far every reader of the stream has come."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.args.ignore_data_skip = True  # the Trainer would load, cut and drop everything that was seen
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Not prepared by accelerate, which would divide what is divided already."""
-        return StreamLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self._num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            drop_last=True,
-            is_finished=lambda: self.state.global_step >= self.args.max_steps,
-            generator=torch.Generator(),  # of its own, so that a resumed training draws no number more than another
-        )
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        worker, *position = inputs.pop("position")[-1].tolist()
-        self.train_dataset.positions[worker] = position
-        self.train_dataset.first = (worker + 1) % max(self._num_workers, 1)
-        return super().training_step(model, inputs, *args, **kwargs)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        record = {"readers": self._readers, "positions": self.train_dataset.positions, "first": self.train_dataset.first}
-        (Path(output_dir) / f"stream_{self.args.process_index}.json").write_text(json.dumps(record) + "\n")
-
-    def _load_rng_state(self, checkpoint: str) -> None:
-        super()._load_rng_state(checkpoint)
-        path = Path(checkpoint) / f"stream_{self.args.process_index}.json"
-        record = json.loads(path.read_text()) if path.is_file() else {"readers": None}
-        require(
-            record["readers"] == self._readers,
-            "resume",
-            f"go on with as many processes and --dataloader_num_workers as {checkpoint} was written by, {record['readers']}",
-            self._readers,
-        )
-        self.train_dataset.positions = {int(worker): position for worker, position in record["positions"].items()}
-        self.train_dataset.first = record["first"]
-
-    @property
-    def _num_workers(self) -> int:
-        return min(self.args.dataloader_num_workers, self.train_dataset.max_workers)
-
-    @property
-    def _readers(self) -> list[int]:
-        return [self.args.world_size, self._num_workers]
+def first_examples(stream: Stream, count: int) -> list[Example]:
+    """The first readable images of a stream."""
+    examples = []
+    for number, row in enumerate(stream.rows):
+        if len(examples) == count:
+            break
+        try:
+            example = example_of(row, stream, number)
+            example.source.load()
+        except UnreadableImageError:
+            continue
+        examples.append(example)
+    return examples

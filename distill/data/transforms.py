@@ -3,6 +3,7 @@
 # B batch, H W image in pixels, K classes
 
 import math
+from dataclasses import dataclass, field
 
 import kornia.augmentation as K
 import numpy as np
@@ -12,10 +13,55 @@ from kornia.constants import DataKey, Resample
 from PIL import Image
 from torch import nn
 
-from distill.training.settings import TransformSettings
+from distill.errors import require
 
 CROP_TRIALS = 10
 IGNORED = 255  # the value of mask pixels that are neither learned nor judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformSettings:
+    """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1).
+
+    But for RandAugment, which is Kornia's: it draws its operations for a whole batch, and its colour operations go one way,
+    down below a magnitude of 15 and up above it.
+    """
+
+    initial_image_size: int = field(
+        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
+    )
+    crop_min_area: float = field(default=0.08, metadata={"help": "Smallest share of the image that a crop keeps; 1: no crop."})
+    crop_max_aspect: float = field(default=4 / 3, metadata={"help": "Largest change of aspect ratio by a crop; 1: none."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Share of the images that are mirrored."})
+    randaugment_ops: int = field(default=2, metadata={"help": "Operations of RandAugment on each batch; 0: none."})
+    randaugment_magnitude: int = field(default=9, metadata={"help": "Strength of RandAugment, 1 to 29."})
+    color_jitter: float = field(default=0.4, metadata={"help": "Largest change of brightness, contrast and saturation."})
+    rotation_degrees: float = field(default=0.0, metadata={"help": "Largest rotation to either side, in degrees."})
+    translate_share: float = field(default=0.0, metadata={"help": "Largest shift, as a share of the image side."})
+    scale_share: float = field(default=0.0, metadata={"help": "Largest change of size, as a share."})
+    shear_degrees: float = field(default=0.0, metadata={"help": "Largest shear to either side, in degrees."})
+    random_erasing: float = field(default=0.25, metadata={"help": "Share of the images that lose a rectangle."})
+    mixup_alpha: float = field(default=0.8, metadata={"help": "Mixup's beta distribution; 0: no mixup."})
+    cutmix_alpha: float = field(default=1.0, metadata={"help": "CutMix's beta distribution; 0: no CutMix."})
+    mix_share: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Times that an epoch shows each image, each time changed anew."}
+    )
+
+    def __post_init__(self):
+        require(self.initial_image_size >= 0, "initial_image_size", "not be negative", self.initial_image_size)
+        require(0 < self.crop_min_area <= 1, "crop_min_area", "lie in (0, 1]", self.crop_min_area)
+        require(self.crop_max_aspect >= 1, "crop_max_aspect", "be at least 1", self.crop_max_aspect)
+        for name in ("horizontal_flip", "random_erasing", "mix_share", "translate_share", "color_jitter"):
+            require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
+        require(0 <= self.randaugment_ops <= 15, "randaugment_ops", "lie in [0, 15]", self.randaugment_ops)
+        require(1 <= self.randaugment_magnitude <= 29, "randaugment_magnitude", "lie in [1, 29]", self.randaugment_magnitude)
+        require(0 <= self.rotation_degrees <= 180, "rotation_degrees", "lie in [0, 180]", self.rotation_degrees)
+        require(0 <= self.scale_share < 1, "scale_share", "lie in [0, 1)", self.scale_share)
+        require(0 <= self.shear_degrees < 90, "shear_degrees", "lie in [0, 90)", self.shear_degrees)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+        require(self.repeated_augmentation >= 1, "repeated_augmentation", "be positive", self.repeated_augmentation)
 
 
 class RandomCrop:
@@ -77,9 +123,16 @@ class BatchTransform(nn.Module):
     def __init__(self, settings: TransformSettings):
         super().__init__()
         steps: list[nn.Module] = []
-        if settings.rotation_degrees or settings.translate_share:
-            shift = (settings.translate_share,) * 2
-            steps.append(K.RandomAffine(settings.rotation_degrees, shift, padding_mode="border", p=1.0))
+        if settings.rotation_degrees or settings.translate_share or settings.scale_share or settings.shear_degrees:
+            affine = K.RandomAffine(
+                degrees=settings.rotation_degrees,
+                translate=(settings.translate_share,) * 2,
+                scale=(1 - settings.scale_share, 1 + settings.scale_share) if settings.scale_share else None,
+                shear=settings.shear_degrees or None,
+                padding_mode="border",
+                p=1.0,
+            )
+            steps.append(affine)
         if settings.randaugment_ops:
             steps.append(RandAugment(n=settings.randaugment_ops, m=settings.randaugment_magnitude))
         elif settings.color_jitter:  # RandAugment has colours of its own

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import datasets
 import jinja2
 import matplotlib
 import matplotlib.ticker
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from distill.compress.teachers import Classifier, load_classifier
-from distill.pipeline.measure import accuracy_with_interval, classifier_logits, count_macs, count_parameters
+from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
+from distill.pipeline.run_folder import stored_examples
 from distill.pipeline.settings import ReportSettings
+from distill.training.figures import accuracy_with_interval
 from edge.device.bench import Latency, measure_latency
 from edge.device.environment import describe_machine, installed_versions
 from edge.device.runner import Runner
@@ -74,18 +74,18 @@ class Report:
 
 def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
     """Measure all steps in `run_dir` on its test images."""
-    data_facts = json.loads((run_dir / "data" / "data.json").read_text())
-    test = datasets.load_from_disk(str(run_dir / "data"))["test"]
-    labels = np.array(test["label"])
-    classifiers = {step: load_classifier(run_dir / step, data_facts["class_names"]) for step in CHECKPOINTS}
-    runner = Runner(run_dir / "edge", num_threads=settings.latency_threads)
+    data_facts = json.loads((run_dir / "data" / "data.json").read_text(encoding="utf-8"))
+    examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
+    test = examples["test"]
+    labels = np.array([example.label for example in test])
+    classifiers = {step: load_classifier(run_dir / step, class_names) for step in CHECKPOINTS}
+    runner = Runner(run_dir / "edge", num_threads=settings.threads)
     program_step = f"{runner.manifest.recipe} .pte"
 
     logits = {step: classifier_logits(classifier, test) for step, classifier in classifiers.items()}
-    inputs = (_program_input(runner, image) for image in test["image"])
-    logits[program_step] = np.stack([runner.logits(pixel_values) for pixel_values in inputs])
+    logits[program_step] = program_logits(runner, test)
     top = {step: values.argmax(axis=1) for step, values in logits.items()}
-    example = _program_input(runner, test[0]["image"])
+    example = runner.manifest.input.pixel_values(test[0].source.load())
     latency = _latency(classifiers, runner, program_step, example, settings)
     macs = {step: count_macs(classifier, example.shape[-1]) for step, classifier in classifiers.items()}
 
@@ -113,20 +113,16 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
     return Report(
         name=name,
         dataset=data_facts["dataset"],
-        class_names=data_facts["class_names"],
-        images=data_facts["images"],
+        class_names=class_names,
+        images={split: len(own) for split, own in examples.items()},
         num_skipped=len(data_facts["skipped"]),
         rows=rows,
         program_agreement=float((top[program_step] == top["recovered"]).mean()),
-        confusion=confusion_matrix(labels, top[program_step], labels=range(len(data_facts["class_names"]))).tolist(),
+        confusion=confusion_matrix(labels, top[program_step], labels=range(len(class_names))).tolist(),
         machine=describe_machine(),
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-
-
-def _program_input(runner: Runner, image: Image.Image) -> np.ndarray:
-    return runner.manifest.input.pixel_values(image)
 
 
 def _latency(
@@ -141,10 +137,10 @@ def _latency(
     runs: dict[str, Callable[[], object]] = {step: run_model(classifier) for step, classifier in classifiers.items()}
     runs[program_step] = lambda: runner.logits(pixel_values)
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(settings.latency_threads)
+    torch.set_num_threads(settings.threads)
     try:
         with torch.inference_mode():
-            return measure_latency(runs, settings.latency_repeats, settings.latency_threads)
+            return measure_latency(runs, settings.repeats, settings.threads)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from edge.device.errors import ExplainedError
 from edge.files import move_into_place, write_whole
 
 MANIFEST = "stage.json"
 FULL_DISK_BYTES = 2**20  # what is left of a disk that a write has just failed on
 
 
-class StageError(RuntimeError):
+class StageError(ExplainedError):
     """A stage cannot run as asked; the message says what to run first."""
 
 

@@ -1,39 +1,63 @@
 """Command lines over frozen dataclasses: a YAML file gives values, the command line wins, and every mistake is explained."""
 
+import argparse
+import dataclasses
 import difflib
 import json
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import Timeout
 from transformers import HfArgumentParser
 
+from distill.errors import SettingsError, TrainingStopped
+from edge.device.errors import ExplainedError
 
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong type or out of its range; the message names it and says what to do."""
+OPTION = "config"  # which names the YAML file
 
 
-def require(condition: bool, name: str, rule: str, value: Any, hint: str = "") -> None:
-    """Raise the error that says which setting breaks which rule."""
-    if not condition:
-        raise SettingsError(f"--{name} must {rule}, got {value!r}{'; ' + hint if hint else ''}")
+def explained(work: Callable[[], None], how_to_resume: str) -> int:
+    """Run a program; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
+    try:
+        work()
+    except Timeout as error:
+        folder = Path(error.lock_file).parent
+        print(f"error: another run is at work in {folder}; wait for it or give another --output_dir", file=sys.stderr)
+        return 1
+    except TrainingStopped as stop:
+        print(f"\n{stop}; {how_to_resume}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except (ExplainedError, OSError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
+        return 1
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """A program's options: the fields of some dataclasses, and `option`, which names a YAML file of them.
+    """A program's options: the fields of some dataclasses, and `--config`, which names a YAML file of them.
 
-    option: "recipe" or "config". folder: where files are looked for that are given by their bare name.
+    Every option has one spelling, that of its field, with underscores.
+
+    folder: where files are looked for that are given by their bare name.
+    left_out: fields of parts that are no options, since the program itself sets them. A later part may have a field of the
+        same name.
+    companions: options of a file that describe another one of it, by which they are left aside where the command line gives
+        that one anew: what a file says of its own teacher does not hold for another.
     """
 
     program: str
     description: str
-    option: str
     folder: Path
     parts: list[type]
+    left_out: dict[type, frozenset[str]] = dataclasses.field(default_factory=dict)
+    companions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def files(self) -> list[str]:
@@ -42,10 +66,22 @@ class CommandLine:
 
     @cached_property
     def parser(self) -> HfArgumentParser:
-        parser = HfArgumentParser(self.parts, prog=self.program, description=self.description, allow_abbrev=False)
-        parser.add_argument(f"--{self.option}", help=f"YAML file, or one of {', '.join(self.files)}.")
+        parser = HfArgumentParser(
+            self.parts, prog=self.program, description=self.description, allow_abbrev=False, conflict_handler="resolve"
+        )
+        parser.add_argument(f"--{OPTION}", help=f"YAML file, or one of {', '.join(self.files)}.")
         parser.error = _raise_settings_error
+        options = {name for part in self.parts for name in self._fields(part)}
+        for action in list(parser._actions):
+            if action.dest not in options | {OPTION, "help"}:
+                _remove(parser, action, action.option_strings)
+            else:  # HfArgumentParser gives each option a second spelling, with hyphens
+                _remove(parser, action, [option for option in action.option_strings if "-" in option.removeprefix("--")])
         return parser
+
+    def _fields(self, part: type) -> set[str]:
+        """The fields of a part that are options."""
+        return {field.name for field in dataclasses.fields(part) if field.init} - self.left_out.get(part, frozenset())
 
     def glance(self, argv: list[str], name: str) -> str | None:
         """The value of one option alone, without a check of the others."""
@@ -61,34 +97,50 @@ class CommandLine:
             SettingsError: unknown key, wrong type, value out of range, or a file that cannot be read.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        known = list(self.parser._option_string_actions)
-        file = self.glance(argv, self.option) or file
-        arguments = self._arguments_of(file, known) if file else []
-        *values, _, unknown = self.parser.parse_args_into_dataclasses(args=arguments + argv, return_remaining_strings=True)
+        file = self.glance(argv, OPTION) or file
+        arguments = self._arguments_of(file, argv) if file else []
+        values, unknown = self.parser.parse_known_args(arguments + argv)
         if unknown:
-            raise SettingsError(_unknown_key("the command line", unknown[0], known))
-        return values
+            raise SettingsError(_unknown_key("the command line", unknown[0], self._options))
+        try:
+            return [part(**{name: getattr(values, name) for name in self._fields(part)}) for part in self.parts]
+        except (ValueError, ImportError) as error:  # TrainingArguments checks what depends on each other, and the device
+            raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
 
-    def _arguments_of(self, file: str, known: list[str]) -> list[str]:
+    @property
+    def _options(self) -> list[str]:
+        return list(self.parser._option_string_actions)
+
+    def _arguments_of(self, file: str, argv: list[str]) -> list[str]:
         """The keys of a file as command-line arguments, so that both are checked and typed by the same parser."""
         path = Path(file)
         if path.suffix not in (".yaml", ".yml"):
             path = self.folder / f"{file}.yaml"
         if not path.is_file():
-            raise SettingsError(f"--{self.option} must be a YAML file or a name in {self.folder}, got {file!r}")
+            raise SettingsError(f"--{OPTION} must be a YAML file or one of {', '.join(self.files)}, got {file!r}")
         try:
             content = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise SettingsError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(content, dict):
             raise SettingsError(f"{path} must hold `key: value` lines, got {type(content).__name__}")
+        given = {argument.removeprefix("--").split("=")[0] for argument in argv if argument.startswith("--")}
         arguments = []
         for key, value in content.items():
-            if f"--{key}" not in known or key in (self.option, "help"):
-                raise SettingsError(_unknown_key(str(path), f"--{key}", known))
+            if self.companions.get(key) in given:
+                continue
+            if f"--{key}" not in self._options or key in (OPTION, "help"):
+                raise SettingsError(_unknown_key(str(path), f"--{key}", self._options))
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{key}", *(json.dumps(own) if isinstance(own, dict) else str(own) for own in values)]
         return arguments
+
+
+def _remove(parser: HfArgumentParser, action: argparse.Action, spellings: list[str]) -> None:
+    """Take away some spellings of an option, and the option itself with its last one."""
+    for spelling in list(spellings):
+        if spelling not in ("-h", "--help"):
+            parser._handle_conflict_resolve(None, [(spelling, action)])
 
 
 def _raise_settings_error(message: str):

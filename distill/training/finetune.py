@@ -1,31 +1,49 @@
-"""From settings to a fine-tuned model: data, model, training, the figures of the test images, and a folder to load."""
+"""From settings to a trained model: data, model, training, the figures of the test images, and a folder to load."""
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
-from distill.data.examples import BeginEpoch, EvaluationImages, Example, TrainingImages, collate, prepare_splits
-from distill.data.sources import SPLITS, DataError, FoundImages, find_images
-from distill.data.streaming import Stream, StreamedImages, StreamTrainer, open_stream
+from distill.data.examples import BeginEpoch, EvaluationImages, Example, TrainingImages
+from distill.data.finding import find_images
+from distill.data.sources import SPLITS, FoundImages
+from distill.data.splits import prepare_splits
+from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
-from distill.training.command_line import SettingsError, require
-from distill.training.models import ModelError, load_model, load_processor
-from distill.training.optimisation import LayerError, freeze_stages
+from distill.errors import require
+from distill.training.figures import evaluation_of
+from distill.training.models import load_model, load_processor
+from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
-from distill.training.settings import FinetuneArguments, FinetuneSettings
-from distill.training.tasks import ImageClassification, MaskedImageModeling, SemanticSegmentation, Task
-from distill.training.trainer import DivergenceError, TaskTrainer, last_whole_checkpoint
+from distill.training.settings import FinetuneSettings
+from distill.training.stream_trainer import StreamTrainer
+from distill.training.tasks.distillation import Distillation
+from distill.training.tasks.task import Objective, Setting
+from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 
-LOWER_IS_BETTER = ("loss", "calibration_error", "reconstruction_error")
-PIPELINES = {"image-classification": "image-classification", "semantic-segmentation": "image-segmentation"}
-EXPLAINED_ERRORS = (SettingsError, DataError, ModelError, LayerError, DivergenceError, OSError)
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Images that were found, split and looked through.
+
+    examples: by split; those for training are missing where there is a stream of them.
+    """
+
+    class_names: list[str]
+    examples: dict[str, list[Example]]
+    stream: Stream | None = None
 
 
 def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, float]:
@@ -36,34 +54,66 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     Raises:
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
-    arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
-    checkpoint = _checkpoint_to_resume(settings)
-    _set_batch_size(settings)
+    settings, checkpoint = settled(settings), _checkpoint_to_resume(settings)
     stream, found = _find(settings)
-    set_seed(arguments.seed)
-    model, processor = load_model(settings, found.class_names), load_processor(settings)
+    model = build_model(settings, found.class_names)
+    teacher = settings.kind.load_teacher(settings.teacher, found.class_names) if settings.teacher else None
+    data = _looked_through(settings, stream, found, known=checkpoint is not None)
+    figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
+    if settings.trainer.should_save:
+        write_card(settings, figures, Path(settings.trainer.output_dir))
+    return figures
+
+
+def build_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
+    """The model to train, its first stages frozen where that was asked for, its new weights as the seed has them.
+
+    Raises:
+        ModelError, SettingsError, LayerError: it cannot be had like this.
+    """
+    set_seed(settings.trainer.seed)
+    model = load_model(settings.model, settings.kind, class_names, settings.task.image_size)
     freeze_stages(model, settings.optimisation.frozen_stages)
-    with arguments.main_process_first(desc="looking through the images"):
-        known = checkpoint is not None or arguments.local_process_index > 0
-        examples = prepare_splits(found, settings.images, output_dir / "data.json", known)
-    if arguments.process_index == 0:
-        counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS if split in examples)
-        print(f"{len(found.class_names)} classes; images: {counts}{' and a stream' if stream else ''}", flush=True)
-    task = make_task(settings, model, processor, found.class_names, examples.get("train", []))
-    _judge_by(task, arguments)
-    training = _training_images(settings, examples, stream)
-    validation, test = (EvaluationImages(examples[split], processor) for split in ("validation", "test"))
-    trainer_class = StreamTrainer if stream else TaskTrainer
+    return model
+
+
+def train_model(
+    settings: FinetuneSettings,
+    model: PreTrainedModel,
+    data: TrainingData,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, float]:
+    """Train a model and write it with its processor and figures to the output folder; returns the figures.
+
+    teacher: pixels (B, 3, H, W) in [0, 1] to logits, to distil from.
+    checkpoint: from which the training goes on.
+
+    Raises:
+        TrainingStopped: SIGTERM came before the end; a checkpoint was written.
+    """
+    settings = settled(settings)
+    arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
+    crops = settings.task.evaluation_crop and not settings.kind.targets.have_masks  # masks stay whole
+    processor = load_processor(settings.model, settings.task.image_size, crops)
+    objective = make_objective(settings, model.config, processor, data)
+    if teacher is not None:
+        objective = Distillation(objective, teacher, settings.distillation)
+    training = _training_images(settings, data)
+    validation, test = (EvaluationImages(data.examples[split], processor) for split in ("validation", "test"))
+    trainer_class = StreamTrainer if data.stream else TaskTrainer
     trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=training,
         eval_dataset=validation,
-        data_collator=collate,
         processing_class=processor,
-        task=task,
+        task=settings.kind,
+        objective=objective,
         optimisation=settings.optimisation,
-        callbacks=[*callbacks] if stream else [*callbacks, BeginEpoch(training)],
+        callbacks=[*callbacks] if data.stream else [*callbacks, BeginEpoch(training)],
     )
     if settings.task.num_pictures:
         trainer.add_callback(PredictionPictures(trainer, validation, settings.task.num_pictures))
@@ -71,75 +121,98 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     prediction = trainer.predict(test, metric_key_prefix="test")
     figures = {name: value for name, value in prediction.metrics.items() if not name.endswith(("_runtime", "_second"))}
     figures |= {"train_loss": trained.training_loss, "num_test_images": len(test)}
+    best = settings.kind.best_by.name
+    validated = [row[f"eval_{best}"] for row in trainer.state.log_history if f"eval_{best}" in row]
+    if validated:
+        kept_best = arguments.load_best_model_at_end and arguments.metric_for_best_model.removeprefix("eval_") == best
+        figures[f"validation_{best}"] = trainer.state.best_metric if kept_best else validated[-1]
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
-        details = task.details(prediction)
-        (output_dir / "metrics.json").write_text(json.dumps(figures | details, indent=2, ensure_ascii=False) + "\n")
-        write_card(settings, figures, output_dir)
+        evaluation = evaluation_of(best, figures[f"test_{best}"], len(test), settings.images.dataset)
+        record = figures | objective.details(prediction) | {"evaluation": evaluation, "history": trainer.state.log_history}
+        write_metrics(output_dir, record)
     return figures
+
+
+def write_metrics(folder: Path, figures: dict[str, Any]) -> None:
+    """Write `metrics.json`."""
+    (folder / METRICS).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
 def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
     """The stream to train on, if there is one, and the images that lie here."""
-    task, images = settings.task.task, settings.images
+    images, targets = settings.images, settings.kind.targets
     with settings.trainer.main_process_first(desc="finding the images"):
         if images.streaming:
-            stream = open_stream(task, images, Path(settings.trainer.output_dir))
+            stream = open_stream(targets, images, Path(settings.trainer.output_dir))
             return stream, stream.held_out
-        return None, find_images(images.dataset, task, Path(images.class_names) if images.class_names else None)
+        return None, find_images(images.dataset, targets, Path(images.class_names) if images.class_names else None)
 
 
-def _training_images(
-    settings: FinetuneSettings, examples: dict[str, list[Example]], stream: Stream | None
-) -> TrainingImages | StreamedImages:
+def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: FoundImages, known: bool) -> TrainingData:
+    """The images by split, without those that cannot be read. known: this was done before the training was interrupted."""
+    arguments = settings.trainer
+    with arguments.main_process_first(desc="looking through the images"):
+        known = known or arguments.local_process_index > 0
+        examples = prepare_splits(found, settings.images, Path(arguments.output_dir) / "data.json", known)
+    if arguments.process_index == 0:
+        counts = ", ".join(f"{len(examples[split])} {split}" for split in SPLITS if split in examples)
+        print(f"{len(found.class_names)} classes; images: {counts}{' and a stream' if stream else ''}", flush=True)
+    return TrainingData(class_names=found.class_names, examples=examples, stream=stream)
+
+
+def _training_images(settings: FinetuneSettings, data: TrainingData) -> TrainingImages | StreamedImages:
     """Random crops of the training images, of which there must be enough for a step."""
-    arguments, masked = settings.trainer, settings.task.task == "masked-image-modeling"
-    crop = partial(
-        RandomCrop,
-        settings.transforms,
-        settings.task.image_size,
-        arguments.seed,
-        multiple=settings.task.mask_patch_size if masked else 1,
-    )
-    if stream is not None:
-        return StreamedImages(stream, settings.images, crop(), arguments.process_index, arguments.world_size)
-    number = settings.transforms.repeats * len(examples["train"])
+    arguments, repeats = settings.trainer, settings.transforms.repeated_augmentation
+    multiple = settings.kind.size_multiple(settings.task)
+    crop = partial(RandomCrop, settings.transforms, settings.task.image_size, arguments.seed, multiple=multiple)
+    if data.stream is not None:
+        return StreamedImages(data.stream, settings.images, crop(), arguments.process_index, arguments.world_size)
+    number = repeats * len(data.examples["train"])
     batch_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     hint = "lower --per_device_train_batch_size or --global_batch_size"
     require(batch_size <= number, "global_batch_size", f"be at most the {number} images", batch_size, hint)
     steps = number // batch_size
     epochs = arguments.max_steps / steps if arguments.max_steps > 0 else arguments.num_train_epochs
-    return TrainingImages(examples["train"], crop(num_epochs=math.ceil(epochs)), settings.transforms.repeats)
+    return TrainingImages(data.examples["train"], crop(num_epochs=math.ceil(epochs)), repeats)
 
 
-def _judge_by(task: Task, arguments: FinetuneArguments) -> None:
+def settled(settings: FinetuneSettings) -> FinetuneSettings:
+    """Settings whose open points are decided: which figure tells the best checkpoint, and the batch of each device.
+
+    Raises:
+        SettingsError: there is no such figure, or the global batch cannot be divided.
+    """
+    return _with_batch_size(_with_judge(settings))
+
+
+def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
     """Let the task say which checkpoint is best, unless the user did."""
-    arguments.metric_for_best_model = arguments.metric_for_best_model or task.metric_names[0]
-    name = arguments.metric_for_best_model.removeprefix("eval_")
-    rule = f"be one of {', '.join((*task.metric_names, 'loss'))}"
-    require(name in (*task.metric_names, "loss"), "metric_for_best_model", rule, name)
-    if arguments.greater_is_better is None:
-        arguments.greater_is_better = name not in LOWER_IS_BETTER
+    arguments, task = settings.trainer, settings.kind
+    judge = arguments.metric_for_best_model or task.best_by.name
+    higher_is_better = {metric.name: metric.higher_is_better for metric in task.judged_by} | {"loss": False}
+    name = judge.removeprefix("eval_")
+    require(name in higher_is_better, "metric_for_best_model", f"be one of {', '.join(higher_is_better)}", name)
+    greater = arguments.greater_is_better
+    changes = {"metric_for_best_model": judge, "greater_is_better": higher_is_better[name] if greater is None else greater}
+    return settings.changed(**changes)
 
 
-def make_task(
-    settings: FinetuneSettings, model: PreTrainedModel, processor, class_names: list[str], examples: list[Example]
-) -> Task:
-    """The task, with weights of the classes if they are to be balanced."""
-    if settings.task.task == "masked-image-modeling":
-        side, size = settings.task.mask_patch_size, settings.task.image_size
-        patch = model.config.patch_height_width[0]
-        fits = side % patch == 0 and size % side == 0
-        require(fits, "mask_patch_size", f"be a multiple of the patch of {patch} pixels and divide --image_size {size}", side)
-        return MaskedImageModeling(processor, patch, settings.task)
-    class_weights = None
-    if settings.optimisation.class_weights == "balanced":
-        class_weights = balanced_weights(examples, len(class_names))
-    if settings.task.task == "semantic-segmentation":
-        return SemanticSegmentation(processor, class_names, settings.transforms, class_weights)
-    return ImageClassification(
-        processor, class_names, settings.transforms, settings.trainer.label_smoothing_factor, class_weights
+def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, processor, data: TrainingData) -> Objective:
+    """What is learned, with weights of the classes if they are to be balanced."""
+    examples = data.examples.get("train", [])
+    balanced = settings.optimisation.class_weights == "balanced"
+    setting = Setting(
+        task=settings.task,
+        transforms=settings.transforms,
+        config=config,
+        processor=processor,
+        class_names=data.class_names,
+        examples=examples,
+        label_smoothing=settings.trainer.label_smoothing_factor,
+        class_weights=balanced_weights(examples, len(data.class_names)) if balanced else None,
     )
+    return settings.kind.make_objective(setting)
 
 
 def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
@@ -154,18 +227,17 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
 
 def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
     """A model card with what was trained on what, and the figures measured here."""
-    pipeline = PIPELINES.get(settings.task.task)
-    data = ModelCardData(library_name="transformers", pipeline_tag=pipeline)
-    changes = f" with `{settings.task.model_args}`" if settings.task.model_args else ""
+    data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
+    taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
     text = f"""---
 {data.to_yaml()}
 ---
 
 # {output_dir.name}
 
-`{settings.task.model}`{changes}, trained for {settings.task.task} on `{settings.images.dataset}` at \
-{settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's `scripts/finetune.py`.
+`{settings.model}`, trained for {settings.task.task} on `{settings.images.dataset}` at \
+{settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's `scripts/finetune.py`{taught}.
 
 | figure | value |
 |---|---|
@@ -174,15 +246,15 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
     ModelCard(text).save(output_dir / "README.md")
 
 
-def _set_batch_size(settings: FinetuneSettings) -> None:
+def _with_batch_size(settings: FinetuneSettings) -> FinetuneSettings:
     """Divide `--global_batch_size` among processes and accumulated batches."""
     arguments, whole = settings.trainer, settings.optimisation.global_batch_size
     if not whole:
-        return
+        return settings
     devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process on several GPUs, where nothing launched more
     parts = devices * arguments.gradient_accumulation_steps
     require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
-    arguments.per_device_train_batch_size = whole // parts
+    return settings.changed(per_device_train_batch_size=whole // parts)
 
 
 def _checkpoint_to_resume(settings: FinetuneSettings) -> str | None:

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
-from distill.training.command_line import require
+from distill.errors import require
+from edge.device.errors import ExplainedError
 
 # Position tables and temperatures are not decayed either (Liu et al. 2021 and 2022, the authors' code).
 UNDECAYED = re.compile(r"position_bias|position_embeddings|logit_scale|mask_token")
@@ -40,7 +41,7 @@ class OptimisationSettings:
         require(self.class_weights in ("none", "balanced"), "class_weights", "be none or balanced", self.class_weights)
 
 
-class LayerError(ValueError):
+class LayerError(ExplainedError):
     """A model has no stages to tell apart; the message says which setting needs them."""
 
 

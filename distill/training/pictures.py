@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from distill.training.tasks import Panels
+from distill.training.tasks.task import Panels
 from distill.training.trainer import TaskTrainer
 
 matplotlib.use("Agg")

@@ -3,19 +3,16 @@
 from tqdm import tqdm
 from transformers.trainer_callback import ProgressCallback
 
-SHOWN_FIGURES = {
-    "loss": "loss",
-    "eval_accuracy": "validation",
-    "eval_mean_iou": "validation mIoU",
-    "eval_reconstruction_error": "validation",
-}
-
 
 class ProgressBar(ProgressCallback):
-    """A progress bar with images per second, the time left and the latest figures, instead of a line for each of them."""
+    """A progress bar with images per second, the time left and the latest figures, instead of a line for each of them.
 
-    def __init__(self):
+    shown: keys of the log, and what they are called.
+    """
+
+    def __init__(self, shown: dict[str, str]):
         super().__init__()
+        self.shown = shown
         self.figures: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -29,5 +26,5 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            self.figures |= {SHOWN_FIGURES[key]: f"{float(value):.3f}" for key, value in logs.items() if key in SHOWN_FIGURES}
+            self.figures |= {self.shown[key]: f"{float(value):.3f}" for key, value in logs.items() if key in self.shown}
             self.training_bar.set_postfix(self.figures, refresh=False)

@@ -1,34 +1,35 @@
-"""Settings of a fine-tuning: what is trained on what, beside the arguments of `transformers.Trainer`."""
+"""Settings of a training: what is trained on what, beside the arguments of `transformers.Trainer`."""
 
+import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from distill.training.command_line import CommandLine, SettingsError, require
+from distill.data.splits import ImageSettings
+from distill.data.transforms import TransformSettings
+from distill.errors import require
+from distill.training.command_line import CommandLine
+from distill.training.models import ModelChoice
 from distill.training.optimisation import OptimisationSettings
+from distill.training.tasks import TASKS
+from distill.training.tasks.distillation import DistillationSettings
+from distill.training.tasks.task import Task
 from swin_hf.presets_swin_hf import PRESETS
 
-TASKS = ("image-classification", "semantic-segmentation", "masked-image-modeling")
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
     task: str = field(default="image-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
-    model: str = field(
-        default="swin_tiny",
-        metadata={"help": f"Checkpoint folder, Hub id, or a preset to train from scratch: {', '.join(PRESETS)}."},
-    )
-    model_args: str = field(
-        default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
-    )
-    head_args: str = field(
-        default="", metadata={"help": 'Fields of SwinHfUperNetConfig, which segments with a Swin: "{hidden_size: 256}".'}
-    )
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
+    evaluation_crop: bool = field(
+        default=True, metadata={"help": "Judge on the middle of images where the checkpoint's processor does."}
+    )
     mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
     mask_patch_size: int = field(default=32, metadata={"help": "Side in pixels of the squares that SimMIM masks."})
     num_pictures: int = field(
@@ -45,77 +46,20 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings:
-    """Where the images come from; without parts of their own, validation and test are cut from the training images."""
-
-    dataset: str = field(
-        default="digits",
-        metadata={
-            "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv or .parquet table, a "
-            "folder with parquet files, a saved `datasets`, or a Hub id."
-        },
+class ModelSettings:
+    model: str = field(
+        default="swin_tiny",
+        metadata={"help": f"Checkpoint folder, Hub id, or a preset to train from scratch: {', '.join(PRESETS)}."},
     )
-    class_names: str = field(
-        default="", metadata={"help": "Text file with one class in a line, for masks; by default classes.txt in the folder."}
+    model_args: str = field(
+        default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Train on the images as they come, without a copy of them on disk; counts steps."}
+    head_args: str = field(
+        default="", metadata={"help": 'Fields of SwinHfUperNetConfig, which segments with a Swin: "{hidden_size: 256}".'}
     )
-    shuffle_buffer: int = field(default=2000, metadata={"help": "Streamed images that are mixed with each other."})
-    reduce_labels: bool = field(default=False, metadata={"help": "Masks count classes from 1, and 0 means nothing (ADE20K)."})
-    validation_share: float = field(default=0.1, metadata={"help": "Share of the images held out for validation."})
-    test_share: float = field(default=0.1, metadata={"help": "Share of the images held out for the final test."})
-    split_seed: int = field(default=0, metadata={"help": "Seed of the split, apart from the training's."})
-    max_unreadable_share: float = field(
-        default=0.05, metadata={"help": "Stop when more than this share of the images cannot be read."}
+    teacher: str = field(
+        default="", metadata={"help": "Checkpoint folder or Hub id of a model of the same classes to distil from."}
     )
-
-    def __post_init__(self):
-        missing = self.class_names and not Path(self.class_names).is_file()
-        require(not missing, "class_names", "be a text file with one class in a line", self.class_names)
-        for name in ("validation_share", "test_share"):
-            require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
-        require(self.shuffle_buffer >= 1, "shuffle_buffer", "be positive", self.shuffle_buffer)
-        require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformSettings:
-    """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1).
-
-    But for RandAugment, which is Kornia's: it draws its operations for a whole batch, and its colour operations go one way,
-    down below a magnitude of 15 and up above it.
-    """
-
-    initial_image_size: int = field(
-        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
-    )
-    crop_min_area: float = field(default=0.08, metadata={"help": "Smallest share of the image that a crop keeps; 1: no crop."})
-    crop_max_aspect: float = field(default=4 / 3, metadata={"help": "Largest change of aspect ratio by a crop; 1: none."})
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Share of the images that are mirrored."})
-    randaugment_ops: int = field(default=2, metadata={"help": "Operations of RandAugment on each batch; 0: none."})
-    randaugment_magnitude: int = field(default=9, metadata={"help": "Strength of RandAugment, 1 to 29."})
-    color_jitter: float = field(default=0.4, metadata={"help": "Largest change of brightness, contrast and saturation."})
-    rotation_degrees: float = field(default=0.0, metadata={"help": "Largest rotation to either side, in degrees."})
-    translate_share: float = field(default=0.0, metadata={"help": "Largest shift, as a share of the image side."})
-    random_erasing: float = field(default=0.25, metadata={"help": "Share of the images that lose a rectangle."})
-    mixup_alpha: float = field(default=0.8, metadata={"help": "Mixup's beta distribution; 0: no mixup."})
-    cutmix_alpha: float = field(default=1.0, metadata={"help": "CutMix's beta distribution; 0: no CutMix."})
-    mix_share: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
-    repeats: int = field(default=1, metadata={"help": "Times that an epoch shows each image, each time changed anew."})
-
-    def __post_init__(self):
-        require(self.initial_image_size >= 0, "initial_image_size", "not be negative", self.initial_image_size)
-        require(0 < self.crop_min_area <= 1, "crop_min_area", "lie in (0, 1]", self.crop_min_area)
-        require(self.crop_max_aspect >= 1, "crop_max_aspect", "be at least 1", self.crop_max_aspect)
-        for name in ("horizontal_flip", "random_erasing", "mix_share", "translate_share", "color_jitter"):
-            require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
-        require(0 <= self.randaugment_ops <= 15, "randaugment_ops", "lie in [0, 15]", self.randaugment_ops)
-        require(1 <= self.randaugment_magnitude <= 29, "randaugment_magnitude", "lie in [1, 29]", self.randaugment_magnitude)
-        require(0 <= self.rotation_degrees <= 180, "rotation_degrees", "lie in [0, 180]", self.rotation_degrees)
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
-        require(self.repeats >= 1, "repeats", "be positive", self.repeats)
 
 
 @dataclass
@@ -155,16 +99,40 @@ class FinetuneArguments(TrainingArguments):
         for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must hear of a new epoch
             require(not getattr(self, name), name, "be false", getattr(self, name))
 
+    def changed(self, **changes: Any) -> "FinetuneArguments":
+        """A copy with other values. `dataclasses.replace` would derive again what is derived already."""
+        copied = copy.copy(self)
+        for name, value in changes.items():
+            setattr(copied, name, value)
+        return copied
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """All settings of a fine-tuning, one part per concern."""
+    """All settings of a training, one part per concern.
+
+    teacher: checkpoint to distil from, if any.
+    """
 
     task: TaskSettings
+    model: ModelChoice
+    teacher: str = ""
     images: ImageSettings
     transforms: TransformSettings
     optimisation: OptimisationSettings
+    distillation: DistillationSettings
     trainer: FinetuneArguments
+
+    @property
+    def kind(self) -> Task:
+        return TASKS[self.task.task]
+
+    def changed(self, **arguments: Any) -> "FinetuneSettings":
+        """A copy with other arguments of the Trainer."""
+        return replace(self, trainer=self.trainer.changed(**arguments))
+
+
+SHARED_PARTS = (ImageSettings, TransformSettings, OptimisationSettings, DistillationSettings, FinetuneArguments)
 
 
 def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
@@ -176,30 +144,51 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
     command_line = CommandLine(
         program="accelerate launch scripts/finetune.py",
         description="Train or fine-tune an image model on your images; beside these, every argument of transformers.Trainer.",
-        option="config",
         folder=CONFIG_DIR,
-        parts=[TaskSettings, ImageSettings, TransformSettings, OptimisationSettings, FinetuneArguments],
+        parts=[TaskSettings, ModelSettings, *SHARED_PARTS],
     )
-    try:
-        task, images, transforms, optimisation, trainer = command_line.parse(argv)
-    except (ValueError, ImportError) as error:  # TrainingArguments checks what depends on each other, and the device
-        raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
+    task, model, *shared = command_line.parse(argv)
+    images, transforms, optimisation, distillation, trainer = shared
+    settings = FinetuneSettings(
+        task=task,
+        model=ModelChoice.parse("model", model.model, model.model_args, model.head_args),
+        teacher=model.teacher,
+        images=images,
+        transforms=transforms,
+        optimisation=optimisation,
+        distillation=distillation,
+        trainer=trainer,
+    )
+    check_together(settings)
+    return settings
+
+
+def check_together(settings: FinetuneSettings) -> None:
+    """Check what settings ask of each other.
+
+    Raises:
+        SettingsError: two of them do not go together.
+    """
+    trainer, transforms, optimisation = settings.trainer, settings.transforms, settings.optimisation
     launched = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"}
     sharded = bool(trainer.fsdp) or trainer.deepspeed is not None or bool(launched)
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
     partial = trainer.save_only_model and optimisation.ema_decay > 0
     require(not partial, "save_only_model", "be false with --ema_decay, whose weights are saved beside the model's", True)
     require(
-        transforms.initial_image_size <= task.image_size,
+        transforms.initial_image_size <= settings.task.image_size,
         "initial_image_size",
-        f"be at most --image_size {task.image_size}",
+        f"be at most --image_size {settings.task.image_size}",
         transforms.initial_image_size,
     )
-    if images.streaming:
+    if settings.teacher:
+        taught = [name for name, task in TASKS.items() if task.load_teacher]
+        require(settings.kind.load_teacher is not None, "teacher", f"come with {' or '.join(taught)}", settings.kind.name)
+    if settings.images.streaming:
         by_steps = {trainer.eval_strategy, trainer.save_strategy, trainer.logging_strategy} == {"steps"}
         counted = trainer.max_steps > 0 and by_steps
         rule = "come with --max_steps N and with steps as --eval_strategy, --save_strategy and --logging_strategy"
         require(counted, "streaming", rule, "epochs", "a stream has no length to count epochs by")
-        whole = not transforms.initial_image_size and transforms.repeats == 1 and optimisation.class_weights == "none"
-        require(whole, "streaming", "come without --initial_image_size, --repeats and --class_weights", "one of them")
-    return FinetuneSettings(task=task, images=images, transforms=transforms, optimisation=optimisation, trainer=trainer)
+        once = not transforms.initial_image_size and transforms.repeated_augmentation == 1
+        rule = "come without --initial_image_size, --repeated_augmentation and --class_weights"
+        require(once and optimisation.class_weights == "none", "streaming", rule, "one of them")

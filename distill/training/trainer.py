@@ -13,31 +13,29 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from distill.errors import TrainingStopped
 from distill.training.optimisation import OptimisationSettings, WeightAverage, parameter_groups
 from distill.training.progress import ProgressBar
-from distill.training.tasks import Panels, Task, TaskOutput
+from distill.training.tasks.task import Objective, Output, Panels, Task
+from edge.device.errors import ExplainedError
 
 AVERAGE_FILE = "averaged_weights.pt"
 CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: they, Adam's two moments, their average, and some room
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(ExplainedError):
     """The loss is no number any more; the message says since when and what is left."""
 
 
-class TrainingStopped(Exception):
-    """SIGTERM ended a training before its last step; a checkpoint was written."""
-
-
 class TaskTrainer(Trainer):
-    """Trains the model of a `Task` on batches of uint8 "pixels" (B, 3, H, W) and "targets".
+    """Trains a model for a task on batches of uint8 "pixels" (B, 3, H, W) and "targets".
 
     With averaged weights, evaluations use those, and a checkpoint holds both.
     """
 
-    def __init__(self, *args, task: Task, optimisation: OptimisationSettings, **kwargs):
-        super().__init__(*args, compute_metrics=task.metrics, **kwargs)
-        self.task = task.to(self.args.device)
+    def __init__(self, *args, task: Task, objective: Objective, optimisation: OptimisationSettings, **kwargs):
+        super().__init__(*args, data_collator=task.collate, compute_metrics=objective.metrics, **kwargs)
+        self.objective = objective.to(self.args.device)
         self.optimisation = optimisation
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
         self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step with a loss that is no number
@@ -47,7 +45,7 @@ class TaskTrainer(Trainer):
         self.add_callback(self._watch)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(ProgressBar())
+        self.add_callback(ProgressBar(task.shown_figures))
 
     def train(self, *args, **kwargs):
         """Train to the end.
@@ -74,12 +72,12 @@ class TaskTrainer(Trainer):
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 
-    def run_task(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> TaskOutput:
-        """The task's output for a batch whose images have come as bytes."""
-        return self.task(model, inputs["pixels"].float() / 255, inputs["targets"])
+    def run_objective(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Output:
+        """The objective's output for a batch whose images have come as bytes."""
+        return self.objective(model, inputs["pixels"].float() / 255, inputs["targets"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        output = self.run_task(model, inputs)
+        output = self.run_objective(model, inputs)
         if model.training:
             first = (self.diverged_at < 0) & ~output.loss.detach().isfinite()
             self.diverged_at = torch.where(first, self.state.global_step + 1, self.diverged_at)
@@ -90,7 +88,7 @@ class TaskTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = self.run_task(model, inputs)
+            output = self.run_objective(model, inputs)
         targets = inputs["targets"]
         if targets.ndim > 1:  # masks, which the predictions have been compared with; nothing is gathered that nobody reads
             targets = targets.new_zeros(len(targets))
@@ -101,7 +99,7 @@ class TaskTrainer(Trainer):
         """Pictures of what the model, as it is, predicts for a batch."""
         inputs = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
-            return self.task.draw(self.model, inputs["pixels"].float() / 255, inputs["targets"])
+            return self.objective.draw(self.model, inputs["pixels"].float() / 255, inputs["targets"])
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
@@ -147,8 +145,7 @@ class TaskTrainer(Trainer):
         if free < needed:
             raise OSError(
                 f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
-                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and start again "
-                "(scripts/finetune.py: with --resume true)"
+                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and resume"
             )
         super()._save_checkpoint(model, trial)
 
@@ -187,8 +184,8 @@ class TaskTrainer(Trainer):
         if (steps >= 0).any():
             step, best = int(steps[steps >= 0].min()), self.state.best_model_checkpoint
             raise DivergenceError(
-                f"the loss of step {step} is infinite or not a number; lower --learning_rate or --max_grad_norm, or leave out "
-                f"--fp16. {f'The best checkpoint so far is {best}.' if best else 'No checkpoint was written before.'}"
+                f"the loss of step {step} is infinite or not a number; lower the learning rate or max_grad_norm, or leave "
+                f"out fp16. {f'The best checkpoint so far is {best}.' if best else 'No checkpoint was written before.'}"
             )
 
 

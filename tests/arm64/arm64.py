@@ -78,15 +78,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("artefacts", type=Path, nargs="*", metavar="ARTEFACT_DIR", help="programs beside the small ones")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help=f"the first {NUM_IMAGES} in it (default: digits)")
     parser.add_argument("--processors", nargs="+", default=list(PROCESSORS), choices=list(PROCESSORS))
-    parser.add_argument("--work-dir", type=Path, default=Path("build/arm64"), metavar="DIR", help="machine and programs")
-    parser.add_argument("--out", type=Path, default=Path("build/arm64/arm64.json"), metavar="FILE")
+    parser.add_argument("--work_dir", type=Path, default=Path("build/arm64"), metavar="DIR", help="machine and programs")
+    parser.add_argument("--output_file", type=Path, default=Path("build/arm64/arm64.json"), metavar="FILE")
     arguments = parser.parse_args(argv)
     try:
         for artefact in arguments.artefacts:
             require_classifier(artefact)
         if arguments.images:
             find_images(arguments.images)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
         machine = prepare_machine(arguments.work_dir / "machine")
         comparisons = compare_all(machine, arguments)
     except NoMachineError as error:
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print("\n".join([describe(row) for row in comparisons]))
     missed = sum(not row.within_bounds for row in comparisons)
-    print(f"{len(comparisons) - missed} of {len(comparisons)} within bounds; {arguments.out} has the figures")
+    print(f"{len(comparisons) - missed} of {len(comparisons)} within bounds; {arguments.output_file} has the figures")
     return int(missed > 0)
 
 
@@ -135,7 +135,7 @@ def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Compari
         "images": f"{len(images)} {'images' if arguments.images else 'handwritten digits of scikit-learn'}",
         "comparisons": [asdict(row) | {"within_bounds": row.within_bounds} for row in comparisons],
     }
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output_file.write_text(json.dumps(record, indent=1) + "\n")
     return comparisons
 
 
@@ -155,11 +155,9 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
     """Export seeded, untrained models of both versions in every recipe whose program runs here and needs no training."""
     import torch
 
-    from distill.data.preparation import image_processor
-    from distill.pipeline.settings import DataSettings
     from edge.export.export import ExportSettings, export
     from edge.lower.recipes import RECIPES
-    from swin_hf import SwinHfConfig, SwinHfForImageClassification
+    from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
     torch.set_num_threads(1)  # another pool of threads would only wait for the runtime's
     folders = []
@@ -172,7 +170,8 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
                 torch.nn.init.normal_(parameter, std=0.3)  # they start at zero, where they could not be wrong
         checkpoint = work_dir / f"v{version}"
         model.save_pretrained(checkpoint)
-        image_processor(DataSettings(image_size=32)).save_pretrained(checkpoint)
+        processor = SwinHfImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        processor.save_pretrained(checkpoint)
         for recipe in RECIPES.values():
             if recipe.executable and not recipe.train_epochs:
                 folders.append(work_dir / "programs" / f"v{version}-{recipe.name}")

@@ -102,7 +102,7 @@ def test_skips_with_the_reason_where_there_is_no_emulator(monkeypatch, tmp_path,
     monkeypatch.setattr(arm64_machine.platform, "system", lambda: "Linux")
     monkeypatch.setattr(arm64_machine.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(arm64_machine.shutil, "which", lambda name: None)
-    assert arm64.main(["--work-dir", str(tmp_path / "arm64")]) == 0
+    assert arm64.main(["--work_dir", str(tmp_path / "arm64")]) == 0
     assert "skipped: apt-get, which fetches Debian's packages for AArch64, is not on this machine" in capsys.readouterr().out
     assert not list((tmp_path / "arm64").iterdir())
 
@@ -162,7 +162,7 @@ def test_record_holds_every_comparison_and_a_miss_is_the_exit_code(monkeypatch, 
     here = {"machine": "x86_64", "versions": {"torch": "1"}, "programs": [answered(LOGITS)]}
     monkeypatch.setattr(arm64_guest, "answer", lambda artefacts, images: here)
     monkeypatch.setattr(arm64, "ask", lambda machine, name, request: here | {"programs": [answered(worse[name])]})
-    command = ["--work-dir", str(tmp_path), "--out", str(tmp_path / "record.json"), "--processors"]
+    command = ["--work_dir", str(tmp_path), "--output_file", str(tmp_path / "record.json"), "--processors"]
     assert arm64.main([*command, "cortex-a53"]) == 0
     (tmp_path / "digits").rmdir()
     assert arm64.main([*command, "cortex-a53", "cortex-a76"]) == 1

@@ -77,7 +77,7 @@ def test_plan_drops_the_globally_least_important():
         BlockImportance(heads=torch.tensor([0.1, 2.0]), mlp_channels=torch.tensor([3.0] * 8 + [0.5] * 8)),
         BlockImportance(heads=torch.tensor([1.0, 0.9, 0.2, 3.0]), mlp_channels=torch.tensor([1.0] * 16)),
     ]
-    plan = make_plan(importance, heads_share=0.34, mlp_share=0.25)
+    plan = make_plan(importance, prune_heads=0.34, prune_mlp=0.25)
     assert plan.heads == [[1], [0, 1, 3]]
     assert plan.mlp_channels == [list(range(8)), list(range(16))]
 
@@ -85,5 +85,5 @@ def test_plan_drops_the_globally_least_important():
 def test_every_block_keeps_something():
     importance = [BlockImportance(heads=torch.tensor([0.1, 0.1]), mlp_channels=torch.ones(16)) for _ in range(2)]
     assert [len(kept) for kept in make_plan(importance, 0.5, 0.5).heads] == [1, 1]
-    with pytest.raises(PruningError, match=r"--prune_heads must leave something in every block: at most 0\.50 of the 4"):
-        make_plan(importance, heads_share=0.75, mlp_share=0.0)
+    with pytest.raises(PruningError, match=r"prune_heads must leave something in every block: at most 0\.50 of the 4"):
+        make_plan(importance, prune_heads=0.75, prune_mlp=0.0)

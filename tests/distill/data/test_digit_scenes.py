@@ -7,8 +7,9 @@ from sklearn.datasets import load_digits
 
 from distill.data import digit_scenes
 from distill.data.digit_scenes import DIGITS, DigitScenes, ScenePainter, split_digits
-from distill.data.preparation import split_images
-from distill.data.sources import find_images
+from distill.data.finding import find_images
+from distill.data.splits import split_images
+from distill.data.targets import CLASSES
 from distill.training.settings import parse_finetune_settings
 
 
@@ -30,7 +31,7 @@ def test_splits_share_no_digit_and_have_all_classes():
 
 def test_splits_are_those_of_the_digits_recipe():
     settings = parse_finetune_settings(["--config", "digits", "--use_cpu", "true"]).images
-    found = find_images("digits", "image-classification")
+    found = find_images("digits", CLASSES)
     split = split_images(found, settings.validation_share, settings.test_share, settings.split_seed)
     assert {name: sorted(own) for name, own in split_digits().items()} == {name: sorted(own) for name, own, _ in split}
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from distill.data.sources import DataError
 from distill.data.streaming import StreamedImages, open_stream
-from distill.data.transforms import RandomCrop
-from distill.training.command_line import SettingsError
+from distill.data.targets import CLASSES
+from distill.data.transforms import RandomCrop, TransformSettings
+from distill.errors import SettingsError, TrainingStopped
 from distill.training.finetune import finetune
-from distill.training.settings import TransformSettings, parse_finetune_settings
-from distill.training.trainer import TrainingStopped
+from distill.training.settings import parse_finetune_settings
 
 STEPS = ["--streaming", "true", "--max_steps", "7", "--eval_strategy", "steps", "--save_strategy", "steps"]
 STEPS += ["--logging_strategy", "steps", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1"]
@@ -52,7 +52,7 @@ def images_of(folder, process_index: int = 0, num_processes: int = 1, **changes)
     arguments = ["--dataset", str(folder), *STEPS] + [f"--{name}={value}" for name, value in changes.items()]
     settings = parse_finetune_settings(arguments).images
     crop = RandomCrop(TransformSettings(crop_min_area=1.0, crop_max_aspect=1.0), 16, seed=0)
-    stream = open_stream("image-classification", settings, folder.parent)
+    stream = open_stream(CLASSES, settings, folder.parent)
     return StreamedImages(stream, settings, crop, process_index, num_processes)
 
 
@@ -119,8 +119,8 @@ def test_what_cannot_be_streamed_is_said(image_folder, parquet_folder):
         images_of(image_folder)
     with pytest.raises(SettingsError, match="--streaming must come with --max_steps N and with steps as --eval_strategy"):
         parse_finetune_settings(["--dataset", str(parquet_folder), "--streaming", "true"])
-    with pytest.raises(SettingsError, match="--streaming must come without --initial_image_size, --repeats"):
-        images_of(parquet_folder, repeats=3)
+    with pytest.raises(SettingsError, match="--streaming must come without --initial_image_size, --repeated_augmentation"):
+        images_of(parquet_folder, repeated_augmentation=3)
     (parquet_folder / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match="--streaming needs a train and a validation or test split"):
         images_of(parquet_folder)

@@ -4,16 +4,19 @@ import datasets
 import pytest
 from PIL import Image
 
-from distill.data.preparation import prepare_data
-from distill.data.sources import DataError, find_images
-from distill.pipeline.settings import DataSettings
+from distill.data.finding import find_images
+from distill.data.sources import DataError
+from distill.data.splits import ImageSettings
+from distill.data.targets import CLASSES
+from distill.pipeline.storing import store_images
 
 
 def prepare(source, tmp_path, **changes) -> datasets.DatasetDict:
     work_dir = tmp_path / "data"
     work_dir.mkdir()
-    settings = DataSettings(**({"dataset": str(source), "image_size": 16} | changes))
-    prepare_data(find_images(settings.dataset, "image-classification"), settings, work_dir)
+    shares = {"validation_share": 0.15, "test_share": 0.25}
+    settings = ImageSettings(**({"dataset": str(source)} | shares | changes))
+    store_images(find_images(settings.dataset, CLASSES), settings, 16, work_dir)
     return datasets.load_from_disk(str(work_dir))
 
 
@@ -34,8 +37,8 @@ def test_folder_is_split_by_class_without_overlap(image_folder, tmp_path):
 def test_split_is_fixed_by_the_seed(image_folder, tmp_path):
     for name in "abc":
         (tmp_path / name).mkdir()
-    first, again = prepare(image_folder, tmp_path / "a", seed=0), prepare(image_folder, tmp_path / "b", seed=0)
-    other = prepare(image_folder, tmp_path / "c", seed=1)
+    first, again = prepare(image_folder, tmp_path / "a", split_seed=0), prepare(image_folder, tmp_path / "b", split_seed=0)
+    other = prepare(image_folder, tmp_path / "c", split_seed=1)
     assert pixels(first["test"]) == pixels(again["test"])
     assert pixels(first["test"]) != pixels(other["test"])
 
@@ -53,7 +56,7 @@ def test_samples_are_test_images_of_every_class(image_folder, tmp_path):
 
 
 def test_digits_are_all_there():
-    found = find_images("digits", "image-classification")
+    found = find_images("digits", CLASSES)
     assert len(found.images["all"]) == 1797
     assert found.class_names == list("0123456789")
 
@@ -99,25 +102,25 @@ def test_too_many_unreadable_images_are_an_error(image_folder, tmp_path):
 
 
 def test_one_class_and_tiny_classes_are_errors(image_folder):
-    settings = DataSettings(dataset=str(image_folder))
+    settings = ImageSettings(dataset=str(image_folder))
     for image in list((image_folder / "red").iterdir())[3:]:
         image.unlink()
     with pytest.raises(DataError, match="class red has 3 images; every class needs at least 4"):
-        find_images(settings.dataset, "image-classification")
+        find_images(settings.dataset, CLASSES)
     for name in ("red", "green"):
         for image in (image_folder / name).iterdir():
             image.unlink()
     with pytest.raises(DataError, match=r"has one class only \(blue\)"):
-        find_images(settings.dataset, "image-classification")
+        find_images(settings.dataset, CLASSES)
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(DataError, match="is neither a folder nor a .csv or .parquet table"):
-        find_images(str(tmp_path / "nowhere"), "image-classification")
+        find_images(str(tmp_path / "nowhere"), CLASSES)
     with pytest.raises(DataError, match="holds no images in class folders"):
-        find_images(str(tmp_path), "image-classification")
+        find_images(str(tmp_path), CLASSES)
 
 
 def test_unknown_hub_id_is_explained():
     with pytest.raises(DataError, match="neither digits, nor a folder here, nor a data set that the Hub gives"):
-        find_images("nobody/nothing", "image-classification")
+        find_images("nobody/nothing", CLASSES)

@@ -9,32 +9,44 @@ from pathlib import Path
 import pytest
 
 RUN = [sys.executable, str(Path(__file__).parents[3] / "distill" / "run.py")]
-TINY_RECIPE = """
+TINY_CONFIG = """
 image_size: 16
-patch_size: 2
-teacher_embed_dim: 24
-teacher_depths: [1, 1]
-teacher_num_heads: [2, 2]
+validation_share: 0.15
+test_share: 0.25
+seed: 0
+teacher: swin_tiny
+teacher_args: "{patch_size: 2, window_size: 4, embed_dim: 24, depths: [1, 1], num_heads: [2, 2], weight_init: fan_in}"
 teacher_epochs: 12
-student_embed_dim: 16
-student_depths: [1, 1]
-student_num_heads: [2, 2]
+teacher_learning_rate: 0.002
+student: swin_edge_small
+student_args: "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2]}"
 student_epochs: 12
+student_learning_rate: 0.003
 recover_epochs: 8
-batch_size: 8
+recover_learning_rate: 0.001
+per_device_train_batch_size: 8
 prune_heads: 0.25
 prune_mlp: 0.4
-latency_repeats: 10
+repeats: 10
+num_pictures: 0
+load_best_model_at_end: false
+crop_min_area: 1.0
+crop_max_aspect: 1.0
+randaugment_ops: 0
+color_jitter: 0.0
+random_erasing: 0.0
+mixup_alpha: 0.0
+cutmix_alpha: 0.0
 """
 
 
 @pytest.fixture
 def command(image_folder, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(TINY_RECIPE)
+    (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
 
     def make(name: str, *more: str) -> list[str]:
-        fixed = ["--dataset", str(image_folder), "--recipe", str(tmp_path / "tiny.yaml")]
-        return [*RUN, *fixed, "--name", name, "--output_root", str(tmp_path / "runs"), *more]
+        fixed = ["--dataset", str(image_folder), "--config", str(tmp_path / "tiny.yaml")]
+        return [*RUN, *fixed, "--output_dir", str(tmp_path / "runs" / name), *more]
 
     return make
 
@@ -89,6 +101,7 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
     [
         (["--student_epoch", "3"], "unknown setting --student_epoch"),
         (["--teacher", "nowhere/at/all"], "must be a checkpoint folder or Hub id"),
+        (["--student", "nowhere/at/all"], "--student nowhere/at/all must be a preset"),
         (["--stages", "report"], "add data to --stages"),
     ],
 )

@@ -2,49 +2,97 @@
 
 import pytest
 
-from distill.pipeline.settings import RECIPE_DIR, parse_settings
-from distill.training.command_line import SettingsError
+from distill.errors import SettingsError
+from distill.pipeline.settings import CONFIG_DIR, STAGES, parse_settings
+from distill.pipeline.steps import STEPS
+from distill.training.settings import parse_finetune_settings
 
 
 def test_defaults_are_the_demo():
     settings = parse_settings([])
-    assert settings.data.dataset == "digits"
+    assert settings.images.dataset == "digits"
     assert settings.run_dir.parts == ("runs", "demo")
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPE_DIR.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_parses(recipe):
-    parse_settings(["--recipe", recipe.stem])
+def test_the_table_of_stages_has_all_of_them_in_order():
+    assert tuple(step.name for step in STEPS) == STAGES
 
 
-def test_command_line_wins_over_recipe(tmp_path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("student_depths: [1, 3]\nstudent_epochs: 7\n")
-    settings = parse_settings(["--recipe", str(recipe), "--student_epochs", "9"])
-    assert settings.student.student_depths == [1, 3]
+@pytest.mark.parametrize("config", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses(config):
+    parse_settings(["--config", config.stem])
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text('student_args: "{depths: [1, 3]}"\nstudent_epochs: 7\n')
+    settings = parse_settings(["--config", str(config), "--student_epochs", "9"])
+    assert settings.student.choice.args == {"depths": [1, 3]}
     assert settings.student.student_epochs == 9
 
 
-def test_a_folder_takes_the_photo_recipe_and_its_own_name(tmp_path):
+def test_what_a_file_says_of_its_own_teacher_does_not_hold_for_another():
+    settings = parse_settings(["--config", "digits", "--teacher", "org/checkpoint"])
+    assert settings.teacher.choice.args == {}
+    assert settings.student.choice.args["embed_dim"] == 32
+    assert parse_settings(["--student=swin_edge_medium"]).student.choice.args == {}
+
+
+def test_a_folder_takes_the_photo_config_and_its_own_name(tmp_path):
     settings = parse_settings(["--dataset", str(tmp_path / "birds")])
-    assert settings.run_name == "birds"
-    assert settings.augmentation.horizontal_flip
-    assert settings.data.image_size == 224
+    assert settings.run_dir.parts == ("runs", "birds")
+    assert settings.transforms.horizontal_flip == 0.5
+    assert settings.task.image_size == 224
+
+
+def test_a_training_of_a_run_has_the_settings_of_a_fine_tuning(tmp_path):
+    shared = ["--mixup_alpha", "0.4", "--ema_decay", "0.99", "--layer_decay", "0.8", "--report_to", "tensorboard"]
+    settings = parse_settings([*shared, "--kd_temperature", "2", "--output_dir", str(tmp_path)])
+    training = settings.training(settings.student.choice, 7, 1e-3, tmp_path / "student")
+    expected = parse_finetune_settings(["--config", "digits", *shared, "--learning_rate", "0.001", "--num_train_epochs", "7"])
+    assert type(training) is type(expected)
+    for part in ("mixup_alpha", "rotation_degrees"):
+        assert getattr(training.transforms, part) == getattr(expected.transforms, part)
+    assert training.optimisation.ema_decay == expected.optimisation.ema_decay == 0.99
+    assert training.optimisation.layer_decay == 0.8 and training.trainer.report_to == ["tensorboard"]
+    assert (training.trainer.learning_rate, training.trainer.num_train_epochs) == (1e-3, 7)
+    assert training.distillation.kd_temperature == 2
+    assert training.trainer.output_dir == str(tmp_path / "student")
+
+
+def test_what_has_no_bearing_on_the_outcome_starts_no_stage_again():
+    usual = parse_settings([]).training_values
+    without = ["--dataloader_num_workers", "2", "--report_to", "tensorboard", "--logging_steps", "5", "--use_cpu", "true"]
+    assert parse_settings(without).training_values == usual
+    for argument in ("--ema_decay=0.9", "--mixup_alpha=0.2", "--weight_decay=0.1", "--bf16=true", "--seed=1"):
+        assert parse_settings([argument, "--use_cpu=true"]).training_values != usual
+
+
+def test_options_have_one_spelling():
+    with pytest.raises(
+        SettingsError, match="unknown setting --student-epochs in the command line; did you mean --student_epochs"
+    ):
+        parse_settings(["--student-epochs", "3"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--student_epoch", "3"], "unknown setting --student_epoch in the command line; did you mean --student_epochs"),
-        (["--student_epochs", "three"], "invalid int value: 'three'"),
+        (["--student_epochs", "three"], "invalid float value: 'three'"),
         (["--student_epochs", "0"], "--student_epochs must be positive, got 0"),
-        (["--teacher_num_heads", "3", "8"], r"--teacher_num_heads must divide 64 channels in stage 0, got \[3, 8\]"),
+        (["--teacher_args", "depths"], "--teacher_args must be YAML like"),
+        (["--student", ""], "--student must name a preset, a checkpoint folder or a Hub id"),
+        (
+            ["--learning_rate", "1"],
+            "unknown setting --learning_rate in the command line; did you mean --teacher_learning_rate",
+        ),
+        (["--ema_decay", "0.9", "--save_only_model", "true"], "--save_only_model must be false with --ema_decay"),
         (["--prune_mlp", "1.5"], r"--prune_mlp must lie in \[0, 1\), got 1.5"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
         (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),
-        (["--edge_recipe", "int7"], "--edge_recipe must be one of fp32, fp16, int8"),
-        (["--recipe", "nowhere"], "--recipe must be a YAML file or a name"),
-        (["--name", "../up"], "--name must be a plain folder name"),
+        (["--recipe", "int7"], "--recipe must be one of fp32, fp16, int8"),
+        (["--config", "nowhere"], "--config must be a YAML file or one of digits, photos"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
@@ -56,13 +104,13 @@ def test_bad_settings_are_named(arguments, message):
     ("text", "message"),
     [
         ("studnt_epochs: 3", "unknown setting --studnt_epochs in .*mine.yaml; did you mean --student_epochs"),
-        ("student_epochs: many", "invalid int value"),
+        ("student_epochs: many", "invalid float value"),
         ("- a\n- b", "must hold `key: value` lines, got list"),
         ("a: [", "is not valid YAML"),
-        ("batch_size: -4", "--batch_size must be positive"),
+        ("prune_batches: -4", "--prune_batches must be positive"),
     ],
 )
-def test_bad_recipes_are_named(tmp_path, text, message):
+def test_bad_files_are_named(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(SettingsError, match=message):
-        parse_settings(["--recipe", str(tmp_path / "mine.yaml")])
+        parse_settings(["--config", str(tmp_path / "mine.yaml")])

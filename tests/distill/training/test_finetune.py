@@ -20,14 +20,15 @@ from transformers import AutoModelForImageClassification, EvalPrediction
 
 from distill.data.examples import Example
 from distill.data.sources import DataError
-from distill.data.transforms import BatchMix, BatchTransform, RandomCrop
-from distill.training.command_line import SettingsError
+from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
+from distill.errors import SettingsError, TrainingStopped
 from distill.training.finetune import balanced_weights, finetune
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
-from distill.training.settings import CONFIG_DIR, TaskSettings, TransformSettings, parse_finetune_settings
-from distill.training.tasks import ImageClassification, MaskedImageModeling
-from distill.training.trainer import DivergenceError, TaskTrainer, TrainingStopped
+from distill.training.settings import CONFIG_DIR, parse_finetune_settings
+from distill.training.tasks.classification import ImageClassification
+from distill.training.tasks.masked_images import MaskedImageModeling
+from distill.training.trainer import DivergenceError, TaskTrainer
 from swin_hf import SwinHfForMaskedImageModeling
 
 # -- parameters --------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
 
 
 def test_masks_are_whole_squares_of_the_asked_share():
-    task = MaskedImageModeling(PROCESSOR, 2, TaskSettings(mask_patch_size=8, mask_share=0.5))
+    task = MaskedImageModeling(PROCESSOR, 2, mask_patch_size=8, mask_share=0.5)
     mask = task.sample_mask(50, 32, 48)
     assert mask.shape == (50, 16, 24)
     squares = mask.view(50, 4, 4, 6, 4).transpose(2, 3).flatten(3)
@@ -324,7 +325,7 @@ def test_every_config_parses(config):
         ("--ema_decay 1", r"--ema_decay must lie in \[0, 1\)"),
         ("--initial_image_size 512", "--initial_image_size must be at most --image_size 224, got 512"),
         ("--eval_strategy no", "load_best_model_at_end requires the save and eval strategy to match"),
-        ("--config nowhere", "--config must be a YAML file or a name"),
+        ("--config nowhere", "--config must be a YAML file or one of"),
         ("--randaugment_magnitude 30", r"--randaugment_magnitude must lie in \[1, 29\], got 30"),
         ("--ema_decay 0.9 --save_only_model true", "--save_only_model must be false with --ema_decay"),
     ],

@@ -3,24 +3,31 @@
 import numpy as np
 import pytest
 import torch
-from conftest import settings_for
 from transformers import ViTImageProcessorPil
 
-from distill.training.models import ModelError, load_processor
+from distill.training.models import ModelChoice, ModelError, load_processor
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
 
 
-def test_a_crop_grows_with_the_image_size(checkpoint, tmp_path):
+def test_a_crop_grows_with_the_image_size(checkpoint):
     stock = ViTImageProcessorPil(size={"shortest_edge": 20}, do_center_crop=True, crop_size=16)
     stock.save_pretrained(checkpoint)
     for size, shortest in ((16, 20), (32, 40)):
-        processor = load_processor(settings_for(tmp_path, "--model", str(checkpoint), "--image_size", str(size)))
+        processor = load_processor(ModelChoice(name=str(checkpoint)), size)
         expected = ViTImageProcessorPil(size={"shortest_edge": shortest}, do_center_crop=True, crop_size=size)
         assert torch.equal(*(one(IMAGE, return_tensors="pt")["pixel_values"] for one in (processor, expected)))
 
 
-def test_a_crop_of_another_kind_is_refused(checkpoint, tmp_path):
+def test_a_crop_of_another_kind_is_refused(checkpoint):
     ViTImageProcessorPil(size={"height": 20, "width": 20}, do_center_crop=True, crop_size=16).save_pretrained(checkpoint)
     with pytest.raises(ModelError, match="cannot be applied to an image processor with size"):
-        load_processor(settings_for(tmp_path, "--model", str(checkpoint)))
+        load_processor(ModelChoice(name=str(checkpoint)), 16)
+
+
+def test_images_of_a_run_are_judged_whole(checkpoint):
+    stock = ViTImageProcessorPil(size={"shortest_edge": 20}, do_center_crop=True, crop_size=16)
+    stock.save_pretrained(checkpoint)
+    whole = load_processor(ModelChoice(name=str(checkpoint)), 16, crops=False)
+    expected = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    assert torch.equal(*(one(IMAGE, return_tensors="pt")["pixel_values"] for one in (whole, expected)))

@@ -19,13 +19,14 @@ from transformers import (
 )
 
 from distill.data.examples import EvaluationImages, Example, TrainingImages
-from distill.data.sources import DataError, find_images
-from distill.data.transforms import IGNORED, BatchTransform, RandomCrop
-from distill.training.command_line import SettingsError
+from distill.data.finding import find_images
+from distill.data.sources import DataError
+from distill.data.targets import MASKS
+from distill.data.transforms import IGNORED, BatchTransform, RandomCrop, TransformSettings
+from distill.errors import SettingsError
 from distill.training.finetune import finetune
 from distill.training.models import ModelError
-from distill.training.settings import TransformSettings
-from distill.training.tasks import SemanticSegmentation
+from distill.training.tasks.segmentation import SemanticSegmentation
 
 SEGMENT = ["--task", "semantic-segmentation", "--head_args", "{hidden_size: 8}", "--per_device_train_batch_size", "4", *STILL]
 SEGMENT += ["--validation_share", "0.25", "--test_share", "0.25"]
@@ -92,7 +93,7 @@ def test_randaugment_leaves_classes_classes():
 
 
 def test_crops_of_image_and_mask_are_the_same(mask_folder):
-    found = find_images(str(mask_folder), "semantic-segmentation")
+    found = find_images(str(mask_folder), MASKS)
     mask = found.masks["all"][0]
     image = Image.merge("RGB", [mask.load_mask().point(lambda level: 255 * level)] * 3)
     crop = RandomCrop(TransformSettings(crop_min_area=0.3), 16, seed=0)
@@ -103,7 +104,7 @@ def test_crops_of_image_and_mask_are_the_same(mask_folder):
 
 
 def test_examples_give_masks_at_the_size_of_the_pixels(mask_folder):
-    found = find_images(str(mask_folder), "semantic-segmentation")
+    found = find_images(str(mask_folder), MASKS)
     example = Example(found.images["all"][0], 0, found.masks["all"][0])
     for row in (
         EvaluationImages([example], PROCESSOR)[0],

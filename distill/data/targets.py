@@ -1,0 +1,74 @@
+"""What the images of a data set come with, and how that is found in folders and in rows."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from distill.data.digit_scenes import DigitScenes
+from distill.data.folders import images_alone, images_in_class_folders, images_in_mask_folders, read_class_names
+from distill.data.rows import Rows, label_column, mask_column, rows_of_images, rows_with_classes, rows_with_masks
+from distill.data.sources import DataError, FoundImages
+
+FEWEST_OF_A_CLASS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """One kind of target.
+
+    in_folder: the images in a folder of files, with a file of class names or None.
+    in_rows: the images in rows, by split, of a data set with this name, with a file of class names or None.
+    columns: the columns of classes and of masks that a streamed row is asked for; None for what is not needed.
+    check: raises a `DataError` for images that there is nothing to learn from.
+    have_classes, have_masks: whether models are told names of classes; whether crops have to take masks along.
+    """
+
+    in_folder: Callable[[Path, Path | None], FoundImages]
+    in_rows: Callable[[Rows, str, Path | None], FoundImages]
+    columns: Callable[[datasets.Features, str], tuple[str | None, str | None]]
+    check: Callable[[FoundImages, str], None]
+    have_classes: bool = True
+    have_masks: bool = False
+
+
+def _check_classes(found: FoundImages, dataset: str) -> None:
+    """Check that there are classes to tell apart and images of each to learn from."""
+    counts = Counter(found.labels[found.whole])
+    if len(counts) < 2:
+        names = ", ".join(found.class_names[label] for label in counts)
+        raise DataError(f"--dataset {dataset} has one class only ({names}); a classifier needs two or more")
+    label, fewest = min(counts.items(), key=lambda item: item[1])
+    if fewest < FEWEST_OF_A_CLASS:
+        raise DataError(
+            f"class {found.class_names[label]} has {fewest} images; every class needs at least {FEWEST_OF_A_CLASS}, so that "
+            "training, validation and test get one each"
+        )
+
+
+def _names_of_masks(dataset: str, class_names: Path | None) -> list[str]:
+    return DigitScenes.MASK_CLASSES if dataset == "digit-scenes" else read_class_names(class_names, dataset)
+
+
+CLASSES = Targets(
+    in_folder=lambda folder, class_names: images_in_class_folders(folder),
+    in_rows=lambda splits, dataset, class_names: rows_with_classes(splits, dataset),
+    columns=lambda features, dataset: (label_column(features, dataset), None),
+    check=_check_classes,
+)
+MASKS = Targets(
+    in_folder=images_in_mask_folders,
+    in_rows=lambda splits, dataset, names: rows_with_masks(splits, dataset, _names_of_masks(dataset, names)),
+    columns=lambda features, dataset: (None, mask_column(features, dataset)),
+    check=lambda found, dataset: None,
+    have_masks=True,
+)
+NOTHING = Targets(  # images alone
+    in_folder=lambda folder, class_names: images_alone(folder),
+    in_rows=lambda splits, dataset, class_names: rows_of_images(splits, dataset),
+    columns=lambda features, dataset: (None, None),
+    check=lambda found, dataset: None,
+    have_classes=False,
+)

@@ -1,0 +1,66 @@
+"""A run: its settings, its folder, and what its stages find there."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+
+from distill.compress.teachers import Classifier, load_classifier
+from distill.data.examples import Example
+from distill.data.finding import find_images
+from distill.data.rows import rows_with_classes
+from distill.data.sources import FoundImages
+from distill.data.streaming import Stream, open_stream
+from distill.data.targets import CLASSES
+from distill.pipeline.settings import Settings
+from distill.training.finetune import TrainingData
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with these settings."""
+
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.run_dir
+
+    @cached_property
+    def found(self) -> FoundImages:
+        """The images behind `--dataset`."""
+        if self.settings.images.streaming:
+            return self.stream.held_out
+        return find_images(self.settings.images.dataset, CLASSES)
+
+    @cached_property
+    def stream(self) -> Stream | None:
+        """The stream to train on, if there is one; its held-out rows are kept in the run's folder."""
+        if not self.settings.images.streaming:
+            return None
+        return open_stream(CLASSES, self.settings.images, self.folder)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the images that the data stage stored."""
+        return json.loads((self.folder / "data" / "data.json").read_text(encoding="utf-8"))["class_names"]
+
+    def data(self) -> TrainingData:
+        """The images that the data stage stored, and the stream if there is one."""
+        examples = stored_examples(self.folder / "data")
+        return TrainingData(class_names=self.class_names, examples=examples, stream=self.stream)
+
+    def classifier(self, folder: str) -> Classifier:
+        """The classifier of an earlier stage, frozen and in eval mode, its outputs in the order of the data's classes."""
+        return load_classifier(self.folder / folder, self.class_names)
+
+
+def stored_examples(folder: Path) -> dict[str, list[Example]]:
+    """The images of each split that the data stage stored in a folder."""
+    found = rows_with_classes(dict(datasets.load_from_disk(str(folder))), str(folder))
+    return {
+        split: [Example(source, label) for source, label in zip(sources, found.labels[split])]
+        for split, sources in found.images.items()
+    }

@@ -1,0 +1,266 @@
+"""The seven stages of a run, from images to a report: a function each, and the table of them."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from distill.compress.pruning import make_plan, measure_importance, prune
+from distill.compress.teachers import Classifier, knows_classes, load_classifier
+from distill.data.examples import EvaluationImages, Example
+from distill.pipeline.measure import classifier_logits, program_logits
+from distill.pipeline.report import make_report, write_report
+from distill.pipeline.run_folder import Run
+from distill.pipeline.settings import Settings
+from distill.pipeline.stages import Stage, file_listing
+from distill.pipeline.storing import store_images
+from distill.training.figures import accuracy_with_interval
+from distill.training.finetune import METRICS, build_model, make_objective, train_model, write_metrics
+from distill.training.models import ModelChoice
+from distill.training.settings import FinetuneSettings
+from distill.training.tasks.distillation import Distillation
+from distill.training.trainer import last_whole_checkpoint
+from edge.device.runner import Runner
+from edge.export.export import ExportSettings, export
+
+
+def build_data(run: Run, work_dir: Path) -> None:
+    """Split the images, leave out unreadable ones, and store them at the size of the models."""
+    settings = run.settings
+    store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream)
+
+
+def build_teacher(run: Run, work_dir: Path) -> None:
+    """Take the teacher as it is if it knows the classes; otherwise train it on the images."""
+    own, choice = run.settings.teacher, run.settings.teacher.choice
+    if is_taken_as_it_is(choice, run.class_names):
+        print(f"      {choice} knows these classes: it is taken as it is")
+        classifier = load_classifier(choice.name, run.class_names)
+        save_classifier(work_dir, classifier)
+        write_metrics(work_dir, {"source": choice.name, "evaluation": evaluate(run, classifier)})
+        return
+    how = "trained from scratch" if choice.is_preset else "fine-tuned on these classes, which it does not know yet"
+    print(f"      {choice} is {how}")
+    train(run.settings.training(choice, own.teacher_epochs, own.teacher_learning_rate, work_dir), run)
+
+
+def build_student(run: Run, work_dir: Path) -> None:
+    """Distill the teacher into a small model."""
+    own = run.settings.student
+    settings = run.settings.training(own.choice, own.student_epochs, own.student_learning_rate, work_dir)
+    train(settings, run, run.classifier("teacher"))
+
+
+def build_pruned(run: Run, work_dir: Path) -> None:
+    """Remove the heads and MLP channels of the student that matter least to what it has learned."""
+    own = run.settings.prune
+    set_seed(run.settings.trainer.seed)
+    student = run.classifier("student")
+    student.requires_grad_(True)
+    importance = measure_importance(student.model, losses(run, student, run.classifier("teacher")))
+    plan = make_plan(importance, own.prune_heads, own.prune_mlp)
+    figures = plan.removed_shares(importance)
+    print(
+        f"      removed {figures['removed_heads']:.0%} of the heads (asked {own.prune_heads:.0%}) and "
+        f"{figures['removed_mlp']:.0%} of the MLP channels (asked {own.prune_mlp:.0%})"
+    )
+    pruned = Classifier(prune(student.model, plan), student.processor, student.class_order).eval()
+    save_classifier(work_dir, pruned)
+    write_metrics(work_dir, figures | {"evaluation": evaluate(run, pruned)})
+
+
+def build_recovered(run: Run, work_dir: Path) -> None:
+    """Distill again, to win back what pruning cost."""
+    own, choice = run.settings.recover, ModelChoice(name=str(run.folder / "pruned"), flag="student")
+    settings = run.settings.training(choice, own.recover_epochs, own.recover_learning_rate, work_dir)
+    train(settings, run, run.classifier("teacher"))
+
+
+def build_edge(run: Run, work_dir: Path) -> None:
+    """Quantize, lower to ExecuTorch, and run the program."""
+    data = run.folder / "data"
+    (work_dir / METRICS).unlink(missing_ok=True)  # of an interrupted run: an export wants its folder for itself
+    settings = ExportSettings(recipe=run.settings.edge.recipe, data=data / "calibration", validation=data / "validation")
+    manifest = export(run.folder / "recovered", work_dir, settings)
+    parity = manifest.parity["program"]
+    print(
+        f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees "
+        f"with the model on {parity['agreement']:.1%} of {parity['num_images']} training images"
+    )
+    runner = Runner(work_dir)
+    write_metrics(work_dir, {"evaluation": evaluate(run, lambda examples: program_logits(runner, examples))})
+
+
+def build_report(run: Run, work_dir: Path) -> None:
+    """Measure every step on the same test images."""
+    write_report(make_report(run.folder, run.folder.resolve().name, run.settings.report), work_dir)
+
+
+# -- what the stages share ---------------------------------------------------------------------------------------------
+
+
+def is_taken_as_it_is(choice: ModelChoice, class_names: list[str]) -> bool:
+    """Whether a teacher needs no training: a checkpoint of these classes whose config is not to be changed."""
+    return not choice.is_preset and not choice.args and knows_classes(choice.name, class_names)
+
+
+def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = None) -> None:
+    """Train one model of the run, going on from where an interrupted run was, and tell its validation figure."""
+    folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
+    data, checkpoint = run.data(), last_whole_checkpoint(folder)
+    model = build_model(settings, data.class_names)
+    figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint)
+    for left in folder.glob("checkpoint-*"):
+        shutil.rmtree(left)
+    for name in (f"validation_{best}", f"test_{best}"):
+        if name in figures:
+            print(f"      {name.replace('_', ' ')} {figures[name]:.1%}")
+
+
+def losses(run: Run, student: Classifier, teacher: Classifier) -> Iterator[torch.Tensor]:
+    """The distillation loss of the student on batches of training images as they are."""
+    settings, data = run.settings, run.data()
+    training = settings.training(settings.student.choice, 1, 1, run.folder)
+    objective = Distillation(
+        make_objective(training, student.model.config, student.processor, data), teacher, settings.distillation
+    )
+    images = EvaluationImages(data.examples["train"], student.processor)
+    batch_size = min(settings.trainer.per_device_train_batch_size, len(images))
+    order = np.random.default_rng(settings.trainer.seed).permutation(len(images))
+    num_batches = min(settings.prune.prune_batches, len(images) // batch_size)
+    for start in range(0, num_batches * batch_size, batch_size):
+        batch = training.kind.collate([images[number] for number in order[start : start + batch_size]])
+        yield objective.learn(student.model, batch["pixels"].float() / 255, batch["targets"]).loss
+
+
+def save_classifier(folder: Path, classifier: Classifier) -> None:
+    """Write an ordinary `from_pretrained` folder with its processor."""
+    classifier.model.save_pretrained(folder)
+    classifier.processor.save_pretrained(folder)
+
+
+def evaluate(run: Run, classifier: Classifier | Callable[[list[Example]], np.ndarray]) -> dict[str, Any]:
+    """The accuracy of a classifier, or of what gives logits (n, K) for images, on the test images."""
+    test = run.data().examples["test"]
+    logits = classifier_logits(classifier, test) if isinstance(classifier, Classifier) else classifier(test)
+    labels = np.array([example.label for example in test])
+    return accuracy_with_interval(logits.argmax(axis=1), labels).as_evaluation(run.settings.images.dataset)
+
+
+# -- the table -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage before it belongs to a run. settings: what its outcome depends on beside its inputs, as JSON values."""
+
+    name: str
+    title: str
+    folder: str
+    inputs: tuple[str, ...]
+    settings: Callable[[Settings], dict[str, Any]]
+    build: Callable[[Run, Path], None]
+
+
+def _of_teacher(settings: Settings) -> dict[str, Any]:
+    choice = settings.teacher.choice
+    of_checkpoint = {} if choice.is_preset else {"files": files_outside(choice.name)}
+    return settings.training_values | {"own": asdict(settings.teacher)} | of_checkpoint
+
+
+def _of_student(settings: Settings) -> dict[str, Any]:
+    choice = settings.student.choice
+    of_checkpoint = {} if choice.is_preset else {"files": files_outside(choice.name)}
+    return _distilled(settings) | {"own": asdict(settings.student)} | of_checkpoint
+
+
+def _distilled(settings: Settings) -> dict[str, Any]:
+    return settings.training_values | {"distillation": asdict(settings.distillation)}
+
+
+STEPS = (
+    Step(
+        name="data",
+        title="clean, resize and split the images",
+        folder="data",
+        inputs=(),
+        settings=lambda settings: (
+            asdict(settings.images) | {"image_size": settings.task.image_size, "files": files_outside(settings.images.dataset)}
+        ),
+        build=build_data,
+    ),
+    Step(
+        name="teacher",
+        title="have a large model that knows the classes",
+        folder="teacher",
+        inputs=("data",),
+        settings=_of_teacher,
+        build=build_teacher,
+    ),
+    Step(
+        name="student",
+        title="distill the teacher into a small model",
+        folder="student",
+        inputs=("data", "teacher"),
+        settings=_of_student,
+        build=build_student,
+    ),
+    Step(
+        name="prune",
+        title="remove the least important heads and MLP channels",
+        folder="pruned",
+        inputs=("data", "teacher", "student"),
+        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.prune)},
+        build=build_pruned,
+    ),
+    Step(
+        name="recover",
+        title="distill again, to win back what pruning cost",
+        folder="recovered",
+        inputs=("data", "teacher", "prune"),
+        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.recover)},
+        build=build_recovered,
+    ),
+    Step(
+        name="edge",
+        title="quantize, lower to ExecuTorch, and run the program",
+        folder="edge",
+        inputs=("data", "recover"),
+        settings=lambda settings: asdict(settings.edge),
+        build=build_edge,
+    ),
+    Step(
+        name="report",
+        title="measure every step on the test images",
+        folder="report",
+        inputs=("data", "teacher", "student", "prune", "recover", "edge"),
+        settings=lambda settings: asdict(settings.report),
+        build=build_report,
+    ),
+)
+
+
+def stages_of(run: Run) -> list[Stage]:
+    """The stages of a run, each with exactly the settings that its outcome depends on."""
+    return [
+        Stage(
+            name=step.name,
+            title=step.title,
+            folder=step.folder,
+            inputs=step.inputs,
+            settings=step.settings(run.settings),
+            build=partial(step.build, run),
+        )
+        for step in STEPS
+    ]
+
+
+def files_outside(name: str) -> list[list]:
+    """What a fingerprint keeps of a data set or checkpoint: its files if it is a folder here, else nothing but its name."""
+    return file_listing(Path(name)) if Path(name).is_dir() else []

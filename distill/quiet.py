@@ -1,0 +1,11 @@
+"""Silence for what other packages print about every small file that is read or written."""
+
+import datasets
+from transformers.utils import logging as transformers_logging
+
+
+def quieten_libraries() -> None:
+    """Hide the progress bars and hints of transformers and datasets."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,0 +1,48 @@
+"""Figures that a training leaves behind, with what they were measured on."""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of right answers among n images with its 95 % interval (Wilson 1927)."""
+
+    correct: int
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+    def as_evaluation(self, dataset: str) -> dict[str, Any]:
+        """As `metrics.json` has it under "evaluation", from where a model card takes it."""
+        interval = {"low": self.low, "high": self.high}
+        return {"dataset": dataset, "metric": "accuracy", "value": self.accuracy, **interval, "n": self.n}
+
+
+def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
+    """Accuracy of predicted classes (n,) against labels (n,)."""
+    correct, n = int((predicted == labels).sum()), len(labels)
+    low, high = wilson_interval(correct, n)
+    return Accuracy(correct=correct, n=n, accuracy=correct / n, low=low, high=high)
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share, good also near 0 and 1 and for small n (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = correct / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluation_of(metric: str, value: float, n: int, dataset: str) -> dict[str, Any]:
+    """A figure of n test images as `metrics.json` has it under "evaluation"; an accuracy with its interval."""
+    evaluation = {"dataset": dataset, "metric": metric, "value": value, "n": n}
+    if metric == "accuracy":
+        low, high = wilson_interval(round(value * n), n)
+        evaluation |= {"low": low, "high": high}
+    return evaluation

@@ -1,0 +1,105 @@
+"""Image classification: a class for every image."""
+
+# B batch, H W image in pixels, K classes
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification, EvalPrediction
+
+from distill.compress.teachers import load_classifier
+from distill.data.normalisation import Normalisation
+from distill.data.targets import CLASSES
+from distill.data.transforms import BatchMix, BatchTransform, TransformSettings
+from distill.training.tasks.task import Metric, Objective, Output, Panels, Setting, Task, pictures_of
+
+NUM_CALIBRATION_BINS = 15
+
+
+class ImageClassification(Objective):
+    """Cross-entropy with smoothed, mixed labels; in evaluation against the label as it is."""
+
+    def __init__(
+        self,
+        processor,
+        class_names: list[str],
+        transforms: TransformSettings,
+        label_smoothing: float = 0.0,
+        class_weights: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.normalise = Normalisation(processor)
+        self.class_names, self.label_smoothing = class_names, label_smoothing
+        self.transform, self.mix = BatchTransform(transforms), BatchMix(transforms)
+        self.register_buffer("class_weights", class_weights)
+
+    def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classes (B,) become probabilities (B, K), which are mixed with their images."""
+        probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
+        return self.mix(self.transform(pixels), probabilities)
+
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        logits = model(pixel_values=self.normalise(pixels)).logits
+        smoothing, weight = self.label_smoothing, self.class_weights
+        loss = nn.functional.cross_entropy(logits.float(), targets, weight=weight, label_smoothing=smoothing)
+        return Output(loss=loss, predictions=logits)
+
+    def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        logits = model(pixel_values=self.normalise(pixels)).logits
+        return Output(loss=nn.functional.cross_entropy(logits.float(), targets), predictions=logits)
+
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        confidence, predicted = model(pixel_values=self.normalise(pixels)).logits.float().softmax(dim=1).max(dim=1)
+        panels = []
+        for picture, guess, sure, label in zip(pictures_of(pixels), predicted.tolist(), confidence.tolist(), targets.tolist()):
+            caption = f"{self.class_names[guess]} {sure:.0%}" + ("" if guess == label else f", is {self.class_names[label]}")
+            panels.append(Panels(pictures=[picture], caption=caption, right=guess == label))
+        return panels
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Top-1 and top-5 accuracy, the worst class's, and the expected calibration error.
+
+        Guo et al. 2017, arXiv:1706.04599, equation 3, with 15 bins.
+        """
+        logits, labels = torch.as_tensor(prediction.predictions).float(), torch.as_tensor(prediction.label_ids)
+        probabilities = logits.softmax(dim=1)
+        confidence, predicted = probabilities.max(dim=1)
+        right = (predicted == labels).double()
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        bins = (confidence * NUM_CALIBRATION_BINS).long().clamp(max=NUM_CALIBRATION_BINS - 1)
+        gap = torch.zeros(NUM_CALIBRATION_BINS, dtype=torch.float64).index_add(0, bins, right - confidence.double())
+        return {
+            "accuracy": float(right.mean()),
+            "top5_accuracy": float((top5 == labels[:, None]).any(dim=1).double().mean()),
+            "worst_class_accuracy": min(self.details(prediction)["accuracy_by_class"].values()),
+            "calibration_error": float(gap.abs().sum() / len(labels)),
+        }
+
+    def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
+        """The accuracy of every class that was evaluated."""
+        right, labels = prediction.predictions.argmax(axis=1) == prediction.label_ids, prediction.label_ids
+        return {
+            "accuracy_by_class": {self.class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}
+        }
+
+
+def make_objective(setting: Setting) -> ImageClassification:
+    return ImageClassification(
+        setting.processor, setting.class_names, setting.transforms, setting.label_smoothing, setting.class_weights
+    )
+
+
+IMAGE_CLASSIFICATION = Task(
+    name="image-classification",
+    auto_class=AutoModelForImageClassification,
+    targets=CLASSES,
+    make_objective=make_objective,
+    judged_by=(
+        Metric(name="accuracy", shown_as="validation"),
+        Metric(name="top5_accuracy"),
+        Metric(name="worst_class_accuracy"),
+        Metric(name="calibration_error", higher_is_better=False),
+    ),
+    load_teacher=load_classifier,
+    pipeline_tag="image-classification",
+)

@@ -1,0 +1,153 @@
+"""Semantic segmentation: a class for every pixel."""
+
+# B batch, H W image in pixels, K classes
+
+import colorsys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSemanticSegmentation, EvalPrediction
+
+from distill.data.normalisation import Normalisation
+from distill.data.targets import MASKS
+from distill.data.transforms import IGNORED, BatchTransform, TransformSettings
+from distill.errors import require
+from distill.training.tasks.task import Metric, Objective, Output, Panels, Setting, Task, pictures_of
+from swin_hf import SwinHfConfig, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
+from swin_hf.configuration_swin_hf import named_classes
+from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
+
+GOLDEN_RATIO = 0.618034
+
+
+class SemanticSegmentation(Objective):
+    """The model's own loss, its cross-entropy perhaps with weights of the classes.
+
+    Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows: it need not keep logits of all pixels.
+    """
+
+    def __init__(
+        self,
+        processor,
+        class_names: list[str],
+        transforms: TransformSettings,
+        class_weights: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.normalise, self.transform = Normalisation(processor), BatchTransform(transforms)
+        self.class_names = class_names
+        self.register_buffer("class_weights", class_weights)
+
+    def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(pixels, targets)
+
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        loss, logits = self._loss_and_logits(model, pixels, targets)
+        if self.class_weights is not None:
+            plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+            weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
+            loss = loss - plain + weighted  # what an auxiliary head adds stays
+        return Output(loss=loss, predictions=logits)
+
+    def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        loss, logits = self._loss_and_logits(model, pixels, targets)
+        return Output(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
+
+    def _loss_and_logits(
+        self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        output = model(pixel_values=self.normalise(pixels), labels=targets)
+        return output.loss, _at_size(output.logits.float(), targets.shape[1:])
+
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        logits = model(pixel_values=self.normalise(pixels)).logits.float()
+        predicted = _at_size(logits, targets.shape[1:]).argmax(dim=1)
+        ious = [mean_iou(counts) for counts in self.count_pixels(predicted, targets).cpu().numpy()]
+        colours = class_colours(len(self.class_names))
+        return [
+            Panels(pictures=[picture, colours[mask], colours[guess]], caption=f"image, mask, prediction: mean IoU {iou:.2f}")
+            for picture, mask, guess, iou in zip(pictures_of(pixels), targets.cpu(), predicted.cpu(), ious)
+        ]
+
+    def count_pixels(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Confusion matrices (B, K, K) of classes of pixels (B, H, W)."""
+        batch_size, num_classes = len(targets), len(self.class_names)
+        known = targets != IGNORED
+        cells = torch.where(known, targets * num_classes + predicted, num_classes**2).flatten(1)
+        counts = torch.zeros(batch_size, num_classes**2 + 1, dtype=torch.int32, device=cells.device)
+        counts.scatter_add_(1, cells, torch.ones_like(cells, dtype=torch.int32))
+        return counts[:, :-1].view(batch_size, num_classes, num_classes)
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Mean intersection over union of the classes, and the share of pixels that are right."""
+        confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
+        return {
+            "mean_iou": mean_iou(confusion),
+            "pixel_accuracy": float(confusion.trace() / confusion.sum()),
+        }
+
+    def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
+        """The intersection over union of every class that is in masks or predictions."""
+        ious = class_ious(prediction.predictions.sum(axis=0, dtype=np.int64))
+        return {"iou_by_class": {name: float(iou) for name, iou in zip(self.class_names, ious) if not np.isnan(iou)}}
+
+
+def _at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits (B, K, h, w) at (height, width), which some models give themselves."""
+    if logits.shape[2:] == size:
+        return logits
+    return nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def class_colours(num_classes: int) -> np.ndarray:
+    """A colour for each number of a mask (256, 3): 0, often the background, dark, the others hues far apart, no class grey."""
+    colours = np.full((IGNORED + 1, 3), 0.5)
+    colours[0] = 0.1
+    for number in range(1, num_classes):
+        colours[number] = colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.65, 0.95)
+    return colours
+
+
+def class_ious(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union (Jaccard 1912) of each class from a confusion matrix (K, K); NaN for one that is nowhere."""
+    intersection = confusion.diagonal()
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
+    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """The mean over the classes that are in masks or predictions; 0 if there are none."""
+    ious = class_ious(confusion)
+    return float(np.nanmean(ious)) if not np.isnan(ious).all() else 0.0
+
+
+def uper_net_over(config: SwinHfConfig, class_names: list[str], head: dict[str, Any]) -> SwinHfForSemanticSegmentation:
+    """A new UperNet (Xiao et al. 2018, arXiv:1807.10221) over the feature maps of all stages of a Swin.
+
+    head: fields of `SwinHfUperNetConfig`.
+
+    Raises:
+        SettingsError: there is no such field.
+    """
+    config.set_output_features_output_indices(out_features=config.stage_names[1:], out_indices=None)
+    head = {"use_auxiliary_head": len(config.depths) > AUXILIARY_STAGE} | head
+    unknown = set(head) - set(SwinHfUperNetConfig().to_dict())
+    require(not unknown, "head_args", "be fields of SwinHfUperNetConfig", ", ".join(sorted(unknown)))
+    return SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, **named_classes(class_names), **head))
+
+
+def make_objective(setting: Setting) -> SemanticSegmentation:
+    return SemanticSegmentation(setting.processor, setting.class_names, setting.transforms, setting.class_weights)
+
+
+SEMANTIC_SEGMENTATION = Task(
+    name="semantic-segmentation",
+    auto_class=AutoModelForSemanticSegmentation,
+    targets=MASKS,
+    make_objective=make_objective,
+    judged_by=(Metric(name="mean_iou", shown_as="validation mIoU"), Metric(name="pixel_accuracy")),
+    pipeline_tag="image-segmentation",
+    over_backbone=uper_net_over,
+)

@@ -1,0 +1,151 @@
+"""What a task is, and what is learned and judged in it."""
+
+# B batch, H W image in pixels, K classes
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel
+
+from distill.data.examples import Example, collate
+from distill.data.targets import Targets
+from distill.data.transforms import TransformSettings
+
+if TYPE_CHECKING:  # the settings know the tasks
+    from distill.training.settings import TaskSettings
+
+HEAD_WEIGHTS = re.compile(r"(^|_head\.)(classifier|decoder)\.|mask_token$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """loss: what is minimised. predictions: one row per image, for `metrics`. parts: of the loss, by name, to be logged."""
+
+    loss: torch.Tensor
+    predictions: torch.Tensor
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panels:
+    """Pictures (H, W, 3) in [0, 1] of one image and what was predicted for it; `right`: whether that is true."""
+
+    pictures: list[np.ndarray]
+    caption: str
+    right: bool = True
+
+
+class Objective(nn.Module, ABC):
+    """What a model learns from a batch of pixels (B, 3, H, W) in [0, 1] and targets, and how it is judged.
+
+    A batch is augmented once, whatever looks at it then: a student and its teacher see the same pixels.
+    """
+
+    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        """What is learned from the augmented batch if the model is in training mode, else how it is judged."""
+        if model.training:
+            return self.learn(model, *self.augment(pixels, targets))
+        return self.judge(model, pixels, targets)
+
+    @abstractmethod
+    def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch, changed at random."""
+
+    @abstractmethod
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        """The loss of a batch as `augment` gives it; `predictions` are logits (B, K) or (B, K, H, W), if there are any."""
+
+    @abstractmethod
+    def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+        """Loss and predictions of a batch as it is."""
+
+    @abstractmethod
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Figures of an evaluation."""
+
+    def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
+        """Figures of parts of an evaluation."""
+        return {}
+
+    def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
+        """What the model predicts for each image, as pictures; none by default."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure of an evaluation. shown_as: its name at the progress bar, if it is shown there."""
+
+    name: str
+    higher_is_better: bool = True
+    shown_as: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an objective is made from.
+
+    examples: of the training, where they are known before it starts.
+    """
+
+    task: "TaskSettings"
+    transforms: TransformSettings
+    config: PreTrainedConfig
+    processor: Any
+    class_names: list[str]
+    examples: list[Example]
+    label_smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything in which one task differs from another.
+
+    auto_class: of transformers, which loads its models.
+    targets: what its images come with.
+    collate: rows of a data set to a batch of "pixels" and "targets".
+    make_objective: what is learned, with its figures and pictures.
+    judged_by: the figures of `Objective.metrics`; the first one tells the best checkpoint.
+    load_teacher: a checkpoint and the names of the classes to what teaches them, pixels in [0, 1] to logits like those of
+        `Objective.learn`; None where there is no such teacher.
+    pipeline_tag: of a model card on the Hub.
+    fresh_weights: names of weights that a checkpoint need not have.
+    adapt_config: changes the config of a preset before its model is built, given the fields that the user set.
+    over_backbone: builds the model over a Swin of ours as its backbone, from that one's config, the names of the classes
+        and the fields of its head that the user set; None where a Swin of ours has a head for the task itself.
+    size_multiple: image sizes are multiples of so many pixels.
+    """
+
+    name: str
+    auto_class: type
+    targets: Targets
+    make_objective: Callable[[Setting], Objective]
+    judged_by: tuple[Metric, ...]
+    collate: Callable[[list[dict]], dict[str, torch.Tensor]] = collate
+    load_teacher: Callable[[str, list[str]], nn.Module] | None = None
+    pipeline_tag: str | None = None
+    fresh_weights: re.Pattern = HEAD_WEIGHTS
+    adapt_config: Callable[[PreTrainedConfig, dict[str, Any]], None] = lambda config, changes: None
+    over_backbone: Callable[[PreTrainedConfig, list[str], dict[str, Any]], PreTrainedModel] | None = None
+    size_multiple: Callable[["TaskSettings"], int] = lambda settings: 1
+
+    @property
+    def best_by(self) -> Metric:
+        return self.judged_by[0]
+
+    @property
+    def shown_figures(self) -> dict[str, str]:
+        """Keys of a Trainer's log, and what they are called at the progress bar."""
+        return {"loss": "loss"} | {f"eval_{metric.name}": metric.shown_as for metric in self.judged_by if metric.shown_as}
+
+
+def pictures_of(pixels: torch.Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) as (B, H, W, 3)."""
+    return pixels.permute(0, 2, 3, 1).float().cpu().numpy()

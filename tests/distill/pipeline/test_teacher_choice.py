@@ -1,0 +1,103 @@
+"""Teachers and students of a run: presets, checkpoints that know the classes and others, streams, trackers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PLAIN_PROCESSOR
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
+
+from distill.compress.teachers import TeacherError
+from distill.data.sources import DataError
+from distill.errors import SettingsError
+from distill.pipeline.pipeline import run_pipeline
+from distill.pipeline.settings import parse_settings
+from distill.training.models import ModelError
+from distill.training.tasks.classification import ImageClassification
+
+SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2]}"
+SHARED = ["--config", "digits", "--image_size", "16", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
+SHARED += ["--teacher_epochs", "1", "--student_epochs", "1", "--student_args", SMALL]
+
+
+def run(dataset: Path, tmp_path: Path, *more: str) -> Path:
+    folder = tmp_path / "run"
+    run_pipeline(parse_settings([*SHARED, "--dataset", str(dataset), "--output_dir", str(folder), *more]))
+    return folder
+
+
+def test_a_teacher_that_knows_the_classes_is_taken_as_it_is(image_folder, checkpoint, tmp_path, capsys):
+    folder = run(image_folder, tmp_path, "--teacher", str(checkpoint), "--stages", "data,teacher")
+    assert f"{checkpoint} knows these classes: it is taken as it is" in capsys.readouterr().out
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(folder / "teacher" / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    evaluation = json.loads((folder / "teacher" / "metrics.json").read_text())["evaluation"]
+    assert evaluation["n"] == 12 and evaluation["metric"] == "accuracy" and evaluation["low"] <= evaluation["value"]
+
+
+def test_a_teacher_of_other_classes_is_fine_tuned_first(image_folder, make_model, tmp_path, capsys):
+    names = {0: "cat", 1: "dog", 2: "cow", 3: "hen"}
+    make_model(id2label=names, num_labels=4).save_pretrained(tmp_path / "animals")
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "animals")
+    arguments = ["--teacher", str(tmp_path / "animals"), "--teacher_learning_rate", "1e-9", "--stages", "data,teacher"]
+    folder = run(image_folder, tmp_path, *arguments)
+    assert "animals is fine-tuned on these classes, which it does not know yet" in capsys.readouterr().out
+    model = AutoModelForImageClassification.from_pretrained(folder / "teacher")
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    name = "swin.encoder.layers.1.blocks.0.mlp.fc1.weight"
+    torch.testing.assert_close(model.state_dict()[name], load_file(tmp_path / "animals" / "model.safetensors")[name])
+    assert not list((folder / "teacher").glob("checkpoint-*"))
+
+
+def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "resnet")
+    with pytest.raises(ModelError, match="--student .*resnet must be a Swin of ours to be pruned, got ResNetFor"):
+        run(image_folder, tmp_path, "--student", str(tmp_path / "resnet"), "--student_args", "{}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--teacher", "nobody/nothing"], TeacherError, "nobody/nothing must be a checkpoint folder or Hub id"),
+        (["--student", "nobody/nothing"], ModelError, "--student nobody/nothing must be a preset"),
+        (["--teacher_args", "{depth: 3}"], (ModelError, SettingsError), "depth"),
+        (["--student_args", "{windw_size: 3}"], (ModelError, SettingsError), "windw_size"),
+        (["--dataset", "nowhere/at/all"], DataError, "is neither a folder nor"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(image_folder, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        run(image_folder, tmp_path, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_trainings_of_a_run_have_all_that_a_fine_tuning_has(image_folder, checkpoint, tmp_path, monkeypatch):
+    mixed, augment = [], ImageClassification.augment
+
+    def watched(self, pixels, targets):
+        pixels, targets = augment(self, pixels, targets)
+        mixed.append(bool(((targets > 0) & (targets < 1)).any()))
+        return pixels, targets
+
+    monkeypatch.setattr(ImageClassification, "augment", watched)
+    arguments = [
+        "--teacher",
+        str(checkpoint),
+        "--stages",
+        "data,teacher,student",
+        "--mixup_alpha",
+        "0.5",
+        "--ema_decay",
+        "0.5",
+    ]
+    arguments += ["--layer_decay", "0.9", "--report_to", "tensorboard", "--num_pictures", "2"]
+    folder = run(image_folder, tmp_path, *arguments)
+    assert any(mixed)
+    assert list((folder / "student").rglob("events.out.*")) and list((folder / "student" / "predictions").glob("*.png"))
+    history = json.loads((folder / "student" / "metrics.json").read_text())["history"]
+    assert any("kd_loss" in row and "task_loss" in row for row in history)
