@@ -1,5 +1,6 @@
 """Tiny seeded models and images for all tests; no network, no GPU."""
 
+import io
 import os
 import signal
 
@@ -7,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -113,4 +115,29 @@ def checkpoint(make_model, tmp_path) -> Path:
     folder = tmp_path / "checkpoint"
     make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(folder)
     PLAIN_PROCESSOR.save_pretrained(folder)
+    return folder
+
+
+def encoded(level: int) -> dict[str, bytes | None]:
+    content = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(content, format="PNG")
+    return {"bytes": content.getvalue(), "path": None}
+
+
+@pytest.fixture
+def parquet_folder(tmp_path, monkeypatch):
+    """24 training images in four shards, each of a grey level of its own, and 9 for validation."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # after each pass
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "mid", "light"])})
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+
+    def write(name: str, levels: range) -> None:
+        rows = {"image": [encoded(level) for level in levels], "label": [level % 3 for level in levels]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / name))
+
+    for shard in range(4):
+        write(f"train-{shard:05}-of-00004.parquet", range(6 * shard, 6 * shard + 6))
+    write("validation-00000-of-00001.parquet", range(100, 109))
     return folder

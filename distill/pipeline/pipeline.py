@@ -43,10 +43,10 @@ def check(run: Run) -> None:
         if is_taken_as_it_is(choice, names):
             load_classifier(choice.name, names)
         else:
-            load_model(choice, TASKS[settings.task.task], names, settings.task.image_size)
+            load_model(choice, TASKS[settings.task.task], names, settings.task.image_size, announce=False)
     if "student" in to_build:
         choice, names = settings.student.choice, class_names or run.class_names
-        student = load_model(choice, TASKS[settings.task.task], names, settings.task.image_size)
+        student = load_model(choice, TASKS[settings.task.task], names, settings.task.image_size, announce=False)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
 

@@ -67,8 +67,12 @@ def _fields(text: str, name: str) -> dict[str, Any]:
     return fields
 
 
-def load_model(choice: ModelChoice, task: Task, class_names: list[str], image_size: int) -> PreTrainedModel:
+def load_model(
+    choice: ModelChoice, task: Task, class_names: list[str], image_size: int, announce: bool = True
+) -> PreTrainedModel:
     """The chosen model with a head for these classes: a checkpoint's at `image_size`, or a preset's, untrained.
+
+    announce: whether to print which weights are new.
 
     Raises:
         ModelError: it cannot be loaded, or the checkpoint lacks weights that are not its head's.
@@ -77,7 +81,7 @@ def load_model(choice: ModelChoice, task: Task, class_names: list[str], image_si
     try:
         config = _load_config(choice, task, class_names, image_size)
         if task.over_backbone and isinstance(config, SwinHfConfig):
-            return _over_backbone(choice, task, config, class_names)
+            return _over_backbone(choice, task, config, class_names, announce)
         if choice.is_preset:
             return task.auto_class.from_config(config)
         model, report = task.auto_class.from_pretrained(
@@ -90,7 +94,7 @@ def load_model(choice: ModelChoice, task: Task, class_names: list[str], image_si
             f"--{choice.flag} {choice.name} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
             f"{task.auto_class.__name__}: {error}"
         ) from error
-    _check_weights(choice, model, report, task.fresh_weights)
+    _check_weights(choice, model, report, task.fresh_weights, announce)
     return model
 
 
@@ -140,19 +144,23 @@ def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_
     return config
 
 
-def _over_backbone(choice: ModelChoice, task: Task, config: SwinHfConfig, class_names: list[str]) -> PreTrainedModel:
+def _over_backbone(
+    choice: ModelChoice, task: Task, config: SwinHfConfig, class_names: list[str], announce: bool
+) -> PreTrainedModel:
     """A new head over a Swin, whose weights come from the checkpoint if one was chosen."""
     model = task.over_backbone(config, class_names, choice.head_args)
     if not choice.is_preset:
         backbone, report = SwinHfBackbone.from_pretrained(
             choice.name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-        _check_weights(choice, backbone, report, FRESH_IN_BACKBONE)
+        _check_weights(choice, backbone, report, FRESH_IN_BACKBONE, announce)
         model.backbone.load_state_dict(backbone.state_dict())
     return model
 
 
-def _check_weights(choice: ModelChoice, model: PreTrainedModel, report: dict[str, Any], may_be_new: re.Pattern) -> None:
+def _check_weights(
+    choice: ModelChoice, model: PreTrainedModel, report: dict[str, Any], may_be_new: re.Pattern, announce: bool
+) -> None:
     """Say which weights are new, and that there are none too many.
 
     Raises:
@@ -163,5 +171,5 @@ def _check_weights(choice: ModelChoice, model: PreTrainedModel, report: dict[str
     lacking = [key for key in fresh if not may_be_new.search(key)]
     if lacking:
         raise ModelError(f"--{choice.flag} {choice.name} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")
-    if PartialState().is_main_process:
+    if announce and PartialState().is_main_process:
         print(f"weights from {choice.name}; new: {', '.join(fresh) or 'none'}", flush=True)

@@ -1,13 +1,9 @@
 """Streams: shards split over readers, pictures mixed anew each pass, resumed bit for bit, and what cannot be streamed."""
 
-import io
-
 import datasets
-import numpy as np
 import pytest
 import torch
 from conftest import STILL, StopAfter, settings_for
-from PIL import Image
 from safetensors.torch import load_file
 
 from distill.data.sources import DataError
@@ -21,31 +17,6 @@ from distill.training.settings import parse_finetune_settings
 STEPS = ["--streaming", "true", "--max_steps", "7", "--eval_strategy", "steps", "--save_strategy", "steps"]
 STEPS += ["--logging_strategy", "steps", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1"]
 STEPS += ["--shuffle_buffer", "6", *STILL]
-
-
-def encoded(level: int) -> dict[str, bytes | None]:
-    content = io.BytesIO()
-    Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(content, format="PNG")
-    return {"bytes": content.getvalue(), "path": None}
-
-
-@pytest.fixture
-def parquet_folder(tmp_path, monkeypatch):
-    """24 training images in four shards, each of a grey level of its own, and 9 for validation."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # after each pass
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "mid", "light"])})
-    folder = tmp_path / "parquet"
-    folder.mkdir()
-
-    def write(name: str, levels: range) -> None:
-        rows = {"image": [encoded(level) for level in levels], "label": [level % 3 for level in levels]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / name))
-
-    for shard in range(4):
-        write(f"train-{shard:05}-of-00004.parquet", range(6 * shard, 6 * shard + 6))
-    write("validation-00000-of-00001.parquet", range(100, 109))
-    return folder
 
 
 def images_of(folder, process_index: int = 0, num_processes: int = 1, **changes) -> StreamedImages:

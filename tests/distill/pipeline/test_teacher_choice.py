@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from conftest import PLAIN_PROCESSOR
@@ -101,3 +102,17 @@ def test_trainings_of_a_run_have_all_that_a_fine_tuning_has(image_folder, checkp
     assert list((folder / "student").rglob("events.out.*")) and list((folder / "student" / "predictions").glob("*.png"))
     history = json.loads((folder / "student" / "metrics.json").read_text())["history"]
     assert any("kd_loss" in row and "task_loss" in row for row in history)
+
+
+def test_a_run_trains_on_a_stream(parquet_folder, tmp_path):
+    arguments = ["--streaming", "true", "--max_steps", "4", "--shuffle_buffer", "6"]
+    for what in ("eval", "save", "logging"):
+        arguments += [f"--{what}_strategy", "steps", f"--{what}_steps", "2"]
+    arguments += ["--teacher", "swin_edge_small", "--teacher_args", SMALL, "--stages", "data,teacher,student,prune"]
+    folder = run(parquet_folder, tmp_path, *arguments)
+    stored = datasets.load_from_disk(str(folder / "data"))
+    assert {split: len(rows) for split, rows in stored.items()} == {"train": 24, "validation": 4, "test": 5}
+    model = AutoModelForImageClassification.from_pretrained(folder / "pruned")
+    assert model.config.id2label == {0: "dark", 1: "mid", 2: "light"} and model.config.block_mlp_dim
+    history = json.loads((folder / "student" / "metrics.json").read_text())["history"]
+    assert max(row["step"] for row in history) == 4 and any("kd_loss" in row for row in history)
