@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_swin_hf import named_classes
+from .errors import ExplainedError
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
@@ -59,6 +60,9 @@ def load(
     """
     if labels is not None and num_labels not in (None, len(labels)):
         raise ConversionError(f"labels must name {num_labels} classes, got {len(labels)}")
+    for name, size in (("image_size", image_size), ("window_size", window_size)):
+        if size is not None and size < 1:
+            raise ConversionError(f"{name} must be positive, got {size}")
     num_labels = len(labels) if labels is not None else num_labels
     files = read_weight_files(source, revision)
     model, report = import_model(files, num_labels, source_sizes, allow_unexpected)
@@ -89,7 +93,10 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
             f"nothing tells the image processor: ImageNet's mean and deviation are assumed, bicubic, size {height} x {width}, "
             f"crop_pct {settings['crop_pct']}"
         )
-    return SwinHfImageProcessorPil(**settings)
+    try:
+        return SwinHfImageProcessorPil(**settings)
+    except ValueError as error:
+        raise ConversionError(f"{files.name} has an impossible image processor: {error}") from error
 
 
 def timm_processor_settings(name: str, timm: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def resized_processor(processor: SwinHfImageProcessorPil, image_size: int) -> Sw
     """
     if processor.do_center_crop:
         raise ConversionError(
-            f"--image-size cannot be applied to an image processor with size {dict(processor.size)} and crop_size "
+            f"image_size cannot be applied to an image processor with size {dict(processor.size)} and crop_size "
             f"{dict(processor.crop_size)}; convert without it and change preprocessor_config.json"
         )
     resized = copy.deepcopy(processor)
@@ -195,25 +202,43 @@ def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, fold
 WRITERS: dict[str, Callable] = {"swin_hf": _write_swin_hf, "transformers": _write_transformers, "timm": _write_timm}
 
 
+def read_labels(path: Path) -> list[str]:
+    """Names of classes, one in each line of a text file.
+
+    Raises:
+        ConversionError: it is not UTF-8 text.
+        OSError: there is no such file.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"labels must be a text file in UTF-8, got {path}: {error}") from error
+
+
+def as_flags(text: str) -> str:
+    """A message of the library with its parameters as the flags of this command line."""
+    return re.sub(r"\bsource_sizes\.", "--source_", re.sub(r"\ballow_unexpected\b", "--allow_unexpected", text))
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m swin_hf.convert", description="Convert a Swin checkpoint.")
     parser.add_argument("source", help="file of weights (.safetensors, .pth, .bin), folder or Hub repository")
     parser.add_argument("destination", type=Path, help="folder to write; it must not be there yet")
     parser.add_argument("--to", choices=WRITERS, default="swin_hf", help="format to write (default: swin_hf)")
-    parser.add_argument("--num-labels", type=int, help="classes of a new head")
+    parser.add_argument("--num_labels", type=int, help="classes of a new head")
     parser.add_argument("--labels", type=Path, help="file with the name of a class in each line")
-    parser.add_argument("--image-size", type=int, help="resize the model for images of so many pixels")
-    parser.add_argument("--window-size", type=int, help="resize the model for windows of so many patches")
-    parser.add_argument("--source-image-size", type=int, help="pixels, for a file that does not tell them")
-    parser.add_argument("--source-window-size", type=int, help="patches, for a file of V2 that does not tell them")
+    parser.add_argument("--image_size", type=int, help="resize the model for images of so many pixels")
+    parser.add_argument("--window_size", type=int, help="resize the model for windows of so many patches")
+    parser.add_argument("--source_image_size", type=int, help="pixels, for a file that does not tell them")
+    parser.add_argument("--source_window_size", type=int, help="patches, for a file of V2 that does not tell them")
     parser.add_argument(
-        "--source-pretrained-window-sizes",
+        "--source_pretrained_window_sizes",
         type=int,
         nargs="+",
         help="of each stage of a V2 that was fine-tuned at another window, for a file that does not tell them: 12 12 12 6",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
-    parser.add_argument("--allow-unexpected", action="store_true", help="drop weights that the model does not know")
+    parser.add_argument("--allow_unexpected", action="store_true", help="drop weights that the model does not know")
     return parser
 
 
@@ -226,12 +251,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         if options["labels"] is not None:
-            options["labels"] = options["labels"].read_text(encoding="utf-8").splitlines()
+            options["labels"] = read_labels(options["labels"])
         report = convert(**options, source_sizes=sizes)
-    except (ConversionError, HfHubHTTPError, StrictDataclassError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ExplainedError, OSError) as error:  # with OSError, whatever the Hub refuses
+        print(f"error: {as_flags(str(error))}", file=sys.stderr)
         return 1
-    print(f"{report}\n{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}")
+    print(
+        f"{as_flags(str(report))}\n{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}"
+    )
     return 0
 
 

@@ -122,7 +122,7 @@ def _windows(
     if isinstance(window, (list, tuple)) and len(set(window)) == 1:
         window = window[0]
     if not isinstance(window, int):
-        raise ConversionError(f"{files.name} does not tell its window size; give it, --source-window-size 8 for instance")
+        raise ConversionError(f"{files.name} does not tell its window size; give source_sizes.window_size, 8 for instance")
     given = sizes.pretrained_window_sizes or (files.config.get("model_args") or {}).get("pretrained_window_sizes")
     num_stages = len(set(re.findall(r"^layers\.(\d+)\.", "\n".join(source), re.MULTILINE)))
     if given is None and pretrained_window:
@@ -138,7 +138,7 @@ def assumed(files: WeightFiles, source: Iterable[str], sizes: SourceSizes) -> st
     if is_second and not told and sizes.pretrained_window_sizes is None:
         return (
             "nothing tells the windows of the pretraining: it is assumed that the position networks were trained with the "
-            "present ones; if not, give --source-pretrained-window-sizes"
+            "present ones; if not, give source_sizes.pretrained_window_sizes"
         )
     return ""
 
@@ -156,7 +156,7 @@ def _image_size(
         return math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1]) * 2**stage * patch[0]
     if "absolute_pos_embed" in source:
         return math.isqrt(source["absolute_pos_embed"].shape[1]) * patch[0]
-    raise ConversionError(f"{files.name} does not tell its image size; give it, --source-image-size 224 for instance")
+    raise ConversionError(f"{files.name} does not tell its image size; give source_sizes.image_size, 224 for instance")
 
 
 def map_size(config: SwinHfConfig, stage: int) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .errors import ExplainedError
+
 # By preference; an index names the files that the weights are spread over.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -21,8 +23,8 @@ LFS_POINTER = b"version https://git-lfs"
 NESTED_IN = ("model", "state_dict")  # where training scripts put the weights, beside optimizer and epoch
 
 
-class ConversionError(ValueError):
-    """A checkpoint cannot be read or converted; the message says what is in the way."""
+class ConversionError(ExplainedError):
+    """A checkpoint cannot be read or converted; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)

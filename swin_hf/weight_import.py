@@ -280,7 +280,7 @@ def _check_unexpected(renamed: Renamed, files: WeightFiles, report: ConversionRe
     if unexpected:
         raise ConversionError(
             f"{files.name} has weights that {renamed.kind.__name__} does not know: {', '.join(unexpected[:5])}"
-            f"{f' and {len(unexpected) - 5} more' if unexpected[5:] else ''}; --allow-unexpected drops them"
+            f"{f' and {len(unexpected) - 5} more' if unexpected[5:] else ''}; allow_unexpected drops them"
         )
     report.dropped.update(reasons)
 

@@ -274,7 +274,7 @@ def test_windows_of_the_pretraining_are_read_given_or_named_as_assumed(tmp_path)
     bare = WeightFiles(name="bare", weights=timm_weights(weights))
     sizes = {"image_size": 32, "window_size": 4}
     model, report = import_model(bare, sizes=SourceSizes(**sizes))
-    assert "--source-pretrained-window-sizes" in report.notes[0]
+    assert "give source_sizes.pretrained_window_sizes" in report.notes[0]
     assert (model(images).logits - original_logits(weights, images, shape)).abs().max() > 0.01
     model, report = import_model(bare, sizes=SourceSizes(**sizes, pretrained_window_sizes=[6, 3]))
     assert not report.notes
