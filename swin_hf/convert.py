@@ -256,9 +256,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ExplainedError, OSError) as error:  # with OSError, whatever the Hub refuses
         print(f"error: {as_flags(str(error))}", file=sys.stderr)
         return 1
-    print(
-        f"{as_flags(str(report))}\n{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}"
-    )
+    print(as_flags(str(report)))
+    print(f"{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}")
     return 0
 
 

@@ -130,6 +130,7 @@ def pushed(hub, folders, tmp_path_factory) -> dict:
     script = """
 from huggingface_hub import HfApi
 from swin_hf import SwinHfForImageClassification, SwinHfImageProcessorPil
+from edge.export.publishing import publish as publish_program
 from swin_hf.publish import main, publish
 api = HfApi()
 model = SwinHfForImageClassification.from_pretrained(folders["classifier"])
@@ -145,8 +146,9 @@ say("dry run", main([folders["classifier"], "org/dry"]))
 say("publish in private", main([folders["classifier"], "org/secret", "--private", "--upload"]))
 say("publish again, unchanged", publish(folders["classifier"], "org/secret").oid)
 say("publish to a new branch", publish(folders["classifier"], "org/secret", revision="second").oid)
-for name in ("encoder", "painter", "backbone", "segmenter", "program"):
+for name in ("encoder", "painter", "backbone", "segmenter"):
     say(f"publish a {name}", publish(folders[name], f"org/{name}").oid)
+say("publish a program", publish_program(folders["program"], "org/program").oid)
 attempt("publish where one may not", lambda: publish(folders["classifier"], "others/model"))
 """
     paths = {name: str(path) for name, path in folders.items()}
