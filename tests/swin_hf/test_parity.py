@@ -1,6 +1,6 @@
 """The models against the stock ones of transformers on the same weights: logits, loss, every stage, gradients.
 
-`python -m pytest tests/test_parity.py -s` prints the largest difference of each quantity.
+`python -m pytest tests/swin_hf/test_parity.py -s` prints the largest difference of each quantity.
 """
 
 import pytest
