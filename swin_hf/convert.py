@@ -1,4 +1,4 @@
-"""Convert a Swin checkpoint: `python -m swin_hf.convert SRC DST [--to swin_hf|transformers|timm]`."""
+"""Convert a Swin checkpoint: `python -m swin_hf.convert SOURCE DESTINATION [--to swin_hf|transformers|timm]`."""
 
 import argparse
 import copy
@@ -28,10 +28,10 @@ from .weight_export import stock_processor, to_timm, to_transformers
 from .weight_files import ConversionError, WeightFiles, read_weight_files
 from .weight_import import ConversionReport, import_model
 
-# Microsoft's code evaluates classifiers on the middle 224 of 256 pixels, and those of 384 pixels on whole images.
+# Microsoft's code evaluates classifiers on the central 224 of 256 pixels, but those for 384 pixels on whole images.
 ORIGINAL_CROP_PCT, LARGEST_CROPPED = 0.875, 383
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
-TIMM_CROP_PCT = 0.875  # of models that tell none
+TIMM_CROP_PCT = 0.875  # timm's default
 REPORT_FILE = "conversion.json"
 
 
@@ -45,17 +45,19 @@ def load(
     allow_unexpected: bool = False,
     labels: list[str] | None = None,
 ) -> tuple[PreTrainedModel, SwinHfImageProcessorPil, ConversionReport]:
-    """A model of ours from a checkpoint of anybody's: model, image processor and what became of each weight.
+    """Load a checkpoint of any supported kind: our model, its image processor, and a report on every weight.
 
-    source: a file of weights, a folder or a Hub repository; of stock transformers (old names and new), of timm, of
-        Microsoft's code (also SimMIM checkpoints), or of swin_hf.
-    num_labels: classes, if not those of the checkpoint; the head is then a new one.
-    image_size, window_size: pixels and patches for which the model is resized.
-    source_sizes: those of the checkpoint, for files that do not tell them.
-    labels: names of the classes, which most files of weights do not tell.
+    source: a file of weights, a folder or a Hub repository, from stock transformers (old or new names), timm, Microsoft's
+        code (also SimMIM) or swin_hf.
+    num_labels: number of classes, if it is not that of the checkpoint; the head is then a new one.
+    image_size, window_size: resize the model for images of so many pixels and windows of so many patches.
+    source_sizes: sizes of the checkpoint's model, for files that do not contain them.
+    revision: branch, tag or commit of a Hub repository.
+    allow_unexpected: drop weights that the model does not know instead of refusing them.
+    labels: names of the classes, which most files of weights do not contain.
 
     Raises:
-        ConversionError: it cannot be read, or is no Swin that can be expressed; the message says why.
+        ConversionError: the checkpoint cannot be read, or is no Swin that our models can express; the message says why.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
     if labels is not None and num_labels not in (None, len(labels)):
@@ -77,7 +79,11 @@ def load(
 
 
 def import_processor(files: WeightFiles, model: PreTrainedModel, report: ConversionReport) -> SwinHfImageProcessorPil:
-    """The image processor of a checkpoint, or, with a note in the report, the one that its kind is evaluated with."""
+    """The image processor of a checkpoint; if it has none, the usual one of its kind, with a note in the report.
+
+    Raises:
+        ConversionError: the checkpoint's is not one that ours can express.
+    """
     config = getattr(model.config, "backbone_config", model.config)
     height, width = config.image_height_width
     settings: dict[str, Any] = {"size": {"height": height, "width": width}}
@@ -90,8 +96,8 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
         is_original = not files.config and isinstance(model, SwinHfForImageClassification)
         settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
         report.notes.append(
-            f"nothing tells the image processor: ImageNet's mean and deviation are assumed, bicubic, size {height} x {width}, "
-            f"crop_pct {settings['crop_pct']}"
+            "the checkpoint has no image processor: ImageNet's mean and standard deviation, bicubic, "
+            f"size {height} x {width} and crop_pct {settings['crop_pct']} are assumed"
         )
     try:
         return SwinHfImageProcessorPil(**settings)
@@ -103,7 +109,7 @@ def timm_processor_settings(name: str, timm: dict[str, Any], size: tuple[int, in
     """Settings of our image processor from timm's `pretrained_cfg`.
 
     Raises:
-        ConversionError: it prepares images in a way that ours does not know.
+        ConversionError: its way of preparing images is unknown to ours.
     """
     mode, crop_pct = timm.get("crop_mode") or "center", timm.get("crop_pct") or TIMM_CROP_PCT
     interpolation = timm.get("interpolation") or "bicubic"
@@ -137,7 +143,7 @@ def processor_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def resized_processor(processor: SwinHfImageProcessorPil, image_size: int) -> SwinHfImageProcessorPil:
-    """An image processor that makes squares of `image_size`, with as much around them as before.
+    """A copy of an image processor that makes squares of `image_size` pixels, cropped by the same share as before.
 
     Raises:
         ConversionError: it crops by other rules than `crop_pct`.
@@ -160,13 +166,13 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     options: as for `load`.
 
     Raises:
-        ConversionError: the destination is there already, or as `load`, or the target cannot express the model.
+        ConversionError: the destination exists already, the target cannot express the model, or as for `load`.
     """
     destination = Path(destination).resolve()
     if to not in WRITERS:
         raise ConversionError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConversionError(f"{destination} must be a folder that is empty or not there; choose another or remove it")
+        raise ConversionError(f"{destination} must be an empty folder or not exist yet; choose another or remove it")
     model, processor, report = load(source, **options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     work_dir = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
@@ -223,19 +229,19 @@ def as_flags(text: str) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m swin_hf.convert", description="Convert a Swin checkpoint.")
     parser.add_argument("source", help="file of weights (.safetensors, .pth, .bin), folder or Hub repository")
-    parser.add_argument("destination", type=Path, help="folder to write; it must not be there yet")
+    parser.add_argument("destination", type=Path, help="folder to write; it must be empty or not exist yet")
     parser.add_argument("--to", choices=WRITERS, default="swin_hf", help="format to write (default: swin_hf)")
-    parser.add_argument("--num_labels", type=int, help="classes of a new head")
-    parser.add_argument("--labels", type=Path, help="file with the name of a class in each line")
+    parser.add_argument("--num_labels", type=int, help="number of classes of a new head")
+    parser.add_argument("--labels", type=Path, help="text file with one name of a class per line")
     parser.add_argument("--image_size", type=int, help="resize the model for images of so many pixels")
     parser.add_argument("--window_size", type=int, help="resize the model for windows of so many patches")
-    parser.add_argument("--source_image_size", type=int, help="pixels, for a file that does not tell them")
-    parser.add_argument("--source_window_size", type=int, help="patches, for a file of V2 that does not tell them")
+    parser.add_argument("--source_image_size", type=int, help="pixels, for a file that does not contain them")
+    parser.add_argument("--source_window_size", type=int, help="patches, for a file of V2 that does not contain them")
     parser.add_argument(
         "--source_pretrained_window_sizes",
         type=int,
         nargs="+",
-        help="of each stage of a V2 that was fine-tuned at another window, for a file that does not tell them: 12 12 12 6",
+        help="one per stage, for a file of a V2 that was fine-tuned at another window and does not contain them: 12 12 12 6",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--allow_unexpected", action="store_true", help="drop weights that the model does not know")

@@ -97,11 +97,11 @@ def test_processors_of_timm_are_those_of_its_evaluation():
 def test_an_assumed_processor_is_named(tmp_path, image_size, crop_pct):
     torch.save(original_weights(Shape(depths=(1,), num_heads=(2,), window_size=2)), tmp_path / "model.pth")
     _, processor, report = load(tmp_path / "model.pth", source_sizes=SourceSizes(image_size=image_size))
-    assert processor.crop_pct == crop_pct and "nothing tells the image processor" in report.notes[0]
+    assert processor.crop_pct == crop_pct and "the checkpoint has no image processor" in report.notes[0]
     stock, _ = make_stock("V1 classifier")
     stock.save_pretrained(tmp_path / "stock")
     _, processor, report = load(tmp_path / "stock")
-    assert processor.crop_pct is None and "nothing tells the image processor" in report.notes[0]
+    assert processor.crop_pct is None and "the checkpoint has no image processor" in report.notes[0]
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path):
@@ -121,7 +121,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"model": weights, "config": Harmful()}, tmp_path / "harmful.pth")
-    with pytest.raises(ConversionError, match="it wants to call .*mkdir"):
+    with pytest.raises(ConversionError, match="it would call .*mkdir"):
         read_weights(tmp_path / "harmful.pth")
     assert not (tmp_path / "harm").exists()
 
@@ -159,10 +159,10 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
             whole | {"norm.weight": torch.ones(7)},
             r"norm.weight must have shape \(32,\) as swin.layernorm.weight, got \(7,\)",
         ),
-        "no window": (timm_weights(whole), "does not tell its window size; give source_sizes.window_size, 8"),
+        "no window": (timm_weights(whole), "does not contain its window size; give source_sizes.window_size, 8"),
         "no size": (
             timm_weights(original_weights(SHAPES["V1"])),
-            "does not tell its image size; give source_sizes.image_size, 224",
+            "does not contain its image size; give source_sizes.image_size, 224",
         ),
         "windows by stage": (
             whole_with_other_windows(),
@@ -176,7 +176,7 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
             convert(file, tmp_path / "out")
         assert main([str(file), str(tmp_path / "out")]) == 1
         assert as_flags(str(caught.value)) in capsys.readouterr().err
-    with pytest.raises(ConversionError, match="must be a folder that is empty or not there"):
+    with pytest.raises(ConversionError, match="must be an empty folder or not exist yet"):
         convert(checkpoint, checkpoint)
     with pytest.raises(ConversionError, match="must be a Swin of transformers"):
         other = tmp_path / "resnet"
@@ -224,7 +224,7 @@ def test_the_command_line_names_its_flags(tmp_path, checkpoint, capsys):
     sizes, out = ["--source_image_size", "32", "--source_window_size", "4"], str(tmp_path / "out")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for arguments, message in (
-        (["model.pth", out], "does not tell its window size; give --source_window_size, 8 for instance"),
+        (["model.pth", out], "does not contain its window size; give --source_window_size, 8 for instance"),
         (["more.pth", out, *sizes], "does not know: norm9.weight; --allow_unexpected drops them"),
         (["model.pth", out, *sizes, "--window_size", "0"], "window_size must be positive, got 0"),
         (["model.pth", out, *sizes, "--labels", str(tmp_path / "latin.txt")], "labels must be a text file in UTF-8"),

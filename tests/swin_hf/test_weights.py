@@ -297,7 +297,7 @@ def test_windows_of_the_pretraining_are_read_given_or_named_as_assumed(tmp_path)
     whole = WeightFiles(name="whole", weights=weights)
     model, _ = import_model(whole, sizes=SourceSizes(window_size=4))
     torch.testing.assert_close(model(images).logits, original_logits(weights, images, shape), rtol=0, atol=1e-5)
-    with pytest.raises(ConversionError, match="whole has windows of 4, but was said to have 8"):
+    with pytest.raises(ConversionError, match="whole has windows of 4, but source_sizes.window_size is 8"):
         import_model(whole, sizes=SourceSizes(window_size=8))
 
 
@@ -360,7 +360,7 @@ def test_what_others_cannot_express_is_named(make_model, changes, named):
 def test_more_that_others_cannot_express(make_model, make_config):
     with pytest.raises(ConversionError, match="stage 1, block 0 must have a map of at least 4 x 4"):
         to_transformers(make_model(image_size=12))
-    with pytest.raises(ConversionError, match="stage 1 a map of 6 x 6 is no whole number of windows"):
+    with pytest.raises(ConversionError, match="stage 1 a map of 6 x 6 is not a whole number of windows"):
         to_timm(make_model(image_size=24))
     with pytest.raises(ConversionError, match="hidden_act must be 'gelu', got 'relu'"):
         to_timm(make_model(hidden_act="relu"))
