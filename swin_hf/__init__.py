@@ -1,4 +1,4 @@
-"""Swin Transformers for the Hugging Face world. Importing this package makes the Auto classes know them."""
+"""Swin Transformers for Hugging Face. Importing this package registers them with the Auto classes."""
 
 from transformers import (
     AutoBackbone,

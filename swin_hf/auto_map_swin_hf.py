@@ -1,4 +1,4 @@
-"""What lets a saved model be loaded where swin_hf is not installed: its code beside it, and a map from Auto classes to it."""
+"""Saved models that load without swin_hf installed: their code lies beside them, with a map of the Auto classes to it."""
 
 MODELS = {
     "swin_hf": {
@@ -13,18 +13,18 @@ MODELS = {
         "AutoModelForSemanticSegmentation": "segmentation_swin_hf.SwinHfForSemanticSegmentation",
     },
 }
-# For Pillow and for torchvision, in the order in which AutoImageProcessor reads them.
+# For Pillow and for torchvision, in the order that AutoImageProcessor expects.
 IMAGE_PROCESSORS = ["image_processing_swin_hf.SwinHfImageProcessorPil", "image_processing_swin_hf.SwinHfImageProcessor"]
 
 
 class SavesItsCode:
     """A model that `save_pretrained` writes together with its code and with a map for every Auto class that fits.
 
-    Classes with an `_auto_class` are saved so by transformers, but with that one Auto class in their map.
+    For classes with an `_auto_class` transformers does so itself, but with that one Auto class in the map.
     """
 
     def save_pretrained(self, *args, **kwargs):
         auto_map, own = MODELS.get(self.config.model_type, {}), f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        if own in auto_map.values():  # and not a class derived from one of ours, which transformers saves by itself
+        if own in auto_map.values():  # not a class derived from one of ours, which transformers itself saves
             self.config.auto_map = dict(auto_map)
         super().save_pretrained(*args, **kwargs)

@@ -10,7 +10,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 from .stock_swin_hf import ReadsStockConfigs
 
-# What `PreTrainedConfig` takes beside its fields, or older versions of transformers wrote into `config.json`.
+# Keywords that `PreTrainedConfig` takes besides its fields, or that older versions of transformers wrote to `config.json`.
 BASE_CLASS_KEYWORDS = frozenset(
     {"num_labels", "name_or_path", "torch_dtype", "attn_implementation", "output_attentions", "auto_map", "model_type"}
     | {"out_features", "out_indices", "hidden_size", "num_layers", "num_hidden_layers", "num_attention_heads", "stage_names"}
@@ -66,13 +66,13 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     norm:
         "layer" (the published models), "rms" or "batch", for every norm of the model.
     mask_padding:
-        Keep tokens that only pad a map to whole windows out of the attention of real ones. The published models were trained
-        without.
+        Exclude the tokens that pad a map to whole windows from the attention of real tokens. The published models were
+        trained without this mask.
     label_smoothing:
         Share of the label that is spread evenly over all classes (Szegedy et al. 2016), for single-label classification.
     weight_init:
-        "normal" draws matrices with standard deviation `initializer_range`, the stock rule, right from about 96
-        channels up. "fan_in" draws them with `1 / sqrt(fan_in)`: narrower models need it to leave the start.
+        "normal" draws matrices with standard deviation `initializer_range`, the stock rule, which suits models of about 96
+        channels or more. "fan_in" draws them with `1 / sqrt(fan_in)`, without which narrower models hardly start to learn.
     out_features, out_indices:
         Stages that `SwinHfBackbone` returns, by name ("stem", "stage1", ...) or number. Default: the last one.
 
@@ -130,7 +130,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_typos(self, unknown: dict) -> None:
-        """Names that are close to a field are mistakes; others are kept, as every config of transformers does."""
+        """Refuse names that are close to a field, as typos; others are kept, as in every config of transformers."""
         known = ["num_labels", *(field.name for field in fields(self) if not field.name.startswith("_"))]
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=1)
@@ -249,5 +249,5 @@ def named_classes(names: list[str]) -> dict[str, dict]:
 
 
 def height_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """A size that may be given as one integer, as (height, width)."""
+    """(height, width) of a size that may be given as one integer."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

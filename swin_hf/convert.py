@@ -1,10 +1,11 @@
-"""Convert a Swin checkpoint: `python -m swin_hf.convert SRC DST [--to swin_hf|transformers|timm]`."""
+"""Convert a Swin checkpoint: `python -m swin_hf.convert SOURCE DESTINATION [--to swin_hf|transformers|timm]`."""
 
 import argparse
 import copy
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_swin_hf import named_classes
+from .errors import ExplainedError
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
@@ -27,10 +28,10 @@ from .weight_export import stock_processor, to_timm, to_transformers
 from .weight_files import ConversionError, WeightFiles, read_weight_files
 from .weight_import import ConversionReport, import_model
 
-# Microsoft's code evaluates classifiers on the middle 224 of 256 pixels, and those of 384 pixels on whole images.
+# Microsoft's code evaluates classifiers on the central 224 of 256 pixels, but those for 384 pixels on whole images.
 ORIGINAL_CROP_PCT, LARGEST_CROPPED = 0.875, 383
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
-TIMM_CROP_PCT = 0.875  # of models that tell none
+TIMM_CROP_PCT = 0.875  # timm's default
 REPORT_FILE = "conversion.json"
 
 
@@ -44,21 +45,26 @@ def load(
     allow_unexpected: bool = False,
     labels: list[str] | None = None,
 ) -> tuple[PreTrainedModel, SwinHfImageProcessorPil, ConversionReport]:
-    """A model of ours from a checkpoint of anybody's: model, image processor and what became of each weight.
+    """Load a checkpoint of any supported kind: our model, its image processor, and a report on every weight.
 
-    source: a file of weights, a folder or a Hub repository; of stock transformers (old names and new), of timm, of
-        Microsoft's code (also SimMIM checkpoints), or of swin_hf.
-    num_labels: classes, if not those of the checkpoint; the head is then a new one.
-    image_size, window_size: pixels and patches for which the model is resized.
-    source_sizes: those of the checkpoint, for files that do not tell them.
-    labels: names of the classes, which most files of weights do not tell.
+    source: a file of weights, a folder or a Hub repository, from stock transformers (old or new names), timm, Microsoft's
+        code (also SimMIM) or swin_hf.
+    num_labels: number of classes, if it is not that of the checkpoint; the head is then a new one.
+    image_size, window_size: resize the model for images of so many pixels and windows of so many patches.
+    source_sizes: sizes of the checkpoint's model, for files that do not contain them.
+    revision: branch, tag or commit of a Hub repository.
+    allow_unexpected: drop weights that the model does not know instead of refusing them.
+    labels: names of the classes, which most files of weights do not contain.
 
     Raises:
-        ConversionError: it cannot be read, or is no Swin that can be expressed; the message says why.
+        ConversionError: the checkpoint cannot be read, or is no Swin that our models can express; the message says why.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
     if labels is not None and num_labels not in (None, len(labels)):
         raise ConversionError(f"labels must name {num_labels} classes, got {len(labels)}")
+    for name, size in (("image_size", image_size), ("window_size", window_size)):
+        if size is not None and size < 1:
+            raise ConversionError(f"{name} must be positive, got {size}")
     num_labels = len(labels) if labels is not None else num_labels
     files = read_weight_files(source, revision)
     model, report = import_model(files, num_labels, source_sizes, allow_unexpected)
@@ -73,7 +79,11 @@ def load(
 
 
 def import_processor(files: WeightFiles, model: PreTrainedModel, report: ConversionReport) -> SwinHfImageProcessorPil:
-    """The image processor of a checkpoint, or, with a note in the report, the one that its kind is evaluated with."""
+    """The image processor of a checkpoint; if it has none, the usual one of its kind, with a note in the report.
+
+    Raises:
+        ConversionError: the checkpoint's is not one that ours can express.
+    """
     config = getattr(model.config, "backbone_config", model.config)
     height, width = config.image_height_width
     settings: dict[str, Any] = {"size": {"height": height, "width": width}}
@@ -86,17 +96,20 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
         is_original = not files.config and isinstance(model, SwinHfForImageClassification)
         settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
         report.notes.append(
-            f"nothing tells the image processor: ImageNet's mean and deviation are assumed, bicubic, size {height} x {width}, "
-            f"crop_pct {settings['crop_pct']}"
+            "the checkpoint has no image processor: ImageNet's mean and standard deviation, bicubic, "
+            f"size {height} x {width} and crop_pct {settings['crop_pct']} are assumed"
         )
-    return SwinHfImageProcessorPil(**settings)
+    try:
+        return SwinHfImageProcessorPil(**settings)
+    except ValueError as error:
+        raise ConversionError(f"{files.name} has an impossible image processor: {error}") from error
 
 
 def timm_processor_settings(name: str, timm: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Settings of our image processor from timm's `pretrained_cfg`.
 
     Raises:
-        ConversionError: it prepares images in a way that ours does not know.
+        ConversionError: its way of preparing images is unknown to ours.
     """
     mode, crop_pct = timm.get("crop_mode") or "center", timm.get("crop_pct") or TIMM_CROP_PCT
     interpolation = timm.get("interpolation") or "bicubic"
@@ -130,14 +143,14 @@ def processor_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def resized_processor(processor: SwinHfImageProcessorPil, image_size: int) -> SwinHfImageProcessorPil:
-    """An image processor that makes squares of `image_size`, with as much around them as before.
+    """A copy of an image processor that makes squares of `image_size` pixels, cropped by the same share as before.
 
     Raises:
         ConversionError: it crops by other rules than `crop_pct`.
     """
     if processor.do_center_crop:
         raise ConversionError(
-            f"--image-size cannot be applied to an image processor with size {dict(processor.size)} and crop_size "
+            f"image_size cannot be applied to an image processor with size {dict(processor.size)} and crop_size "
             f"{dict(processor.crop_size)}; convert without it and change preprocessor_config.json"
         )
     resized = copy.deepcopy(processor)
@@ -153,13 +166,13 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     options: as for `load`.
 
     Raises:
-        ConversionError: the destination is there already, or as `load`, or the target cannot express the model.
+        ConversionError: the destination exists already, the target cannot express the model, or as for `load`.
     """
     destination = Path(destination).resolve()
     if to not in WRITERS:
         raise ConversionError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConversionError(f"{destination} must be a folder that is empty or not there; choose another or remove it")
+        raise ConversionError(f"{destination} must be an empty folder or not exist yet; choose another or remove it")
     model, processor, report = load(source, **options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     work_dir = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
@@ -195,25 +208,43 @@ def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, fold
 WRITERS: dict[str, Callable] = {"swin_hf": _write_swin_hf, "transformers": _write_transformers, "timm": _write_timm}
 
 
+def read_labels(path: Path) -> list[str]:
+    """Names of classes, one in each line of a text file.
+
+    Raises:
+        ConversionError: it is not UTF-8 text.
+        OSError: there is no such file.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"labels must be a text file in UTF-8, got {path}: {error}") from error
+
+
+def as_flags(text: str) -> str:
+    """A message of the library with its parameters as the flags of this command line."""
+    return re.sub(r"\bsource_sizes\.", "--source_", re.sub(r"\ballow_unexpected\b", "--allow_unexpected", text))
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m swin_hf.convert", description="Convert a Swin checkpoint.")
     parser.add_argument("source", help="file of weights (.safetensors, .pth, .bin), folder or Hub repository")
-    parser.add_argument("destination", type=Path, help="folder to write; it must not be there yet")
+    parser.add_argument("destination", type=Path, help="folder to write; it must be empty or not exist yet")
     parser.add_argument("--to", choices=WRITERS, default="swin_hf", help="format to write (default: swin_hf)")
-    parser.add_argument("--num-labels", type=int, help="classes of a new head")
-    parser.add_argument("--labels", type=Path, help="file with the name of a class in each line")
-    parser.add_argument("--image-size", type=int, help="resize the model for images of so many pixels")
-    parser.add_argument("--window-size", type=int, help="resize the model for windows of so many patches")
-    parser.add_argument("--source-image-size", type=int, help="pixels, for a file that does not tell them")
-    parser.add_argument("--source-window-size", type=int, help="patches, for a file of V2 that does not tell them")
+    parser.add_argument("--num_labels", type=int, help="number of classes of a new head")
+    parser.add_argument("--labels", type=Path, help="text file with one name of a class per line")
+    parser.add_argument("--image_size", type=int, help="resize the model for images of so many pixels")
+    parser.add_argument("--window_size", type=int, help="resize the model for windows of so many patches")
+    parser.add_argument("--source_image_size", type=int, help="pixels, for a file that does not contain them")
+    parser.add_argument("--source_window_size", type=int, help="patches, for a file of V2 that does not contain them")
     parser.add_argument(
-        "--source-pretrained-window-sizes",
+        "--source_pretrained_window_sizes",
         type=int,
         nargs="+",
-        help="of each stage of a V2 that was fine-tuned at another window, for a file that does not tell them: 12 12 12 6",
+        help="one per stage, for a file of a V2 that was fine-tuned at another window and does not contain them: 12 12 12 6",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
-    parser.add_argument("--allow-unexpected", action="store_true", help="drop weights that the model does not know")
+    parser.add_argument("--allow_unexpected", action="store_true", help="drop weights that the model does not know")
     return parser
 
 
@@ -226,12 +257,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         if options["labels"] is not None:
-            options["labels"] = options["labels"].read_text(encoding="utf-8").splitlines()
+            options["labels"] = read_labels(options["labels"])
         report = convert(**options, source_sizes=sizes)
-    except (ConversionError, HfHubHTTPError, StrictDataclassError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ExplainedError, OSError) as error:  # with OSError, whatever the Hub refuses
+        print(f"error: {as_flags(str(error))}", file=sys.stderr)
         return 1
-    print(f"{report}\n{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}")
+    print(as_flags(str(report)))
+    print(f"{options['source']} -> {options['destination']} ({options['to']}); all weights in {REPORT_FILE}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Image processors of the Swin models: an image of any kind to normalised `pixel_values`, and outputs to answers."""
+"""Image processors of the Swin models: images of any kind to normalised `pixel_values`, and outputs to predictions."""
 
 # B batch, K classes, H W image or map in pixels
 
@@ -27,12 +27,12 @@ IGNORED_LABEL = 255  # of pixels that do not count, in 8-bit maps of classes
 
 
 class SwinHfImageProcessorKwargs(ImagesKwargs, total=False):
-    """Settings beside those of every image processor of transformers.
+    """Settings in addition to those of every image processor of transformers.
 
-    crop_pct: share of the sides of the resized image that the crop of `size` from its middle keeps: the protocol of
-        ImageNet has 0.875, timm's Swins 0.9. None, the default, resizes to `size` whatever the shape of the image.
-    do_reduce_labels: number the classes of maps from 1, 0 being background that does not count (ADE20k): 0 becomes 255,
-        and every other number one less.
+    crop_pct: share of each side of the resized image that a centre crop of `size` keeps: 0.875 in the protocol of ImageNet,
+        0.9 for timm's Swins. None, the default, resizes to `size` without keeping the aspect ratio.
+    do_reduce_labels: for maps whose classes are numbered from 1, with 0 for background that does not count (ADE20k): 0
+        becomes 255, and every other number is reduced by one.
     """
 
     crop_pct: float | int | None
@@ -40,7 +40,9 @@ class SwinHfImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def resized_to_crop(height: int, width: int, size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
-    """Size (height, width) of an image resized so that a crop of `size` is `crop_pct` of its shorter side.
+    """Size (height, width) to which an image is resized so that a centre crop of `size` is `crop_pct` of its shorter side.
+
+    height, width: of the image, in pixels. size: (height, width) of the crop.
 
     The rule of torchvision and timm: the shorter side is rounded down after the division, the longer one after scaling.
     """
@@ -53,7 +55,7 @@ def resized_to_crop(height: int, width: int, size: tuple[int, int], crop_pct: fl
 def to_eight_bits(image):
     """A PIL image of 16-bit, 32-bit or float grey levels as 8-bit grey; anything else as it came.
 
-    Pillow's own conversion cuts everything above 255 off. Here 16-bit levels are divided by 257, and deeper or float
+    Pillow's own conversion clips everything above 255. Here 16-bit levels are divided by 257, and deeper or float
     levels are stretched from their own minimum and maximum.
     """
     if not isinstance(image, Image.Image) or not image.mode.startswith(("I", "F")):
@@ -71,7 +73,7 @@ def to_class_numbers(segmentation_map) -> torch.Tensor:
     """A map of classes, (H, W) or (1, H, W), as integers (H, W).
 
     Raises:
-        ValueError: it has another shape, or numbers with fractions.
+        ValueError: it has another shape, or numbers that are not integers.
     """
     numbers = np.asarray(segmentation_map)
     if numbers.ndim == 3 and 1 in (numbers.shape[0], numbers.shape[2]):
@@ -84,13 +86,13 @@ def to_class_numbers(segmentation_map) -> torch.Tensor:
 
 
 def resize_to_nearest(numbers: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """A map (H, W) at another size, each new pixel with the number of the nearest old one."""
+    """A map (H, W) resized by nearest neighbours."""
     levels = Image.fromarray(numbers.numpy().astype(np.int32))
     return torch.from_numpy(np.array(levels.resize((width, height), Image.Resampling.NEAREST), dtype=np.int64))
 
 
 def crop_middle(numbers: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The middle of a map (H, W), which is first padded with 255 where it is smaller."""
+    """The centre crop of a map (H, W), which is first padded with 255 where it is smaller."""
     lacking = [max(side - own, 0) for side, own in zip((height, width), numbers.shape)]
     (above, below), (left, right) = ((math.ceil(pad / 2), pad // 2) for pad in lacking)
     padded = torch.nn.functional.pad(numbers, (left, right, above, below), value=IGNORED_LABEL)
@@ -99,7 +101,7 @@ def crop_middle(numbers: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class SwinHfImageProcessingMixin:
-    """What both backends share: ImageNet's mean and deviation, bicubic, three channels from an image of any kind."""
+    """What both backends share: mean and standard deviation of ImageNet, bicubic, three channels from an image of any kind."""
 
     valid_kwargs = SwinHfImageProcessorKwargs
     resample = PILImageResampling.BICUBIC
@@ -115,11 +117,11 @@ class SwinHfImageProcessingMixin:
     _auto_class = "AutoImageProcessor"
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
-        """Images, and maps of classes for them, as a model takes them.
+        """Prepare images, and maps of classes for them, for a model.
 
         images: PIL images of any mode, arrays or tensors, uint8 or float, channels first or last; one or a list.
-        segmentation_maps: one for each image, (H, W) integers, as PIL images, arrays or tensors. They are resized and
-            cropped with their image, to the nearest pixel, and come back as `labels` (B, H, W), int64.
+        segmentation_maps: one for each image, (H, W) integers, as PIL images, arrays or tensors. They are resized
+            by nearest neighbours and cropped with their image, and returned as `labels` (B, H, W), int64.
 
         Raises:
             ValueError: a setting is out of its range, or a map does not fit its image.
@@ -128,7 +130,7 @@ class SwinHfImageProcessingMixin:
 
     def to_dict(self) -> dict:
         settings = super().to_dict()
-        if "auto_map" in settings:  # transformers writes the backend at hand alone
+        if "auto_map" in settings:  # transformers writes the backend in use alone
             settings["auto_map"] = {"AutoImageProcessor": list(IMAGE_PROCESSORS)}
         return settings
 
@@ -149,7 +151,7 @@ class SwinHfImageProcessingMixin:
             return self._preprocess(prepared, **kwargs)
         tensor_type = kwargs.pop("return_tensors")
         if kwargs["do_pad"]:
-            raise ValueError("do_pad cannot be used with segmentation_maps, which it leaves as they are; pad both before")
+            raise ValueError("do_pad cannot be used with segmentation_maps, which it does not pad; pad both beforehand")
         if not isinstance(segmentation_maps, (list, tuple)):
             several = getattr(segmentation_maps, "ndim", 2) == 3 and len(segmentation_maps) == len(prepared)
             segmentation_maps = list(segmentation_maps) if several else [segmentation_maps]
@@ -200,12 +202,12 @@ class SwinHfImageProcessingMixin:
     def post_process_image_classification(
         self, outputs, config: PreTrainedConfig | None = None, top_k: int = 5
     ) -> list[list[dict[str, str | float]]]:
-        """The likeliest classes of each image, as `pipeline("image-classification")` gives them: `label` and `score`.
+        """The most probable classes of each image, as `pipeline("image-classification")` returns them: `label` and `score`.
 
         outputs: of a classifier, with logits (B, K).
-        config: the model's, for the names of classes and the kind of problem; without it they are numbered, and each image
-            has one class.
-        top_k: how many, at most K.
+        config: the model's, for the names of the classes and the problem type; without it a label is the number of a class,
+            and each image has one class.
+        top_k: number of classes to return, at most K.
         """
         logits = outputs.logits.detach().float()
         problem_type, names = (config.problem_type, config.id2label) if config is not None else (None, None)
@@ -225,7 +227,7 @@ class SwinHfImageProcessingMixin:
         """The class of each pixel, one integer tensor (height, width) for each image.
 
         outputs: of a segmentation model, with logits (batch, classes, height, width).
-        target_sizes: (height, width) of each image, to which its logits are first enlarged; by default they are taken as is.
+        target_sizes: (height, width) of each image, to which its logits are first resized; by default they keep their size.
 
         Raises:
             ValueError: there is not one size for each image.
@@ -244,19 +246,19 @@ class SwinHfImageProcessingMixin:
 
 
 class SwinHfImageProcessorPil(SwinHfImageProcessingMixin, PilBackend):
-    """Resize, rescale to [0, 1] and normalise with Pillow and NumPy: the arithmetic that a phone or a board repeats.
+    """Resize, rescale to [0, 1] and normalise with Pillow and NumPy: the same arithmetic as on a phone or a board.
 
-    Takes PIL images of any mode, arrays and tensors, one or many; gives float32 `pixel_values` (batch, 3, height, width).
-    Transparency is laid on white, deep grey levels keep their whole range.
+    Takes PIL images of any mode, arrays and tensors, one or many; returns float32 `pixel_values` (batch, 3, height, width).
+    Transparent images are laid on white; grey levels of more than 8 bits keep their whole range.
     """
 
 
 if is_torchvision_available():
 
     class SwinHfImageProcessor(SwinHfImageProcessingMixin, TorchvisionBackend):
-        """The same on torchvision, batched and on any device."""
+        """The same with torchvision, batched and on any device."""
 
 else:
 
     class SwinHfImageProcessor(SwinHfImageProcessorPil):
-        """The same, on Pillow, since torchvision is not installed."""
+        """The same with Pillow, since torchvision is not installed."""

@@ -1,6 +1,6 @@
 """Layers of the Swin Transformers: V1 (Liu et al. 2021, arXiv:2103.14030) and V2 (Liu et al. 2022, arXiv:2111.09883).
 
-All of them work on (B, H, W, C) feature maps, keep nothing between two calls, and derive windows from the map they get.
+All of them work on (B, H, W, C) feature maps, keep no state between calls, and derive windows from the size of the map.
 """
 
 # B batch, H W feature map in patches, C channels, nW windows, N tokens of a window, h heads, d head width
@@ -42,7 +42,7 @@ class SwinHfBatchNorm(nn.BatchNorm1d):
 
 
 def make_norm(config: SwinHfConfig, dim: int, eps: float = 1e-5) -> nn.Module:
-    """The norm that the config asks for, over the last of the dimensions of a map."""
+    """The norm that the config asks for, over the last dimension of a map."""
     norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": SwinHfBatchNorm}
     return norms[config.norm](dim, eps=eps)
 
@@ -83,7 +83,7 @@ class SwinHfPatchEmbeddings(nn.Module):
 
 
 class SwinHfEmbeddings(nn.Module):
-    """Patch embeddings, normalised, with a token for masked patches and absolute positions where they are wanted."""
+    """Patch embeddings, normalised, with a token for masked patches and absolute positions if the config asks for them."""
 
     def __init__(self, config: SwinHfConfig, use_mask_token: bool = False):
         super().__init__()
@@ -97,7 +97,7 @@ class SwinHfEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def positions(self, height: int, width: int) -> torch.Tensor:
-        """Position embeddings for a (height, width) grid, (1, H, W, C): interpolated where it is not the trained one."""
+        """Position embeddings (1, H, W, C) for a (height, width) grid, interpolated if it is not the trained one."""
         positions = resize_position_embeddings(self.position_embeddings, self.grid, (height, width))
         return positions.view(1, height, width, -1)
 
@@ -123,7 +123,7 @@ class SwinHfEmbeddings(nn.Module):
 
 
 def bias_of_pairs(table: torch.Tensor, window: tuple[int, int], table_window: tuple[int, int]) -> torch.Tensor:
-    """Biases (1, h, N, N) of all token pairs of `window`, out of a table ((2wh-1) * (2ww-1), h) for `table_window`."""
+    """Biases (1, h, N, N) of all token pairs of `window`, from a table ((2wh-1) * (2ww-1), h) for `table_window`."""
     N = window[0] * window[1]
     index = relative_position_index(window, table_window, table.device)
     return table.t().index_select(1, index).view(1, -1, N, N)
@@ -210,7 +210,7 @@ class SwinHfAttention(nn.Module):
         self.relative_position_bias = make_position_bias(config, stage, widths.num_heads)
 
     def scaled(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Queries, keys and the factor of their products that make the scores."""
+        """Queries and keys, and the factor that turns their products into scores."""
         return query, key, self.scaling
 
     def forward(

@@ -15,7 +15,7 @@ def classification_loss(
         "multi_label_classification"; (B,) or (B, K) numbers for "regression".
     label_smoothing: share of the label that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567).
 
-    The stock models take float labels for a multi-label problem and train binary cross-entropy without a word.
+    The stock models silently take float labels for a multi-label problem and train with binary cross-entropy.
 
     Raises:
         ValueError: labels of another shape or kind.
@@ -45,7 +45,8 @@ def masked_reconstruction_loss(
 ) -> torch.Tensor:
     """Mean absolute error of (B, C, H, W) images over the pixels that `masked_pixels` (B, 1, H, W) marks (SimMIM).
 
-    Xie et al. 2022, arXiv:2111.09886, section 3.4, with the constant of the authors' code against an empty mask.
+    Xie et al. 2022, arXiv:2111.09886, section 3.4. As in the authors' code, a small constant avoids the division by zero of an
+    empty mask.
     """
     error = nn.functional.l1_loss(reconstruction, pixel_values, reduction="none")
     return (error * masked_pixels).sum() / (masked_pixels.sum() + 1e-5) / pixel_values.shape[1]

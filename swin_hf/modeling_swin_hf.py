@@ -1,4 +1,4 @@
-"""Swin Transformer models, V1 and V2, for the Hugging Face `from_pretrained` world."""
+"""Swin Transformer models, V1 and V2, with the interface of transformers' models."""
 
 # B batch, H W feature map in patches, C channels, nW windows, N tokens of a window, h heads, K classes, P patches
 
@@ -50,7 +50,7 @@ class SwinHfEncoder(nn.Module):
     ) -> SwinHfEncoderOutput:
         output = SwinHfEncoderOutput([feature_map.flatten(1, 2)], [feature_map], [feature_map], [], [])
         for stage in self.layers:
-            feature_map = output.hidden_states[-1].view_as(feature_map)  # so that the gradient passes through what is returned
+            feature_map = output.hidden_states[-1].view_as(feature_map)  # so that gradients pass through what is returned
             feature_map, block_maps, attentions = stage(feature_map, output_attentions, output_block_maps)
             output.hidden_states.append(feature_map.flatten(1, 2))
             output.feature_maps.append(feature_map)
@@ -61,11 +61,11 @@ class SwinHfEncoder(nn.Module):
 
 
 class LoadsInOtherSizes:
-    """A model that `from_pretrained` loads for another image size or window than the checkpoint's."""
+    """A model that `from_pretrained` can load for another image size or window than the checkpoint's."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load as every model of transformers does, also for another resolution than the checkpoint's.
+        """Load as every model of transformers does, if need be for another resolution than the checkpoint's.
 
         image_size, window_size: here or in `config`; where they differ from the checkpoint's, the loaded model is resized
             as `resize` does.
@@ -110,10 +110,10 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
     def resize(
         self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None
     ) -> "SwinHfPreTrainedModel":
-        """The same model for another image size or window; this one is left as it is.
+        """A copy of this model for another image size or window.
 
-        V1 tables of position biases and absolute positions are interpolated (bicubic). V2's position networks go on reading
-        offsets in the units they were trained with, which `pretrained_window_sizes` then records.
+        V1 tables of position biases and absolute positions are interpolated (bicubic). V2's position networks keep the
+        units that they were trained with, which `pretrained_window_sizes` then records.
 
         Raises:
             ValueError: a size is not positive.
@@ -155,10 +155,10 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
 
 
 class SwinHfModel(SwinHfPreTrainedModel):
-    """The Swin encoder: an image to a map of features and their mean.
+    """The Swin encoder: from images to the tokens of the last stage and their mean.
 
-    use_mask_token: have a learned token that stands for masked patches.
-    num_stages: build the first stages only and no norm after them, as a backbone needs it.
+    use_mask_token: add a learned token that replaces masked patches.
+    num_stages: build only so many stages and no norm after them, for a backbone.
     """
 
     _auto_class = "AutoModel"
@@ -187,7 +187,7 @@ class SwinHfModel(SwinHfPreTrainedModel):
         """Encode images (B, num_channels, height, width) of any height and width.
 
         bool_masked_pos: (B, P), True for patches that the mask token replaces.
-        interpolate_pos_encoding: taken for the sake of callers of the stock model; positions are always interpolated.
+        interpolate_pos_encoding: accepted for code written for the stock model; positions are always interpolated.
 
         Raises:
             ValueError: `pixel_values` or `bool_masked_pos` has another shape than the config asks for.
@@ -236,7 +236,7 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
-    # No **kwargs: the Trainer takes them for a promise to scale the loss of accumulated gradients by itself.
+    # No **kwargs: the Trainer would take them to mean that the model scales the loss of accumulated gradients itself.
     @can_return_tuple
     def forward(
         self,
@@ -249,8 +249,8 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
     ) -> SwinHfImageClassifierOutput:
         """Classify images (B, num_channels, height, width).
 
-        labels: (B,) class indices, or (B, K) class probabilities (mixup), or what `config.problem_type`
-            "multi_label_classification" (B, K) or "regression" ask for.
+        labels: (B,) class indices, or (B, K) class probabilities (mixup), or (B, K) for the
+            `config.problem_type` "multi_label_classification", or numbers for "regression".
         """
         outputs = self.swin(
             pixel_values,
@@ -324,8 +324,8 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
 class SwinHfBackbone(BackboneMixin, SwinHfPreTrainedModel):
     """The Swin encoder as a backbone: the maps of `config.out_features` before their downsampling, each with its own norm.
 
-    Stages after the last one asked for are not built, so that every parameter gets a gradient. A map that a window spans is
-    not shifted, as in the classifier; the stock backbone shifts it, which matters for small images only.
+    Stages after the last one asked for are not built, so that every parameter gets a gradient. As in the classifier, a map
+    that a window spans is not shifted; the stock backbone shifts it, which matters for small images only.
     """
 
     _auto_class = "AutoBackbone"

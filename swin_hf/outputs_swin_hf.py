@@ -29,7 +29,7 @@ class SwinHfModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
     def intermediates(self) -> dict[str, tuple[torch.Tensor, ...] | None]:
-        """What the outputs of the heads pass on."""
+        """What the outputs of the heads have in common with this one."""
         names = ("hidden_states", "reshaped_hidden_states", "block_hidden_states", "attentions")
         return {name: getattr(self, name) for name in names}
 
@@ -72,7 +72,7 @@ class SwinHfMaskedImageModelingOutput(ModelOutput):
 class SwinHfEncoderOutput:
     """Maps of the encoder, (B, H, W, C), and the attention weights of all blocks if asked for.
 
-    hidden_states: the feature maps as (B, H * W, C); what follows is computed from them.
+    hidden_states: the feature maps as (B, H * W, C), from which the following stages are computed.
     feature_maps: the embeddings and the output of each stage after its downsampling.
     stage_maps: the embeddings and the output of each stage before its downsampling.
     block_maps: the output of every block if asked for, else of the last one of each stage.

@@ -1,6 +1,6 @@
 """Configs by name: the published sizes of Swin and Swin V2, and three small ones for phones.
 
-Each is a function that returns a new `SwinHfConfig`; keywords change fields of it, as in `swin_tiny(num_labels=10)`. The
+Each is a function that returns a new `SwinHfConfig`; keywords change its fields, as in `swin_tiny(num_labels=10)`. The
 README lists their parameters and multiply-accumulate operations.
 """
 
@@ -61,12 +61,12 @@ def swin_edge_small(**changes) -> SwinHfConfig:
 
 
 def swin_edge_medium(**changes) -> SwinHfConfig:
-    """The middle student: where to begin."""
+    """The medium student: the one to start with."""
     return _config(changes, **EDGE, embed_dim=48, depths=[1, 1, 5, 1], num_heads=[2, 3, 6, 12])
 
 
 def swin_edge_large(**changes) -> SwinHfConfig:
-    """The largest student, for where accuracy counts more than a few milliseconds."""
+    """The largest student, for when accuracy counts more than a few milliseconds."""
     return _config(changes, **EDGE, embed_dim=64, depths=[1, 1, 6, 1], num_heads=[2, 4, 8, 16])
 
 

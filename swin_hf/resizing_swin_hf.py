@@ -15,7 +15,7 @@ def resized_config(
     image_size: int | list[int] | tuple[int, int] | None = None,
     window_size: int | list[int] | tuple[int, int] | None = None,
 ) -> SwinHfConfig:
-    """The config for another image size or window; V2's position networks keep the units they were trained with.
+    """The config for another image size or window; V2's position networks keep the units that they were trained with.
 
     Raises:
         ValueError: a size is not positive.
@@ -33,7 +33,7 @@ def resized_config(
 
 
 def resized_weights(weights: dict[str, torch.Tensor], config: SwinHfConfig, resized: SwinHfConfig) -> dict[str, torch.Tensor]:
-    """The weights of a model of `config` for a model of `resized`, which differs in image size and window alone."""
+    """The weights of a model of `config` for a model of `resized`, which differs only in image size and window."""
     result = dict(weights)
     for name, weight in weights.items():
         if name.endswith("relative_position_bias_table"):
@@ -46,7 +46,7 @@ def resized_weights(weights: dict[str, torch.Tensor], config: SwinHfConfig, resi
 def resize_bias_table(table: torch.Tensor, window: tuple[int, int], new_window: tuple[int, int]) -> torch.Tensor:
     """A V1 table of position biases ((2wh-1) * (2ww-1), h) for another window, bicubic, as in the original code.
 
-    The middle of the table, offset 0, keeps its value; an offset reads the bias of the offset that was as far across the
+    The middle of the table, offset 0, keeps its value; every other offset gets the bias from the same relative place in the
     old table.
     """
     if new_window == window:

@@ -29,7 +29,7 @@ class SwinHfUperNetConfig(ReadsStockConfigs, UperNetConfig):
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
             self.backbone_config = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
-        if isinstance(self.backbone_config, dict):  # transformers knows the class only where swin_hf was imported
+        if isinstance(self.backbone_config, dict):  # transformers knows the class only after swin_hf was imported
             self.backbone_config = SwinHfConfig(**self.backbone_config)
         super().__post_init__(**kwargs)
         maps = self.backbone_config.out_features
@@ -57,7 +57,7 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
     ]
 
     def __init__(self, config: SwinHfUperNetConfig):
-        UperNetPreTrainedModel.__init__(self, config)  # UperNet's own looks for the backbone among transformers' models
+        UperNetPreTrainedModel.__init__(self, config)  # UperNet's own looks for a backbone among transformers' models
         self.backbone = SwinHfBackbone(config.backbone_config)
         self.decode_head = UperNetHead(config, in_channels=self.backbone.channels)
         self.auxiliary_head: nn.Module | None = None
@@ -80,7 +80,7 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
     def resize(
         self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None
     ) -> "SwinHfForSemanticSegmentation":
-        """The same model with its backbone for another image size or window, as `SwinHfPreTrainedModel.resize` does it."""
+        """A copy of this model whose backbone is for another image size or window, as by `SwinHfPreTrainedModel.resize`."""
         backbone, config = self.backbone.resize(image_size, window_size), copy.deepcopy(self.config)
         config.backbone_config = backbone.config
         resized = type(self)(config)

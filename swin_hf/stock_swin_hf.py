@@ -1,4 +1,4 @@
-"""Checkpoints of the stock `swin` and `swinv2` models of transformers as ours: their config and the names of their weights."""
+"""Stock `swin` and `swinv2` checkpoints of transformers as ours: their config and the names of their weights."""
 
 import re
 from dataclasses import fields
@@ -8,14 +8,11 @@ from transformers import PreTrainedConfig
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 STOCK_VERSIONS = {"swin": 1, "swinv2": 2}
-DROPPED_BUFFERS = (
-    "relative_position_index",
-    "relative_coords_table",
-    "attn_mask",
-)  # worked out from the config, here and there
+# Buffers that every implementation computes from the config, and that some save.
+DROPPED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 
-# Names inside a block in files of the stock models, and here. Files of `swin` have the names that its modules bore before
-# transformers 5, whichever version wrote them; `swinv2` bears them still. Newer names are those here.
+# Names inside a block: in files of the stock models, and here. Files of `swin` have the names that its modules had before
+# transformers 5, whichever version wrote them; the modules of `swinv2` still have them. Newer names are the same as here.
 BLOCK_NAMES = (
     (".attention.self.query.", ".attention.q_proj."),
     (".attention.self.key.", ".attention.k_proj."),
@@ -27,7 +24,7 @@ BLOCK_NAMES = (
     (".intermediate.dense.", ".mlp.fc1."),
     (".output.dense.", ".mlp.fc2."),
 )
-# All names, as regular expressions and what takes their place, one after the other: transformers' `key_mapping`.
+# All names, as regular expressions and their replacements, applied in order: transformers' `key_mapping`.
 STOCK_NAMES = {
     r"^swinv2\.": "swin.",
     r"^embeddings\.": "swin.embeddings.",  # models without a head, and backbones
@@ -46,9 +43,9 @@ def is_stock(config: dict[str, Any]) -> bool:
 
 
 def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:
-    """A stock `config.json` in the fields of our config class, `owner`, for a Swin or for a UperNet over one.
+    """The fields of our config class `owner` from a stock `config.json`, for a Swin or for a UperNet over one.
 
-    What older versions of transformers wrote and none reads (`path_norm`, `layer_norm_epsilon`, ...) is left out.
+    Fields that older versions of transformers wrote and none reads (`path_norm`, `layer_norm_epsilon`, ...) are left out.
 
     Raises:
         ValueError: it is a Swin's for the config of a UperNet, or the other way round.
@@ -66,13 +63,13 @@ def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:
 
 
 def known_fields(config: dict[str, Any], owner: type) -> dict[str, Any]:
-    """What of a `config.json` the config class `owner` knows."""
+    """The part of a `config.json` that the config class `owner` knows."""
     known = {field.name for field in fields(owner)} | {"num_labels", "out_features", "out_indices", "torch_dtype"}
     return {name: value for name, value in config.items() if name in known and name != "transformers_version"}
 
 
 class ReadsStockConfigs:
-    """A config that `from_pretrained` also makes of a stock `config.json`."""
+    """A config that `from_pretrained` also reads from a stock `config.json`."""
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

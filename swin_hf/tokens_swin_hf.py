@@ -1,18 +1,18 @@
-"""How tokens are laid out and worked on for speed; none of it changes a result."""
+"""How tokens are ordered and processed in parts for speed; none of it changes a result."""
 
 # B batch, L tokens of a map, C channels
 
 import torch
 
-CPU_TOKENS = 2048  # that a CPU works on at a time: what their layers compute in between then stays in its cache
-MIN_PARTS_IN_TRAINING = 6  # with fewer the sums of the parts' gradients cost more than that saves
+CPU_TOKENS = 2048  # that a CPU works on at a time, so that intermediate results stay in its cache
+MIN_PARTS_IN_TRAINING = 6  # with fewer, adding up the gradients of the parts costs more than the cache saves
 
 
 def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -> tuple[torch.Tensor, ...]:
-    """Parts of (rows, ...) that a CPU had better work on one after the other; on other devices, and of little, one part.
+    """Parts of (rows, ...) for a CPU to work on one after the other; a single part on other devices, or if there are few rows.
 
-    A part holds whole groups of `group` rows. A training in less than float32 is not split, since it would round the sum
-    of the parts' gradients.
+    A part holds whole groups of `group` rows. Training in less than float32 is not split, since the sum of the parts'
+    gradients would be rounded.
     """
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         return (rows,)
@@ -26,14 +26,14 @@ def split_for_cpu(rows: torch.Tensor, tokens_per_row: int = 1, group: int = 1) -
 
 
 def join(parts: list[torch.Tensor]) -> torch.Tensor:
-    """What was computed from the parts of `split_for_cpu`, in one piece."""
+    """Join what was computed from the parts of `split_for_cpu`."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Reorder(torch.autograd.Function):
-    """Tokens (B, L, C) in another order; unlike that of indexing, its gradient is a reordering too.
+    """Tokens (B, L, C) in another order; unlike the gradient of indexing, its gradient is a reordering too.
 
-    order: (L,) the token that each place gets. places: (L,) its inverse.
+    order: (L,), the token for each place. places: (L,), its inverse.
     """
 
     generate_vmap_rule = True

@@ -1,4 +1,4 @@
-"""The config of weights of Microsoft's code or of timm: from their shapes, from buffers beside them, from timm's words."""
+"""The config of weights of Microsoft's code or of timm: from their shapes, from buffers beside them, from timm's config."""
 
 # C channels, N tokens of a window, nW windows, wh ww window
 
@@ -15,7 +15,7 @@ from .weight_files import ConversionError, WeightFiles
 
 # timm names its models after window and image size: window8_256, or window12to16_192to256 for one fine-tuned at another size.
 TIMM_SIZES = re.compile(r"window(\d+)(?:to(\d+))?_(\d+)(?:to(\d+))?")
-# What a timm model may have been built with. None: anything; it is read from the weights, or changes nothing that is computed.
+# Arguments that a timm model may have been built with. None: any value; the weights tell it, or it changes no output.
 TIMM_ARGUMENTS = {
     **dict.fromkeys(("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depths", "num_heads", "window_size")),
     **dict.fromkeys(("mlp_ratio", "qkv_bias", "pretrained_window_sizes", "act_layer", "weight_init", "strict_img_size")),
@@ -28,9 +28,9 @@ TIMM_ARGUMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSizes:
-    """Of the model that the weights are of, in pixels and patches, for files that do not tell them.
+    """Sizes of the model that the weights belong to, in pixels and patches, for files that do not contain them.
 
-    pretrained_window_sizes: V2, of each stage: the window that its position network was trained with, if another.
+    pretrained_window_sizes: V2, for each stage: the window that its position network was trained with, if it is another.
     """
 
     image_size: int | None = None
@@ -39,10 +39,10 @@ class SourceSizes:
 
 
 def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes) -> SwinHfConfig:
-    """The config of weights with the names of the original code, from their shapes and from timm's `config.json`.
+    """The config for weights with the names of the original code, from their shapes and from timm's `config.json`.
 
     Raises:
-        ConversionError: something is neither to be seen from the weights nor told; the message says what to give.
+        ConversionError: a size is neither in the files nor in `sizes`; the message says what to give.
     """
     blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", name) for name in source]
     counted = [(int(found[1]), int(found[2])) for found in blocks if found]
@@ -89,7 +89,7 @@ def _labels(files: WeightFiles) -> dict[str, Any]:
 
 
 def _timm_windows(files: WeightFiles) -> tuple[int | list[int] | None, int | None, int | None]:
-    """Window of a timm model; window and image size of its pretraining, if others; as far as `config.json` tells them."""
+    """Window of a timm model, and window and image size of its pretraining if they differ; None if not in `config.json`."""
     arguments = files.config.get("model_args") or {}
     found = TIMM_SIZES.search(files.config.get("architecture", ""))
     window, to_window, image, _ = (int(size) if size else None for size in (found.groups() if found else [None] * 4))
@@ -105,15 +105,17 @@ def _timm_image_size(files: WeightFiles) -> int | list[int] | None:
 def _windows(
     source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes, version: int, patch: tuple[int, int]
 ) -> tuple[list[int], list[int] | None]:
-    """Side of the window of each stage, or of all; in V2 also that of the window each position network was trained with."""
+    """Side of the window of each stage, or one for all; in V2 also of the window of its pretraining."""
     if version == 1:
         tables = [weight for name, weight in source.items() if name.endswith("relative_position_bias_table")]
         return [(math.isqrt(len(table)) + 1) // 2 for table in tables], None
     offsets = [weight for name, weight in sorted(source.items()) if name.endswith("blocks.0.attn.relative_coords_table")]
-    if offsets:  # (1, 2wh-1, 2ww-1, 2), whose largest offset tells what its unit was
+    if offsets:  # (1, 2wh-1, 2ww-1, 2), whose largest offset tells the unit
         windows = [(table.shape[1] + 1) // 2 for table in offsets]
         if sizes.window_size not in (None, max(windows)):
-            raise ConversionError(f"{files.name} has windows of {max(windows)}, but was said to have {sizes.window_size}")
+            raise ConversionError(
+                f"{files.name} has windows of {max(windows)}, but source_sizes.window_size is {sizes.window_size}"
+            )
         spans = [(8 ** table.max().item() - 1) / 8 for table in offsets]
         units = [round((window - 1) / span) + 1 if span else window for window, span in zip(windows, spans)]
         return windows, [0 if unit == window else unit for unit, window in zip(units, windows)]
@@ -122,7 +124,7 @@ def _windows(
     if isinstance(window, (list, tuple)) and len(set(window)) == 1:
         window = window[0]
     if not isinstance(window, int):
-        raise ConversionError(f"{files.name} does not tell its window size; give it, --source-window-size 8 for instance")
+        raise ConversionError(f"{files.name} does not contain its window size; give source_sizes.window_size, 8 for instance")
     given = sizes.pretrained_window_sizes or (files.config.get("model_args") or {}).get("pretrained_window_sizes")
     num_stages = len(set(re.findall(r"^layers\.(\d+)\.", "\n".join(source), re.MULTILINE)))
     if given is None and pretrained_window:
@@ -131,14 +133,14 @@ def _windows(
 
 
 def assumed(files: WeightFiles, source: Iterable[str], sizes: SourceSizes) -> str:
-    """What had to be assumed of the model, in words; nothing if the file tells all that matters."""
+    """What had to be assumed about the model, in words; empty if the file contains all that matters."""
     names = list(source)
     is_second = any(name.endswith(".attn.logit_scale") for name in names)
     told = any(name.endswith("relative_coords_table") for name in names) or "architecture" in files.config
     if is_second and not told and sizes.pretrained_window_sizes is None:
         return (
-            "nothing tells the windows of the pretraining: it is assumed that the position networks were trained with the "
-            "present ones; if not, give --source-pretrained-window-sizes"
+            "the windows of the pretraining are unknown: it is assumed that the position networks were trained with the "
+            "present ones; if not, give source_sizes.pretrained_window_sizes"
         )
     return ""
 
@@ -146,17 +148,17 @@ def assumed(files: WeightFiles, source: Iterable[str], sizes: SourceSizes) -> st
 def _image_size(
     source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes, patch: tuple[int, int]
 ) -> int | list[int]:
-    """From the masks of shifted windows (nW, N, N), from absolute positions, from timm's config, or as it was given."""
+    """As it was given, or from timm's config, from the masks of shifted windows (nW, N, N) or from absolute positions."""
     told = sizes.image_size or _timm_image_size(files)
     if told:
         return told if isinstance(told, int) else told[0] if told[0] == told[1] else list(told)
     masks = {int(name.split(".")[1]): weight for name, weight in source.items() if name.endswith(".attn_mask")}
     stage, mask = min(masks.items(), default=(0, None))
-    if mask is not None and math.isqrt(mask.shape[0]) ** 2 == mask.shape[0]:  # an image that is not square cannot be told
+    if mask is not None and math.isqrt(mask.shape[0]) ** 2 == mask.shape[0]:  # other images are not square
         return math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1]) * 2**stage * patch[0]
     if "absolute_pos_embed" in source:
         return math.isqrt(source["absolute_pos_embed"].shape[1]) * patch[0]
-    raise ConversionError(f"{files.name} does not tell its image size; give it, --source-image-size 224 for instance")
+    raise ConversionError(f"{files.name} does not contain its image size; give source_sizes.image_size, 224 for instance")
 
 
 def map_size(config: SwinHfConfig, stage: int) -> tuple[int, int]:
@@ -166,13 +168,13 @@ def map_size(config: SwinHfConfig, stage: int) -> tuple[int, int]:
 
 
 def difference_to_timm(config: SwinHfConfig) -> str:
-    """Where timm's Swin computes something else than all others at the config's image size, and what; nothing if nowhere."""
+    """Where and how timm's Swin differs from all others at the config's image size; empty if it does not."""
     for stage in range(len(config.depths)):
         lengths, window = map_size(config, stage), config.stage_window(stage)
         spanned = [length <= side for length, side in zip(lengths, window)]
         if any(length % min(side, length) for length, side in zip(lengths, window)):
             return (
-                f"stage {stage} a map of {lengths[0]} x {lengths[1]} is no whole number of windows of "
+                f"stage {stage} a map of {lengths[0]} x {lengths[1]} is not a whole number of windows of "
                 f"{window[0]} x {window[1]}; timm pads it after shifting, others before"
             )
         if spanned[0] != spanned[1] and config.depths[stage] > 1:
@@ -183,7 +185,7 @@ def difference_to_timm(config: SwinHfConfig) -> str:
 
 
 def stock_v2_difference(config: SwinHfConfig) -> str:
-    """Where stock Swin V2 computes something else at the config's image size, and what; nothing if nowhere."""
+    """Where and how stock Swin V2 differs from ours at the config's image size; empty if it does not."""
     for stage in range(len(config.depths)):
         rows, columns = config.stage_window(stage)
         if config.version == 2 and rows != columns:
@@ -195,7 +197,7 @@ def stock_v2_difference(config: SwinHfConfig) -> str:
 
 
 def windows_of_table(name: str, config: SwinHfConfig) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
-    """Stage and block of a table of position biases, the model's window, and that window cut to the stage's map."""
+    """Stage and block of a table of position biases, the model's window, and that window limited to the stage's map."""
     stage, block = (int(part) for part in name.split(".") if part.isdigit())
     window = height_width(config.window_size)
     return stage, block, window, tuple(map(min, window, map_size(config, stage)))
@@ -204,7 +206,7 @@ def windows_of_table(name: str, config: SwinHfConfig) -> tuple[int, int, tuple[i
 def extended_table(table: torch.Tensor, fitted: tuple[int, int], window: tuple[int, int]) -> torch.Tensor:
     """V1 position biases of a window cut to a small map, ((2wh-1) * (2ww-1), h), as those of the whole window.
 
-    Offsets that the cut window never sees get the bias of the nearest one that it sees.
+    Offsets that do not occur in the cut window get the bias of the nearest one that does.
     """
     channels_first = table.view(1, *(2 * side - 1 for side in fitted), -1).permute(0, 3, 1, 2)
     top, left = (side - own for side, own in zip(window, fitted))

@@ -1,4 +1,4 @@
-"""Models of ours in the terms of stock transformers and of timm, where these can express them."""
+"""Our models as models of stock transformers and of timm, where these can express them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +47,14 @@ UPERNET_FIELDS = (
     *("auxiliary_channels", "auxiliary_num_convs", "auxiliary_concat_input", "loss_ignore_index"),
     *("id2label", "label2id"),
 )
-# timm builds a Swin of any shape from one of its models and arguments for it.
+# timm builds a Swin of any shape from the name of one of its models and arguments.
 TIMM_ARCHITECTURES = {1: "swin_tiny_patch4_window7_224", 2: "swinv2_tiny_window8_256"}
 TIMM_FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseShape:
-    """What other implementations say of all blocks of a Swin at once."""
+    """The widths that other implementations have one setting for, for all blocks of a Swin."""
 
     num_heads: list[int]
     mlp_ratio: float
@@ -62,10 +62,10 @@ class DenseShape:
 
 
 def dense_shape(config: SwinHfConfig, target: str) -> DenseShape:
-    """The shape of a model in the terms of others, which also a pruned model may have.
+    """The shape of a model in the terms of other implementations; evenly pruned models have one too.
 
     Raises:
-        ConversionError: some block has widths of its own, or a norm or a window that `target` does not know.
+        ConversionError: a block has widths of its own, or the model a norm or a window that `target` does not have.
     """
 
     def refuse(where: str, rule: str, got: object) -> None:
@@ -102,10 +102,10 @@ def dense_shape(config: SwinHfConfig, target: str) -> DenseShape:
 
 
 def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
-    """The stock model of transformers with the same weights and outputs, for those who have no swin_hf.
+    """The stock model of transformers with the same weights and outputs, for use without swin_hf.
 
-    A stock backbone, and so a stock UperNet, shifts windows also where one spans the whole map: its outputs are the same for
-    images in which none does.
+    A stock backbone, and with it a stock UperNet, also shifts a window that spans the whole map: its outputs are the same
+    for images that are large enough for no window to do so.
 
     Raises:
         ConversionError: stock transformers has no such model; the message names the block.
@@ -141,7 +141,7 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stock_swin_config(config: SwinHfConfig) -> SwinConfig | Swinv2Config:
-    """A stock config of the same model, for `transformers`.
+    """The stock config of the same model.
 
     Raises:
         ConversionError: there is none; the message names the block.
@@ -181,7 +181,7 @@ def _check_maps(config: SwinHfConfig) -> None:
 
 
 def _stock_name(name: str, version: int) -> str:
-    """Name of a weight in the modules of the stock models; those of V1 are called as ours."""
+    """Name of a weight in the modules of the stock models; those of V1 have the same names as ours."""
     if version == 1:
         return name
     for stock, ours in BLOCK_NAMES:
@@ -268,10 +268,10 @@ def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfIma
 
 
 def _fitted_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch.Tensor:
-    """The middle of a table of position biases, which is all that a window cut to a small map reads.
+    """The middle of a table of position biases, the only part that a window cut to a small map reads.
 
     Raises:
-        ConversionError: the rest is more than a copy of its edge: the model was trained at other sizes.
+        ConversionError: the rest is not a copy of its edge, so the model was trained at other sizes.
     """
     stage, block, window, fitted = windows_of_table(name, config)
     if fitted == window:

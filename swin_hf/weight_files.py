@@ -1,4 +1,4 @@
-"""Checkpoints as they lie in a file, in a folder or on the Hub, read without running anything that is in them."""
+"""Checkpoints in a file, in a folder or on the Hub, loaded without executing pickled code."""
 
 import json
 import re
@@ -14,23 +14,25 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-# By preference; an index names the files that the weights are spread over.
+from .errors import ExplainedError
+
+# In order of preference; an index names the files that the weights are split into.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 LFS_POINTER = b"version https://git-lfs"
-NESTED_IN = ("model", "state_dict")  # where training scripts put the weights, beside optimizer and epoch
+NESTED_IN = ("model", "state_dict")  # keys under which training scripts save the weights, beside optimizer and epoch
 
 
-class ConversionError(ValueError):
-    """A checkpoint cannot be read or converted; the message says what is in the way."""
+class ConversionError(ExplainedError):
+    """A checkpoint cannot be read or converted; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFiles:
-    """A checkpoint as it was read.
+    """The contents of a checkpoint.
 
-    name: what the user called it.
-    config, processor: `config.json` and `preprocessor_config.json`, empty where there is none.
+    name: the path or repository that was given.
+    config, processor: `config.json` and `preprocessor_config.json`, empty if there is none.
     """
 
     name: str
@@ -40,14 +42,14 @@ class WeightFiles:
 
 
 class InertDict:
-    """Takes the place of a class in a pickle: making one gives an empty dictionary, which is all that is done."""
+    """Stands in for a class in a pickle: calling it only returns an empty dictionary."""
 
     def __new__(cls, *args, **kwargs):
         return OrderedDict()
 
 
 class InertObject:
-    """The same for NumPy's numbers, which are given a state that no dictionary takes."""
+    """The same for NumPy's numbers, whose pickled state a dictionary would not accept."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -60,7 +62,7 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     """Read a .safetensors, .pth, .pt or .bin file, a folder or a Hub repository with weights and `config.json`.
 
     Raises:
-        ConversionError: there is no such thing, or it holds no weights.
+        ConversionError: the source does not exist, or contains no weights.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses: no such repository or revision, or no access.
     """
     path = Path(source)
@@ -95,11 +97,11 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a .safetensors file, or of a PyTorch one with `weights_only=True`.
 
-    Other objects in a PyTorch file, such as the configuration that training scripts save beside the weights, are not made:
-    the names of their classes are bound to ones that do nothing.
+    Other objects in a PyTorch file, such as the configuration that training scripts save beside the weights, are not created:
+    inert classes stand in for theirs.
 
     Raises:
-        ConversionError: it is neither, or holds no weights.
+        ConversionError: the file is neither, or contains no weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -109,7 +111,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         inert = [(InertObject if name.startswith("numpy") else InertDict, name) for name in unsafe]
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the unpickler stumble over anything
+    except Exception as error:  # on damaged bytes the unpickler can raise anything
         raise ConversionError(
             f"{path} must hold weights in the format of safetensors or PyTorch: {_why(path, error)}"
         ) from error
@@ -127,18 +129,18 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _why(path: Path, error: Exception) -> str:
-    """Why a file cannot be read; PyTorch's own words advise to unpickle it without care."""
+    """Why a file cannot be read; PyTorch's own message advises to load it unsafely."""
     if path.is_file() and path.read_bytes()[: len(LFS_POINTER)] == LFS_POINTER:
         return "it is a pointer of git-lfs; fetch the file itself with `git lfs pull`"
     if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it wants to call {forbidden[1]}"
+        return f"it would call {forbidden[1]}"
     if isinstance(error, (OSError, SafetensorError)):
         return str(error)
-    return "it is damaged, or something else"
+    return "it is damaged, or a file of another kind"
 
 
 def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
-    """Path of a file of a folder or of a repository, or None if it has none."""
+    """Path of a file of a folder or of a repository, or None if there is no such file."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
@@ -148,7 +150,7 @@ def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
         is_absent = try_to_load_from_cache(str(source), name, revision=revision) is _CACHED_NO_EXIST
         if constants.HF_HUB_OFFLINE and (is_absent or name in WEIGHT_FILES):
             return None
-        raise ConversionError(f"{source} is no folder, and its {name} is not to be had from the Hub: {error}") from error
+        raise ConversionError(f"{source} is no folder, and its {name} cannot be fetched from the Hub: {error}") from error
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -156,7 +158,7 @@ def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in a file.
 
     Raises:
         ConversionError: the file is something else.

@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations as models of ours, with a report of what became of every weight."""
+"""Checkpoints of other implementations as our models, with a report on every weight."""
 
 import math
 import re
@@ -56,8 +56,8 @@ class ConversionReport:
     used: name there -> name here, of weights that were only renamed.
     converted: name there -> names here, of weights that were split or changed.
     dropped: name there -> why it is not needed.
-    missing: names here of weights that the checkpoint lacks, which are new.
-    notes: in what the outputs may differ all the same.
+    missing: names here of weights that the checkpoint lacks, which are newly initialised.
+    notes: how the outputs may differ nevertheless.
     """
 
     used: dict[str, str] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Renamed:
     """Weights of a checkpoint by their names here.
 
     kind, config: of the model that they are for. origins: name here -> name in the checkpoint.
-    new_head: whether its classifier is a new one, whatever the checkpoint holds.
-    notes: in what outputs may differ from those of the checkpoint's own model.
+    new_head: whether its classifier is a new one, even if the checkpoint has one.
+    notes: how outputs may differ from those of the checkpoint's own model.
     """
 
     kind: type[PreTrainedModel]
@@ -208,7 +208,7 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
 
 @contextmanager
 def _explained(files: WeightFiles) -> Iterator[None]:
-    """Errors of a config in the words of this package."""
+    """Raise the errors of a config as ConversionErrors."""
     try:
         yield
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -219,13 +219,13 @@ def _explained(files: WeightFiles) -> Iterator[None]:
 
 
 def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:
-    """The class that a model of `kind` becomes if it shall have so many classes."""
+    """The class of a model of `kind` with so many classes: a classifier, if `kind` has none."""
     has_none = kind in (SwinHfModel, SwinHfForMaskedImageModeling)
     return SwinHfForImageClassification if has_none and num_labels is not None else kind
 
 
 def _in_window_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch.Tensor:
-    """A table of position biases, which may be of a window cut to a small map, in the middle of one for the whole window.
+    """A table of position biases for the whole window, from one that may be for a window cut to a small map.
 
     Raises:
         ConversionError: the window of the block is neither the model's nor cut to its map.
@@ -249,7 +249,7 @@ def _drop_head(renamed: Renamed, report: ConversionReport, num_labels: int) -> N
 
 
 def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
-    """Every weight of the model but those of a new head must be there, in its shape.
+    """Check that every weight of the model, except those of a new head, is there in its shape.
 
     Raises:
         ConversionError: one is not.
@@ -268,10 +268,10 @@ def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles,
 
 
 def _check_unexpected(renamed: Renamed, files: WeightFiles, report: ConversionReport, allowed: bool) -> None:
-    """Say of every weight that is not used why it is not.
+    """Report for every unused weight why it is not used.
 
     Raises:
-        ConversionError: of some there is no reason, and that is not allowed.
+        ConversionError: there are weights without such a reason, and they are not allowed.
     """
     used = set(renamed.origins.values())
     left = [name for name in files.weights if name not in used and name not in report.dropped]
@@ -280,13 +280,13 @@ def _check_unexpected(renamed: Renamed, files: WeightFiles, report: ConversionRe
     if unexpected:
         raise ConversionError(
             f"{files.name} has weights that {renamed.kind.__name__} does not know: {', '.join(unexpected[:5])}"
-            f"{f' and {len(unexpected) - 5} more' if unexpected[5:] else ''}; --allow-unexpected drops them"
+            f"{f' and {len(unexpected) - 5} more' if unexpected[5:] else ''}; allow_unexpected drops them"
         )
     report.dropped.update(reasons)
 
 
 def _reason_to_drop(name: str, kind: type[PreTrainedModel]) -> str:
-    """Why a model has no use for a weight that others save; nothing if there is no reason."""
+    """Why a model has no use for a weight that others save; empty if there is no reason."""
     if BUFFERS.search(name):
         return "follows from the configuration"
     if kind is not SwinHfForMaskedImageModeling and PRETRAINING.search(name):

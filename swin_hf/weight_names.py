@@ -1,9 +1,9 @@
-"""Names of weights in Microsoft's original code and in timm, whose newer versions differ in two places."""
+"""Names of weights in Microsoft's original code and in timm, whose newer versions differ from it in two places."""
 
 import re
 from collections.abc import Iterable
 
-# Beginnings and parts of names, here and there.
+# Parts of names: here, and in the original code.
 NAMES = (
     ("swin.embeddings.patch_embeddings.projection.", "patch_embed.proj."),
     ("swin.embeddings.norm.", "patch_embed.norm."),
@@ -19,7 +19,7 @@ NAMES = (
     (".attention.logit_scale", ".attn.logit_scale"),
     (".attention.o_proj.", ".attn.proj."),
 )
-# Queries, keys and values are one matrix there; V2 has biases for the first and the last, each by itself.
+# There, queries, keys and values are one matrix; V2 has separate biases for queries and values.
 JOINED = {
     ".attention.q_proj.weight": (".attn.qkv.weight", 0),
     ".attention.k_proj.weight": (".attn.qkv.weight", 1),
@@ -38,7 +38,7 @@ JOINED_BIASES = {
 def original_name(name: str, version: int) -> tuple[str, int | None]:
     """Name in the original code of a weight of `SwinHfForImageClassification` or `...MaskedImageModeling`.
 
-    With it, which third of the weight there it is, or None for all of it.
+    Returned with the third of that weight which it is, or None for all of it.
     """
     third = None
     for ours, (theirs, part) in (JOINED | JOINED_BIASES[version]).items():
@@ -52,14 +52,14 @@ def original_name(name: str, version: int) -> tuple[str, int | None]:
 def timm_name(name: str) -> str:
     """Name in timm of a weight with this name in the original code.
 
-    Patch merging begins a stage there, it ends one here; the head is a module with a pool and a linear layer.
+    In timm, patch merging begins a stage instead of ending one, and the head is a module with a pool and a linear layer.
     """
     name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample.", name)
     return re.sub(r"^head\.", "head.fc.", name)
 
 
 def original_names(names: Iterable[str]) -> dict[str, str]:
-    """Names in a file of weights, of whatever age and origin, by what they are in the original code today.
+    """Names in a file of weights, of any age and origin, by their names in the original code today.
 
     A SimMIM checkpoint has a Swin as its `encoder`; distributed training puts `module.` before all; early releases of V2
     called the position network `rpe_mlp`.

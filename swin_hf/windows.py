@@ -13,15 +13,15 @@ REMEMBERED_CONSTANTS = 32  # of each kind: four stages at a few image sizes
 
 
 def remembered(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keep the latest results of a function that builds a constant tensor from hashable arguments.
+    """Cache the latest results of a function that builds a constant tensor from hashable arguments.
 
-    They live in the process, not in a model, so that no model carries state and nothing but weights is ever saved. While
-    PyTorch traces or fakes tensors, the constant is built anew and becomes part of what is traced.
+    The cache belongs to the process, not to a model, so that models have no state beside their weights. While PyTorch
+    traces or fakes tensors, the constant is built anew and becomes part of what is traced.
     """
 
     @lru_cache(maxsize=REMEMBERED_CONSTANTS)
     def build_once(*args) -> torch.Tensor:
-        with torch.inference_mode(False):  # also when first used for inference, it must serve a training later
+        with torch.inference_mode(False):  # a constant first used in inference must also serve a later training
             return build(*args)
 
     @wraps(build)
@@ -37,10 +37,10 @@ def remembered(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 def fit_window(
     height: int, width: int, window: tuple[int, int], shifted: bool
 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Window (height, width) and shift (rows, columns), if any, that a block uses on a map of this size.
+    """Window (height, width) that a block uses on a map of this size, and its shift (rows, columns), if any.
 
-    A window never exceeds the map, and a map that a window spans in either direction is not shifted, which is the
-    rule of the original code.
+    A window never exceeds the map, and a map that a window spans in either direction is not shifted, as in the original
+    code.
     """
     fitted = (min(window[0], height), min(window[1], width))
     if not shifted or height <= window[0] or width <= window[1]:
@@ -68,7 +68,7 @@ def window_reverse(windows: torch.Tensor, window: tuple[int, int], height: int, 
 def shifted_token_order(
     height: int, width: int, window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
 ) -> torch.Tensor:
-    """Numbers of the tokens of an (H, W) map in the order of its shifted windows, shape (H * W,), dtype int64."""
+    """Indices of the tokens of an (H, W) map in the order of its shifted windows, shape (H * W,), dtype int64."""
     numbers = torch.arange(height * width, device=device).view(1, height, width, 1)
     return window_partition(numbers.roll((-shift[0], -shift[1]), dims=(1, 2)), window).flatten()
 
@@ -77,7 +77,7 @@ def shifted_token_order(
 def shifted_token_places(
     height: int, width: int, window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
 ) -> torch.Tensor:
-    """Where each token of an (H, W) map stands in the order of its shifted windows: the inverse of that order."""
+    """Place of each token of an (H, W) map in the order of its shifted windows: the inverse of that order."""
     places = torch.arange(height * width, device=device).view(-1, window[0] * window[1], 1)
     return window_reverse(places, window, height, width).roll(shift, dims=(1, 2)).flatten()
 

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from swin_hf.layers_swin_hf import SwinHfBlock
+from swin_hf.layers_swin_hf import SwinHfBlock, eager_attention_forward
 from swin_hf.tokens_swin_hf import CPU_TOKENS, split_for_cpu
 from swin_hf.windows import shifted_token_order, shifted_token_places
 
@@ -80,14 +81,35 @@ def test_parts_for_the_cpu_add_up(make_model, monkeypatch, version, attention):
 
     def logits_and_gradients():
         model.zero_grad()
+        with torch.no_grad():  # with gradients, a CPU computes attention in plain matrix products whatever is asked for
+            inferred = model(pixel_values).logits
         logits = model(pixel_values).logits
         logits.sum().backward()
-        return [logits, *(parameter.grad.clone() for parameter in model.parameters())]
+        return [inferred, logits, *(parameter.grad.clone() for parameter in model.parameters())]
 
     whole = logits_and_gradients()
     monkeypatch.setattr("swin_hf.tokens_swin_hf.CPU_TOKENS", 100)
+    assert len(split_for_cpu(torch.zeros(5 * 16, 1), tokens_per_row=16)) > 1  # windows of the first stage
     for part, one in zip(logits_and_gradients(), whole, strict=True):
         torch.testing.assert_close(part, one, atol=1e-4, rtol=1e-4)
+
+
+def test_the_backend_is_the_one_asked_for_where_it_is_faster(make_model, monkeypatch):
+    model, pixel_values = make_model(), torch.randn(1, 3, 16, 16)
+    model.set_attn_implementation("sdpa")
+    used = []
+
+    def spy(name, attention):
+        return lambda *args, **kwargs: used.append(name) or attention(*args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", spy("sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"]))
+    monkeypatch.setattr("swin_hf.layers_swin_hf.eager_attention_forward", spy("eager", eager_attention_forward))
+    with torch.no_grad():
+        model(pixel_values)
+    assert used == ["sdpa"] * 3
+    used.clear()
+    model(pixel_values)
+    assert used == ["eager"] * 3  # on a CPU PyTorch has no fused kernel with a gradient for the bias
 
 
 def test_parts_hold_whole_groups():

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from stock_swin import SHAPES, SMALL, difference, make_stock
 from transformers import (
+    AutoImageProcessor,
     SegformerImageProcessorPil,
     SwinConfig,
     SwinForImageClassification,
@@ -29,7 +30,7 @@ from swin_hf import (
     SwinHfForImageClassification,
     SwinHfImageProcessorPil,
 )
-from swin_hf.convert import convert, load, main, timm_processor_settings
+from swin_hf.convert import as_flags, convert, load, main, timm_processor_settings
 from swin_hf.weight_config import SourceSizes
 from swin_hf.weight_files import ConversionError, WeightFiles, read_weights
 from swin_hf.weight_import import import_model
@@ -56,7 +57,7 @@ def test_processors_become_ours_and_stock_again(tmp_path):
         back = ViTImageProcessorPil.from_pretrained(folder / "back")
         expected, *actual = (one(image, return_tensors="pt")["pixel_values"] for one in (theirs, ours, back))
         assert all(torch.equal(expected, pixels) for pixels in actual)
-    with pytest.raises(ConversionError, match="--image-size cannot be applied to an image processor with size"):
+    with pytest.raises(ConversionError, match="image_size cannot be applied to an image processor with size"):
         load(tmp_path / "2" / "stock", image_size=96)
     _, larger, _ = load(tmp_path / "1" / "stock", image_size=96)
     assert (larger.size.height, larger.crop_pct) == (96, 64 / 73)
@@ -96,11 +97,11 @@ def test_processors_of_timm_are_those_of_its_evaluation():
 def test_an_assumed_processor_is_named(tmp_path, image_size, crop_pct):
     torch.save(original_weights(Shape(depths=(1,), num_heads=(2,), window_size=2)), tmp_path / "model.pth")
     _, processor, report = load(tmp_path / "model.pth", source_sizes=SourceSizes(image_size=image_size))
-    assert processor.crop_pct == crop_pct and "nothing tells the image processor" in report.notes[0]
+    assert processor.crop_pct == crop_pct and "the checkpoint has no image processor" in report.notes[0]
     stock, _ = make_stock("V1 classifier")
     stock.save_pretrained(tmp_path / "stock")
     _, processor, report = load(tmp_path / "stock")
-    assert processor.crop_pct is None and "nothing tells the image processor" in report.notes[0]
+    assert processor.crop_pct is None and "the checkpoint has no image processor" in report.notes[0]
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path):
@@ -120,7 +121,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"model": weights, "config": Harmful()}, tmp_path / "harmful.pth")
-    with pytest.raises(ConversionError, match="it wants to call .*mkdir"):
+    with pytest.raises(ConversionError, match="it would call .*mkdir"):
         read_weights(tmp_path / "harmful.pth")
     assert not (tmp_path / "harm").exists()
 
@@ -152,16 +153,16 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
         "empty": (b"", "in the format of safetensors or PyTorch"),
         "no weights": ({"epoch": 3}, "must hold a dictionary of weights"),
         "another model": ({"conv1.weight": torch.ones(3)}, "with patch_embed.proj.weight; got weights like conv1.weight"),
-        "unexpected": (whole | {"norm9.weight": torch.ones(1)}, "does not know: norm9.weight; --allow-unexpected drops them"),
+        "unexpected": (whole | {"norm9.weight": torch.ones(1)}, "does not know: norm9.weight; allow_unexpected drops them"),
         "lacking": ({k: v for k, v in whole.items() if k != "layers.1.blocks.0.mlp.fc2.bias"}, "lacks weights of SwinHf"),
         "another shape": (
             whole | {"norm.weight": torch.ones(7)},
             r"norm.weight must have shape \(32,\) as swin.layernorm.weight, got \(7,\)",
         ),
-        "no window": (timm_weights(whole), "does not tell its window size; give it, --source-window-size"),
+        "no window": (timm_weights(whole), "does not contain its window size; give source_sizes.window_size, 8"),
         "no size": (
             timm_weights(original_weights(SHAPES["V1"])),
-            "does not tell its image size; give it, --source-image-size",
+            "does not contain its image size; give source_sizes.image_size, 224",
         ),
         "windows by stage": (
             whole_with_other_windows(),
@@ -174,8 +175,8 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
         with pytest.raises(ConversionError, match=message) as caught:
             convert(file, tmp_path / "out")
         assert main([str(file), str(tmp_path / "out")]) == 1
-        assert str(caught.value) in capsys.readouterr().err
-    with pytest.raises(ConversionError, match="must be a folder that is empty or not there"):
+        assert as_flags(str(caught.value)) in capsys.readouterr().err
+    with pytest.raises(ConversionError, match="must be an empty folder or not exist yet"):
         convert(checkpoint, checkpoint)
     with pytest.raises(ConversionError, match="must be a Swin of transformers"):
         other = tmp_path / "resnet"
@@ -216,6 +217,28 @@ def test_labels_name_the_classes(tmp_path):
     assert load(tmp_path / "model.pth", labels=["x", "y"])[2].missing == ["classifier.bias", "classifier.weight"]
 
 
+def test_the_command_line_names_its_flags(tmp_path, checkpoint, capsys):
+    weights = timm_weights(original_weights(SHAPES["V2"]))
+    torch.save(weights, tmp_path / "model.pth")
+    torch.save(weights | {"norm9.weight": torch.ones(1)}, tmp_path / "more.pth")
+    sizes, out = ["--source_image_size", "32", "--source_window_size", "4"], str(tmp_path / "out")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for arguments, message in (
+        (["model.pth", out], "does not contain its window size; give --source_window_size, 8 for instance"),
+        (["more.pth", out, *sizes], "does not know: norm9.weight; --allow_unexpected drops them"),
+        (["model.pth", out, *sizes, "--window_size", "0"], "window_size must be positive, got 0"),
+        (["model.pth", out, *sizes, "--labels", str(tmp_path / "latin.txt")], "labels must be a text file in UTF-8"),
+        (["model.pth", out, *sizes, "--labels", str(tmp_path / "none.txt")], "No such file"),
+    ):
+        assert main([str(tmp_path / arguments[0]), *arguments[1:]]) == 1
+        assert message in capsys.readouterr().err
+    assert main([str(tmp_path / "more.pth"), out, *sizes, "--allow_unexpected"]) == 0
+    assert "if not, give --source_pretrained_window_sizes" in capsys.readouterr().out
+    (checkpoint / "preprocessor_config.json").write_text('{"size": "large"}')
+    assert main([str(checkpoint), str(tmp_path / "other")]) == 1
+    assert "has an impossible image processor: Could not convert size" in capsys.readouterr().err
+
+
 def test_timm_repositories_say_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "swin_tiny_patch4_window7_224"}))
     with pytest.raises(ValueError, match="python -m swin_hf.convert"):
@@ -231,5 +254,6 @@ def test_the_command_line_converts(tmp_path, checkpoint):
     stock = SwinForImageClassification.from_pretrained(tmp_path / "stock")
     assert difference(ours, stock, torch.randn(1, 3, 16, 16)) <= 1e-5
     assert stock.config.id2label == {0: "blue", 1: "green", 2: "red"}
-    assert isinstance(SwinHfImageProcessorPil.from_pretrained(checkpoint), SwinHfImageProcessorPil)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "stock")
+    assert isinstance(processor, ViTImageProcessorPil) and dict(processor.size) == {"height": 16, "width": 16}
     assert SwinHfConfig.from_pretrained(tmp_path / "stock").version == 1

@@ -1,7 +1,7 @@
 """Push and pull through unmodified clients, in processes of their own with fresh caches, against a Hub in this one.
 
 It shows that our side of the conversation works; it is no proof of the rules of huggingface.co.
-`python -m pytest tests/test_hub.py -s` prints every scenario with its result.
+`python -m pytest tests/swin_hf/test_hub.py -s` prints every scenario with its result.
 """
 
 import io
@@ -17,7 +17,8 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import PROCESSOR, TINY, write_image_folder
-from hub_server import Fault, HubServer, User
+from hub_repositories import Fault, User
+from hub_server import HubServer
 from original_swin import Shape, original_weights, timm_weights
 from PIL import Image
 
@@ -38,41 +39,19 @@ MODEL_CODE = {
     *("outputs_swin_hf.py", "resizing_swin_hf.py", "stock_swin_hf.py", "tokens_swin_hf.py", "windows.py"),
 }
 CHECKPOINT = {"config.json", "model.safetensors", "preprocessor_config.json", "image_processing_swin_hf.py", *MODEL_CODE}
-# Before everything else in a client's script: what it says of a scenario, and how a failure looks to it.
-PRELUDE = """
-import json, os, sys, warnings
-import torch
-torch.set_grad_enabled(False)
-def say(scenario, result):
-    print(json.dumps({scenario: result if isinstance(result, (bool, int, list)) else str(result)}), flush=True)
-def attempt(scenario, work):
-    try:
-        say(scenario, work())
-    except Exception as error:
-        cause = error
-        while cause.__cause__ is not None and not hasattr(cause, "response"):
-            cause = cause.__cause__
-        say(scenario, f"{type(error).__name__} < {type(cause).__name__}: {error}")
-"""
-WITHOUT_SWIN_HF = """
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("swin_hf", "edge", "distill"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-import sys
-sys.meta_path.insert(0, NotInstalled())
-"""
+CLIENTS = Path(__file__).parents[1] / "support" / "hub_clients"
 
 
-def run_client(hub: HubServer, home: Path, script: str, token: str | None = None, **names) -> dict:
-    """What a client says of its scenarios: a new Python process with an empty cache and no terminal."""
+def run_client(hub: HubServer, home: Path, client: str, token: str | None = None, **given) -> dict:
+    """What a client says of its scenarios: a new Python process with an empty cache and no terminal.
+
+    client: name of the script in tests/support/hub_clients. given: what it finds in `GIVEN`.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {"HF_TOKEN": token} if token else {}
-    code = PRELUDE + "".join(f"{name} = {value!r}\n" for name, value in names.items()) + script
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    command = [sys.executable, str(CLIENTS / f"{client}.py"), json.dumps(given)]
+    done = subprocess.run(command, env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     said = {}
     for line in done.stdout.splitlines():
         if '{"' in line:  # behind a question that nobody answered
@@ -81,6 +60,12 @@ def run_client(hub: HubServer, home: Path, script: str, token: str | None = None
     assert not any(token in done.stdout + done.stderr for token in (ALICE, BOB, STRANGER)), "a token was printed"
     print("", *(f"{scenario}: {str(result).splitlines()[0][:150]}" for scenario, result in said.items()), sep="\n    ")
     return said
+
+
+def fetched_code(home: Path) -> list[str]:
+    """Code of repositories that a client fetched to run it."""
+    modules = (home / "modules" / "transformers_modules").rglob("*.py")
+    return sorted(path.as_posix() for path in modules if path.name != "__init__.py")
 
 
 @pytest.fixture(scope="module")
@@ -127,30 +112,8 @@ def hub():
 @pytest.fixture(scope="module")
 def pushed(hub, folders, tmp_path_factory) -> dict:
     """Everything on the Hub, pushed by one client, and what it said of it."""
-    script = """
-from huggingface_hub import HfApi
-from swin_hf import SwinHfForImageClassification, SwinHfImageProcessorPil
-from swin_hf.publish import main, publish
-api = HfApi()
-model = SwinHfForImageClassification.from_pretrained(folders["classifier"])
-processor = SwinHfImageProcessorPil.from_pretrained(folders["classifier"])
-name = "org/swin-tiny-custom"
-say("push a model", model.push_to_hub(name).oid)
-say("push its processor", processor.push_to_hub(name).oid)
-say("push both again, unchanged", [model.push_to_hub(name).oid, processor.push_to_hub(name).oid])
-api.create_tag(name, tag="v1")
-model.classifier.bias += 1
-say("push to a branch", model.push_to_hub(name, revision="biased").oid)
-say("dry run", main([folders["classifier"], "org/dry"]))
-say("publish in private", main([folders["classifier"], "org/secret", "--private", "--upload"]))
-say("publish again, unchanged", publish(folders["classifier"], "org/secret").oid)
-say("publish to a new branch", publish(folders["classifier"], "org/secret", revision="second").oid)
-for name in ("encoder", "painter", "backbone", "segmenter", "program"):
-    say(f"publish a {name}", publish(folders[name], f"org/{name}").oid)
-attempt("publish where one may not", lambda: publish(folders["classifier"], "others/model"))
-"""
     paths = {name: str(path) for name, path in folders.items()}
-    return run_client(hub, tmp_path_factory.mktemp("alice"), script, token=ALICE, folders=paths)
+    return run_client(hub, tmp_path_factory.mktemp("alice"), "push", token=ALICE, folders=paths)
 
 
 def test_pushes_hold_what_is_needed_and_no_more(hub, pushed, folders):
@@ -181,52 +144,8 @@ def test_pushes_hold_what_is_needed_and_no_more(hub, pushed, folders):
 
 
 def test_pull_where_swin_hf_is_not_installed(hub, pushed, folders, tmp_path):
-    script = """
-import os
-from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling, AutoModelForSemanticSegmentation, pipeline)
-from huggingface_hub import snapshot_download
-pixel_values, expected = torch.load(files["classifier.pt"])
-name = "org/swin-tiny-custom"
-attempt("not trusted", lambda: AutoModel.from_pretrained(name))
-trusted = {"trust_remote_code": True}
-def logits(**options):
-    return AutoModelForImageClassification.from_pretrained(name, **trusted, **options)(pixel_values).logits
-say("AutoConfig", type(AutoConfig.from_pretrained(name, **trusted)).__name__)
-model = AutoModel.from_pretrained(name, **trusted)
-say("AutoModel", f"{type(model).__module__.split('.')[0]} {type(model).__name__}")
-say("its tokens", list(model(pixel_values).last_hidden_state.shape))
-say("AutoModelForImageClassification", torch.equal(logits(), expected))
-painter = AutoModelForMaskedImageModeling.from_pretrained(name, encoder_stride=4, **trusted)
-say("a classifier as AutoModelForMaskedImageModeling", type(painter).__name__)
-for saved, auto_class in {"encoder": AutoModel, "painter": AutoModelForMaskedImageModeling}.items():
-    inputs, outputs = torch.load(files[f"{saved}.pt"])
-    own = auto_class.from_pretrained(f"org/{saved}", **trusted)
-    say(f"{auto_class.__name__} of its own", torch.equal(own(inputs)[0], outputs))
-processor = AutoImageProcessor.from_pretrained(name, **trusted)
-say("AutoImageProcessor", type(processor).__name__)
-answers = pipeline("image-classification", model=name, top_k=2, **trusted)(files["photos"] + "/red/3.png")
-say("pipeline", [answer["label"] for answer in answers])
-say("pinned to a commit", torch.equal(logits(revision=commit), expected))
-say("pinned to a tag", torch.equal(logits(revision="v1"), expected))
-say("pinned to a branch", torch.allclose(logits(revision="biased"), expected + 1))
-attempt("no such revision", lambda: logits(revision="v9"))
-pixel_values, expected = torch.load(files["segmenter.pt"])
-segmenter = AutoModelForSemanticSegmentation.from_pretrained("org/segmenter", **trusted)
-say("AutoModelForSemanticSegmentation", torch.equal(segmenter(pixel_values).logits, expected))
-segments = pipeline("image-segmentation", model="org/segmenter", **trusted)(files["photos"] + "/red/3.png")
-say("pipeline for segments", sorted(segments[0]))
-pixel_values, expected = torch.load(files["backbone.pt"])
-backbone = AutoBackbone.from_pretrained("org/backbone", **trusted)
-say("AutoBackbone", torch.equal(backbone(pixel_values).feature_maps[-1], expected))
-model.save_pretrained("again")
-processor.save_pretrained("again")
-say("saved again", sorted(os.listdir("again")))
-say("loaded again", type(AutoModel.from_pretrained("again", **trusted)).__name__)
-say("swin_hf is there", "swin_hf" in sys.modules)
-"""
     paths = {name: str(path) for name, path in folders.items()}
-    said = run_client(hub, tmp_path, WITHOUT_SWIN_HF + script, files=paths, commit=pushed["push its processor"])
+    said = run_client(hub, tmp_path, "pull_without_swin_hf", folders=paths, commit=pushed["push its processor"])
     assert "trust_remote_code=True" in said["not trusted"] and said["not trusted"].startswith("ValueError")
     assert said["AutoConfig"] == "SwinHfConfig" and said["AutoModel"] == "transformers_modules SwinHfModel"
     assert said["its tokens"] == [2, 16, 32]
@@ -241,49 +160,27 @@ say("swin_hf is there", "swin_hf" in sys.modules)
     assert said["pipeline for segments"] == ["label", "mask", "score"]
     assert set(said["saved again"]) == CHECKPOINT and said["loaded again"] == "SwinHfModel"
     assert said["swin_hf is there"] is False
+    assert any(name.endswith("/modeling_swin_hf.py") for name in fetched_code(tmp_path))
 
 
 def test_pull_where_swin_hf_is_installed(hub, pushed, folders, tmp_path):
-    script = """
-import os, swin_hf
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
-pixel_values, expected = torch.load(files["classifier.pt"])
-model = AutoModelForImageClassification.from_pretrained("org/swin-tiny-custom")
-say("registered", type(model) is swin_hf.SwinHfForImageClassification and torch.equal(model(pixel_values).logits, expected))
-say("processor", type(AutoImageProcessor.from_pretrained("org/swin-tiny-custom")).__module__)
-larger = AutoModelForImageClassification.from_pretrained("org/swin-tiny-custom", image_size=32)
-say("at another size", larger.config.image_size)
-from swin_hf.convert import main
-say("converted from the Hub", main(["org/swin-tiny-custom", "ours", "--revision", "v1"]))
-say("of no such repository", main(["org/nothing", "never"]))
-say("timm's, whose names have dots", main(["timm/swin_tiny.ms_in1k", "timms"]))
-say("left", sorted(os.listdir()))
-"""
     paths = {name: str(path) for name, path in folders.items()}
     weights = safetensors.torch.save(timm_weights(original_weights(Shape())))
     described = json.dumps({"architecture": "swin", "model_args": {"img_size": 32}}).encode()
     hub.add("models", "timm/swin_tiny.ms_in1k", {"model.safetensors": weights, "config.json": described})
-    said = run_client(hub, tmp_path, script, files=paths)
+    said = run_client(hub, tmp_path, "pull_with_swin_hf", folders=paths)
     assert said["timm's, whose names have dots"] == 0 and "timms" in said["left"]
     assert said["registered"] is True and said["processor"] == "swin_hf.image_processing_swin_hf"
     assert said["at another size"] == 32
     assert (said["converted from the Hub"], said["of no such repository"]) == (0, 1) and "never" not in said["left"]
-    assert not list(tmp_path.glob("modules/transformers_modules/*/"))  # no code of the repository was fetched to be run
+    assert not fetched_code(tmp_path)
 
 
 def test_private_and_gated_repositories_follow_the_token(hub, pushed, tmp_path):
     hub.add("models", "org/gated", {"config.json": b'{"model_type": "swin_hf"}'})
     hub.repositories["models", "org/gated"].gated_for = {"alice"}
-    script = """
-from swin_hf import SwinHfConfig, SwinHfForImageClassification
-def pull(name, kind, number=iter(range(99))):
-    return kind.from_pretrained(name, cache_dir=f"cache{next(number)}", token=tokens["now"])
-for who, tokens["now"] in list(tokens.items()):
-    attempt(f"private, {who}", lambda: type(pull("org/secret", SwinHfForImageClassification)).__name__)
-    attempt(f"gated, {who}", lambda: type(pull("org/gated", SwinHfConfig)).__name__)
-"""
     tokens = {"no token": False, "unknown token": STRANGER, "another's token": BOB, "right token": ALICE}
-    said = run_client(hub, tmp_path, script, tokens=tokens)
+    said = run_client(hub, tmp_path, "pull_with_tokens", tokens=tokens)
     assert said["private, right token"] == "SwinHfForImageClassification" and said["gated, right token"] == "SwinHfConfig"
     for who in ("no token", "unknown token", "another's token"):
         assert said[f"private, {who}"].startswith("OSError")
@@ -306,22 +203,8 @@ def test_broken_downloads_are_resumed_or_refused(hub, pushed, tmp_path):
         Fault(stored["swin-tiny-custom"]["model.safetensors"].sha256, "cut", 1000),
         Fault(program, "flip", stored["program"]["model.pte"].size // 2),
     ]
-    script = """
-import hashlib
-from huggingface_hub import hf_hub_download, snapshot_download
-from swin_hf import SwinHfForImageClassification
-path = hf_hub_download("org/large", "model.safetensors")
-say("dropped and resumed", hashlib.sha256(open(path, "rb").read()).hexdigest())
-attempt("cut short", lambda: SwinHfForImageClassification.from_pretrained("org/swin-tiny-custom"))
-say("and tried again", type(SwinHfForImageClassification.from_pretrained("org/swin-tiny-custom")).__name__)
-from edge.device.runner import Runner
-folder = snapshot_download("org/program")
-attempt("changed on the way", lambda: Runner(folder))
-folder = snapshot_download("org/program", force_download=True)
-say("and fetched again", list(Runner(folder).logits(torch.rand(1, 3, 16, 16).numpy()).shape))
-"""
     requests = len(hub.requests)
-    said = run_client(hub, tmp_path, script)
+    said = run_client(hub, tmp_path, "pull_through_faults")
     assert said["dropped and resumed"] == stored["large"]["model.safetensors"].sha256
     assert [one for one in hub.requests[requests:] if "bytes=15728640-" in one or "bytes=10485760-" in one]
     assert said["cut short"].startswith("OSError") and said["and tried again"] == "SwinHfForImageClassification"
@@ -343,17 +226,7 @@ def test_data_sets_stream(hub, tmp_path):
         picture.save(stream, "PNG")
         files[f"train/{('cat', 'dog')[number % 2]}/{number}.png"] = stream.getvalue()
     hub.add("datasets", "org/folder", files)
-    script = """
-from datasets import load_dataset
-for name in ("org/animals", "org/folder"):
-    stream = load_dataset(name, split="train", streaming=True)
-    rows = list(stream)
-    say(f"{name}, streamed", [len(rows), rows[0]["image"].size == (7, 9), sorted(row["label"] for row in rows)])
-    say(f"{name}, names", stream.features["label"].names)
-say("loaded", len(load_dataset("org/animals", split="train")))
-attempt("no such data set", lambda: load_dataset("org/nothing"))
-"""
-    said = run_client(hub, tmp_path, script)
+    said = run_client(hub, tmp_path, "stream_data_sets")
     for name in ("org/animals", "org/folder"):
         assert said[f"{name}, streamed"] == [6, True, [0, 0, 0, 1, 1, 1]]
         assert said[f"{name}, names"] == ["cat", "dog"]

@@ -1,6 +1,6 @@
 """The models against the stock ones of transformers on the same weights: logits, loss, every stage, gradients.
 
-`python -m pytest tests/test_parity.py -s` prints the largest difference of each quantity.
+`python -m pytest tests/swin_hf/test_parity.py -s` prints the largest difference of each quantity.
 """
 
 import pytest
@@ -100,6 +100,8 @@ def test_outputs_and_gradients_equal_stock(version, case, attention):
     pixel_values, labels = torch.randn(2, 3, *ours.config.image_height_width), torch.tensor([0, 3])
     expected = stock(pixel_values, labels=labels, output_hidden_states=True)
     actual = ours(pixel_values, labels=labels, output_hidden_states=True)
+    with torch.no_grad():  # with gradients, a CPU computes attention in plain matrix products whatever is asked for
+        inferred = ours(pixel_values, output_hidden_states=True)
     (expected.loss + expected.logits[:, 1].sum()).backward()
     (actual.loss + actual.logits[:, 1].sum()).backward()
     gradients = our_names({name: parameter.grad for name, parameter in stock.named_parameters()})
@@ -107,6 +109,9 @@ def test_outputs_and_gradients_equal_stock(version, case, attention):
         "logits": largest_difference([actual.logits], [expected.logits]),
         "loss": largest_difference([actual.loss], [expected.loss]),
         "stages": largest_difference(actual.hidden_states, expected.hidden_states),
+        "inference": largest_difference(
+            [inferred.logits, *inferred.hidden_states], [expected.logits, *expected.hidden_states]
+        ),
         "stage maps": largest_difference(actual.reshaped_hidden_states, expected.reshaped_hidden_states),
     }
     print(f"V{version} {case}, {attention}:", {name: f"{value:.0e}" for name, value in differences.items()}, end="")

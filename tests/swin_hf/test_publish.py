@@ -1,9 +1,8 @@
-"""What would be uploaded, before anything is: whole, with a true card, and nothing that does not belong there.
+"""What would be uploaded of a checkpoint, before anything is: complete, with a true card, and nothing else.
 
-The uploads themselves are in test_hub.py.
+Programs are in tests/edge/export/test_publishing.py, the uploads themselves in test_hub.py.
 """
 
-import hashlib
 import json
 import math
 
@@ -19,13 +18,12 @@ from swin_hf.convert import convert
 from swin_hf.publish import PublishError, main, prepare
 
 NAME = "org/name"
+EVALUATION = {"dataset": "photos", "metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95, "n": 40}
 
 
 def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
-    metrics = {"test_accuracy": 0.91666, "by_class": [1, 2], "loss": math.nan, "done": True}
+    metrics = {"test_accuracy": 0.91666, "by_class": [1, 2], "loss": math.nan, "done": True, "evaluation": EVALUATION}
     (checkpoint / "metrics.json").write_text(json.dumps(metrics))
-    report = {"dataset": "photos", "rows": [{"step": "checkpoint", "accuracy": 0.9, "low": 0.8, "high": 0.95, "n": 40}]}
-    (tmp_path / "report.json").write_text(json.dumps(report))
     assert main([str(checkpoint), NAME, "--private", "--license", "apache-2.0"]) == 0
     shown = capsys.readouterr().out
     assert "org/name (private), branch main:" in shown and "Nothing was uploaded; add --upload." in shown
@@ -35,10 +33,57 @@ def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
     publication = prepare(checkpoint, NAME, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "transformers")
-    assert card.data.eval_results[0].metric_value == 0.9
+    (result,) = card.data.eval_results
+    assert (result.task_type, result.dataset_name, result.dataset_type) == ("image-classification", "photos", "photos")
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.9)
     assert "images of 16 x 16 pixels, 3 classes" in card.text
     assert {"config.json", "model.safetensors", "metrics.json", "README.md"} < publication.files.keys()
     assert publication.files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({"low": None, "high": None}, "| accuracy, 40 test images | 90.0 % |"),
+        ({"metric": "mean_iou", "value": 0.4567}, "| mean iou, 40 test images | 45.7 % [80.0, 95.0] |"),
+        ({"metric": "loss", "value": 1.23456, "low": 1, "high": 1.5}, "| loss, 40 test images | 1.235 [1, 1.5] |"),
+    ],
+)
+def test_every_metric_has_its_row(checkpoint, tmp_path, changes, row):
+    evaluation = {name: value for name, value in (EVALUATION | changes).items() if value is not None}
+    (checkpoint / "metrics.json").write_text(json.dumps({"evaluation": evaluation}))
+    card = ModelCard.load(prepare(checkpoint, NAME, tmp_path / "out").folder / "README.md")
+    assert row in card.text.splitlines()
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == (evaluation["metric"], evaluation["value"])
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ([0.9], "evaluation must be an object, got list"),
+        (None, "evaluation must be an object, got NoneType"),
+        ({}, "missing or unknown: dataset, metric, n, value"),
+        (EVALUATION | {"accuracy": 1}, "missing or unknown: accuracy"),
+        (EVALUATION | {"dataset": 3}, "evaluation.dataset must be text, got 3"),
+        (EVALUATION | {"metric": ""}, "evaluation.metric must be text, got ''"),
+        (EVALUATION | {"value": "0.9"}, "evaluation.value must be a finite number, got '0.9'"),
+        (EVALUATION | {"value": None}, "evaluation.value must be a finite number, got None"),
+        (EVALUATION | {"value": True}, "evaluation.value must be a finite number, got True"),
+        (EVALUATION | {"value": 90.0}, r"evaluation.value must lie in \[0, 1\] for accuracy, got 90.0"),
+        (EVALUATION | {"low": math.inf}, "evaluation.low must be a finite number, got inf"),
+        (EVALUATION | {"high": "all"}, "evaluation.high must be a finite number, got 'all'"),
+        (EVALUATION | {"high": None}, "evaluation.low and evaluation.high must both be given, got 0.8 and None"),
+        (EVALUATION | {"n": 40.0}, "evaluation.n must be a positive integer, got 40.0"),
+        (EVALUATION | {"n": 0}, "evaluation.n must be a positive integer, got 0"),
+    ],
+)
+def test_a_wrong_evaluation_is_named(checkpoint, tmp_path, capsys, evaluation, message):
+    (checkpoint / "metrics.json").write_text(json.dumps({"evaluation": evaluation}))
+    with pytest.raises(PublishError, match=rf"checkpoint/metrics.json: .*{message}"):
+        prepare(checkpoint, NAME, tmp_path / "out")
+    assert main([str(checkpoint), NAME]) == 1
+    assert "metrics.json: evaluation" in capsys.readouterr().err
 
 
 def test_only_what_belongs_to_the_model_goes(checkpoint, tmp_path):
@@ -80,7 +125,8 @@ def test_what_is_not_whole_is_refused(checkpoint, tmp_path, capsys):
 
     refused("must be named like org/name, got 'a b'", name="a b")
     refused("must be named like org/name, got 'name': it has no organisation", name="name")
-    refused("it has neither", folder=tmp_path)
+    refused("must be a checkpoint folder with config.json, got one without; programs .* `python -m edge publish`", tmp_path)
+    refused("must be a checkpoint folder with config.json, got no folder", tmp_path / "nowhere")
     (checkpoint / "metrics.json").write_text("[1]")
     refused("metrics.json must hold a JSON object, got list")
     (checkpoint / "metrics.json").unlink()
@@ -88,17 +134,6 @@ def test_what_is_not_whole_is_refused(checkpoint, tmp_path, capsys):
     refused("with its preprocessor_config.json")
     (checkpoint / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     refused("must hold a Swin of swin_hf or of transformers with its preprocessor_config.json, got BertModel")
-    program = tmp_path / "program"
-    program.mkdir()
-    (program / "model.pte").write_bytes(b"another")
-    (program / "edge.json").write_text(json.dumps({"sha256": {"model.pte": "0" * 64}, "recipe": "int8", "input": {}}))
-    refused("model.pte is not the file that edge.json describes", folder=program)
-    sums = {"../harm": hashlib.sha256(b"another").hexdigest()}
-    (tmp_path / "harm").write_bytes(b"another")
-    (program / "edge.json").write_text(json.dumps({"sha256": sums, "recipe": "int8", "input": {}}))
-    refused("edge.json must name files beside it, got '../harm'", folder=program)
-    (program / "edge.json").write_text("{}")
-    refused("must hold a whole export", folder=program)
 
 
 def test_what_would_be_lost_is_refused(checkpoint, tmp_path):

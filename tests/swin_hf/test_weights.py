@@ -1,7 +1,7 @@
 """Weights in and out: against the implementations they come from, and back without a bit changed.
 
-`python -m pytest tests/test_weights.py -s` prints the largest difference of the logits; timm takes part where it can be
-imported, in a version before 0.9 as Microsoft's code, of which it then held a copy.
+`python -m pytest tests/swin_hf/test_weights.py -s` prints the largest difference of the logits. timm takes part where it can
+be imported; in versions before 0.9 it stands for Microsoft's code, of which it then held a copy.
 """
 
 import json
@@ -42,9 +42,17 @@ OLD_NAMES = {
     "attention.v_proj": "attention.self.value",
     "attention.o_proj": "attention.output.dense",
     "attention.relative_position_bias.relative_position_bias_table": "attention.self.relative_position_bias_table",
+    "attention.relative_position_bias.continuous_position_bias_mlp": "attention.self.continuous_position_bias_mlp",
+    "attention.logit_scale": "attention.self.logit_scale",
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
+
+
+def replaced(name: str, parts: dict[str, str]) -> str:
+    for part, other in parts.items():
+        name = name.replace(part, other)
+    return name
 
 
 @pytest.mark.parametrize("names", ["as saved", "old", "new"])
@@ -55,9 +63,11 @@ def test_stock_checkpoints_load(tmp_path, kind, names):
     if names != "as saved":
         weights = {name: weight.clone() for name, weight in stock.state_dict().items()}
         if names == "old":
-            for new, old in OLD_NAMES.items():
-                weights = {name.replace(new, old): weight for name, weight in weights.items()}
+            weights = {replaced(name, OLD_NAMES): weight for name, weight in weights.items()}
             weights |= {f"swin.encoder.layers.0.blocks.0.attention.self.{name}": torch.zeros(2) for name in BUFFERS[:2]}
+        else:
+            weights = {replaced(name, {old: new for new, old in OLD_NAMES.items()}): one for name, one in weights.items()}
+        assert any("attention.q_proj" in name for name in weights) == (names == "new")
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text()) | {"path_norm": True, "layer_norm_epsilon": 1e-5}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -134,7 +144,12 @@ def test_original_weights_compute_the_same(tmp_path, kind, naming):
     print(f"{naming} {kind}: {largest:.0e}")
     assert largest <= 1e-5 and not report.missing
     assert model.config.image_height_width == (shape.image_size, shape.image_size)
-    assert all(set(report.converted[name]) > set("qkv_proj") for name in report.converted if "qkv" in name)
+    block = "swin.encoder.layers.0.blocks.1.attention"
+    split = {"qkv.weight": "qkv"} | ({"qkv.bias": "qkv"} if shape.version == 1 else {})
+    for name, parts in split.items():
+        ours = " + ".join(f"{block}.{part}_proj.{name.removeprefix('qkv.')}" for part in parts)
+        assert report.converted[f"layers.0.blocks.1.attn.{name}"] == ours
+    assert {name.split(".attn.")[-1] for name in report.converted} - {"relative_position_bias_table"} == set(split)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -274,7 +289,7 @@ def test_windows_of_the_pretraining_are_read_given_or_named_as_assumed(tmp_path)
     bare = WeightFiles(name="bare", weights=timm_weights(weights))
     sizes = {"image_size": 32, "window_size": 4}
     model, report = import_model(bare, sizes=SourceSizes(**sizes))
-    assert "--source-pretrained-window-sizes" in report.notes[0]
+    assert "give source_sizes.pretrained_window_sizes" in report.notes[0]
     assert (model(images).logits - original_logits(weights, images, shape)).abs().max() > 0.01
     model, report = import_model(bare, sizes=SourceSizes(**sizes, pretrained_window_sizes=[6, 3]))
     assert not report.notes
@@ -282,7 +297,7 @@ def test_windows_of_the_pretraining_are_read_given_or_named_as_assumed(tmp_path)
     whole = WeightFiles(name="whole", weights=weights)
     model, _ = import_model(whole, sizes=SourceSizes(window_size=4))
     torch.testing.assert_close(model(images).logits, original_logits(weights, images, shape), rtol=0, atol=1e-5)
-    with pytest.raises(ConversionError, match="whole has windows of 4, but was said to have 8"):
+    with pytest.raises(ConversionError, match="whole has windows of 4, but source_sizes.window_size is 8"):
         import_model(whole, sizes=SourceSizes(window_size=8))
 
 
@@ -345,7 +360,7 @@ def test_what_others_cannot_express_is_named(make_model, changes, named):
 def test_more_that_others_cannot_express(make_model, make_config):
     with pytest.raises(ConversionError, match="stage 1, block 0 must have a map of at least 4 x 4"):
         to_transformers(make_model(image_size=12))
-    with pytest.raises(ConversionError, match="stage 1 a map of 6 x 6 is no whole number of windows"):
+    with pytest.raises(ConversionError, match="stage 1 a map of 6 x 6 is not a whole number of windows"):
         to_timm(make_model(image_size=24))
     with pytest.raises(ConversionError, match="hidden_act must be 'gelu', got 'relu'"):
         to_timm(make_model(hidden_act="relu"))

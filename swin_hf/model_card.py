@@ -1,0 +1,146 @@
+"""The card of a published model: what is known of it, and the figures that its `metrics.json` holds."""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .errors import ExplainedError
+from .weight_files import ConversionError, read_json_object
+
+CARD, METRICS = "README.md", "metrics.json"
+SHARES = ("accuracy", "iou")  # ends of the names of metrics between 0 and 1, which are shown in percent
+
+
+class PublishError(ExplainedError):
+    """A folder cannot be published as it is; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The object "evaluation" of `metrics.json`: a figure measured on a data set.
+
+    metric: its name, like accuracy or mean_iou. low, high: its 95 % interval, if there is one. n: number of test images.
+    """
+
+    dataset: str
+    metric: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self):
+        for name in ("dataset", "metric"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise PublishError(f"evaluation.{name} must be text, got {value!r}")
+        if type(self.n) is not int or self.n < 1:
+            raise PublishError(f"evaluation.n must be a positive integer, got {self.n!r}")
+        for name in ("value", "low", "high"):
+            value = getattr(self, name)
+            if value is None and name != "value":
+                continue
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise PublishError(f"evaluation.{name} must be a finite number, got {value!r}")
+            if self.is_share and not 0 <= value <= 1:
+                raise PublishError(f"evaluation.{name} must lie in [0, 1] for {self.metric}, got {value!r}")
+        if (self.low is None) != (self.high is None):
+            raise PublishError(f"evaluation.low and evaluation.high must both be given, got {self.low!r} and {self.high!r}")
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric.endswith(SHARES)
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Name and value for the table of a card: `accuracy, 40 test images` and `90.0 % [80.0, 95.0]`."""
+
+        def shown(value: float) -> str:
+            return f"{100 * value:.1f}" if self.is_share else f"{value:.4g}"
+
+        value = shown(self.value) + (" %" if self.is_share else "")
+        interval = "" if self.low is None else f" [{shown(self.low)}, {shown(self.high)}]"
+        return f"{self.metric.replace('_', ' ')}, {self.n} test images", value + interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card says of a model beside what is in its `metrics.json`.
+
+    pipeline, library: the Hub's names of the task and of the library that loads the model.
+    about: a sentence on the model. use: Markdown with the code that loads it, with `{repo_id}` where its name goes.
+    figures: rows of the table of measured figures.
+    """
+
+    pipeline: str
+    library: str
+    about: str
+    use: str
+    figures: dict[str, str] = field(default_factory=dict)
+
+
+def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_name: str | None = None) -> None:
+    """Write a model card into a folder: what is known of the model, the figures in the source's `metrics.json`, nothing else.
+
+    Raises:
+        PublishError: `metrics.json` is not what it should be.
+    """
+    numbers, evaluation = read_metrics(source / METRICS)
+    figures = card.figures | (dict([evaluation.row]) if evaluation else {})
+    figures |= {name.replace("_", " "): f"{value:.4g}" for name, value in numbers.items()}
+    name = repo_id.split("/")[-1]
+    data = ModelCardData(
+        library_name=card.library,
+        pipeline_tag=card.pipeline,
+        license=license_name,
+        tags=["swin", "swin_hf"],
+        model_name=name if evaluation else None,
+        eval_results=[_eval_result(evaluation, card.pipeline)] if evaluation else None,
+    )
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+    text = (
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{card.about}\n\n## Use\n\n{card.use.format(repo_id=repo_id)}\n"
+        f"## Measured\n\n| figure | value |\n|---|---|\n{rows}\n"
+    )
+    ModelCard(text).save(folder / CARD)
+
+
+def _eval_result(evaluation: Evaluation, pipeline: str) -> EvalResult:
+    return EvalResult(
+        task_type=pipeline,
+        dataset_type=evaluation.dataset,
+        dataset_name=evaluation.dataset,
+        metric_type=evaluation.metric,
+        metric_value=evaluation.value,
+    )
+
+
+def read_metrics(path: Path) -> tuple[dict[str, float], Evaluation | None]:
+    """The finite numbers of a `metrics.json` and its evaluation, if there is such a file and if it has one.
+
+    Raises:
+        PublishError: it is no JSON object, or a key of its evaluation is missing, unknown or of the wrong type.
+    """
+    if not path.is_file():
+        return {}, None
+    try:
+        metrics = read_json_object(path)
+    except ConversionError as error:
+        raise PublishError(str(error)) from error
+    numbers = {name: value for name, value in metrics.items() if type(value) in (int, float) and math.isfinite(value)}
+    try:
+        return numbers, _evaluation(metrics["evaluation"]) if "evaluation" in metrics else None
+    except PublishError as error:
+        raise PublishError(f"{path}: {error}") from error
+
+
+def _evaluation(content: Any) -> Evaluation:
+    if not isinstance(content, dict):
+        raise PublishError(f"evaluation must be an object, got {type(content).__name__}")
+    known, needed = {one.name for one in fields(Evaluation)}, {"dataset", "metric", "value", "n"}
+    if wrong := sorted((content.keys() - known) | (needed - content.keys())):
+        raise PublishError(f"evaluation must have the keys {', '.join(sorted(known))}; missing or unknown: {', '.join(wrong)}")
+    return Evaluation(**content)
