@@ -1,6 +1,7 @@
 """Tiny seeded models and images for all tests; no network, no GPU."""
 
 import os
+import shutil
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -114,4 +115,23 @@ def checkpoint(make_model, tmp_path) -> Path:
     folder = tmp_path / "checkpoint"
     make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(folder)
     image_processor(DataSettings(image_size=16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_once(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("exported") / "edge"
+
+
+@pytest.fixture
+def artefact(exported_once, checkpoint, image_folder, tmp_path) -> Path:
+    """An fp32 export of `checkpoint`, which is the same in every test, beside it."""
+    from edge.export.export import ExportSettings, export
+
+    folder = tmp_path / "edge"
+    if not exported_once.exists():
+        export(checkpoint, folder, ExportSettings(recipe="fp32", dataset=image_folder))
+        shutil.copytree(folder, exported_once)
+        return folder
+    shutil.copytree(exported_once, folder)
     return folder
