@@ -1,18 +1,18 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import shutil
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that its name never stands for half of it."""
+    """Write a text file under a temporary name, and rename it when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
 def move_into_place(work_dir: Path, folder: Path) -> None:
-    """Give a finished folder its name; what bore it before goes away only afterwards."""
+    """Move a finished folder to its final path; an older folder there is deleted only afterwards."""
     previous = folder.with_name(f".{folder.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():

@@ -1,12 +1,5 @@
-"""Silence for messages of other packages that a user of the command lines can do nothing about."""
+"""Silence for the command lines; it lies in `edge.device`, which works as a folder of its own."""
 
-import logging
-import warnings
+from edge.device.quiet import quieten
 
-
-def quieten() -> None:
-    """Hide what torchao and PyTorch report about kernels of other machines; call it before importing them."""
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+__all__ = ["quieten"]

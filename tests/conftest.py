@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -140,4 +141,23 @@ def parquet_folder(tmp_path, monkeypatch):
     for shard in range(4):
         write(f"train-{shard:05}-of-00004.parquet", range(6 * shard, 6 * shard + 6))
     write("validation-00000-of-00001.parquet", range(100, 109))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_once(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("exported") / "edge"
+
+
+@pytest.fixture
+def artefact(exported_once, checkpoint, image_folder, tmp_path) -> Path:
+    """An fp32 export of `checkpoint`, which is the same in every test, beside it."""
+    from edge.export.export import ExportSettings, export
+
+    folder = tmp_path / "edge"
+    if not exported_once.exists():
+        export(checkpoint, folder, ExportSettings(recipe="fp32", dataset=image_folder))
+        shutil.copytree(folder, exported_once)
+        return folder
+    shutil.copytree(exported_once, folder)
     return folder

@@ -1,4 +1,4 @@
-"""A phone app around a device artefact: a copy of a template that holds the program and, in `contract.json`, its contract."""
+"""A phone app around a device artefact: a copy of a template with the program, and its contract in `contract.json`."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.device.artefact import PROGRAM_FILE, Manifest, read_artefact
+from edge.device.errors import ExplainedError
 from edge.files import move_into_place
 
 CONTRACT_FILE = "contract.json"
@@ -15,13 +16,13 @@ BYTES = ("uint8", "NHWC", (0.0, 255.0))
 FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-class AppError(ValueError):
+class AppError(ExplainedError):
     """No app can be written; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """template: folder beside this file. assets: folder of an app for its program and contract. inputs: what it can feed."""
+    """template: folder beside this file. assets: folder for program and contract. inputs: kinds that the app can make."""
 
     template: str
     assets: str
@@ -31,27 +32,27 @@ class Platform:
 PLATFORMS = {
     "android": Platform(template="android", assets="app/src/main/assets", inputs=(FLOATS, BYTES)),
     "ios": Platform(template="ios", assets="Resources", inputs=(FLOATS, BYTES)),
-    # Its classifier takes float32 (1, 3, H, W) and nothing else.
+    # Its classifier takes only float32 (1, 3, H, W).
     "react-native": Platform(template="react_native", assets=".", inputs=(FLOATS,)),
 }
 
 
-def write_app(platform: str, artefact: str | Path, out: str | Path) -> list[Path]:
-    """Write the app of a platform (`PLATFORMS`) around an artefact into `out`, whole or not at all; returns its files.
+def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> list[Path]:
+    """Write the app of a platform (`PLATFORMS`) around an artefact, completely or not at all; returns its files.
 
     Raises:
-        AppError: unknown platform, `out` holds something, or the app cannot do what the artefact asks for.
+        AppError: unknown platform, `output_dir` is not empty, or the app does not support the artefact.
         ArtefactError: the artefact is missing or damaged.
     """
     _check(platform in PLATFORMS, "platform", f"be one of {', '.join(PLATFORMS)}", platform, "name one of these")
-    out = Path(out).resolve()
-    is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    _check(is_free, "out", "be a new or an empty folder", out, "name another one")
+    output_dir = Path(output_dir).resolve()
+    is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
+    _check(is_free, "output_dir", "be a new or an empty folder", output_dir, "name another one")
     manifest, program = read_artefact(artefact)
     contract = fill(platform, manifest)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work_dir = out.with_name(f".{out.name}.partial")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    work_dir = output_dir.with_name(f".{output_dir.name}.partial")
     shutil.rmtree(work_dir, ignore_errors=True)
     try:
         shutil.copytree(Path(__file__).parent / PLATFORMS[platform].template, work_dir)
@@ -60,17 +61,17 @@ def write_app(platform: str, artefact: str | Path, out: str | Path) -> list[Path
         (assets / PROGRAM_FILE).write_bytes(program)
         text = json.dumps(contract, indent=2, ensure_ascii=False) + "\n"
         (assets / CONTRACT_FILE).write_text(text, encoding="utf-8")
-        move_into_place(work_dir, out)
+        move_into_place(work_dir, output_dir)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-    return sorted(path for path in out.rglob("*") if path.is_file())
+    return sorted(path for path in output_dir.rglob("*") if path.is_file())
 
 
 def fill(platform: str, manifest: Manifest) -> dict[str, object]:
     """The contents of an app's `contract.json`.
 
     Raises:
-        AppError: the app cannot do what the manifest asks for.
+        AppError: the app does not support the artefact.
     """
     task, contract, methods = manifest.task, manifest.input, manifest.methods
     _check(task == "image-classification", "task", "be image-classification", task, "export an image classifier")

@@ -1,7 +1,7 @@
-"""Inference engines behind one function, each in a process of its own that takes turns with the others.
+"""Inference engines behind one function, each in a process of its own, timed in turns.
 
-Engines keep threads spinning for their next run, which slows down whatever runs meanwhile. So a process that is not at work is
-stopped (SIGSTOP), and only one is at work at a time.
+Engines keep threads spinning for their next run, which slows down other processes. So only one process runs at a time, and the
+others are stopped (SIGSTOP).
 """
 
 import json
@@ -19,14 +19,14 @@ import numpy as np
 from edge.device.environment import environment_of_child
 from edge.device.image import random_pixel_values
 
-SETTLE_RUNS = 3  # at the start of a turn, until caches and clocks are as in a row of runs
+SETTLE_RUNS = 3  # untimed runs at the start of a turn, which warm up caches and clocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """A program and the engine that runs it.
 
-    engine: a name of `ENGINES`. file: what the engine opens. input_dtype, shape: of what it is given.
+    engine: a key of `ENGINES`. file: the program that the engine opens. input_dtype, shape: of its input.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Contender:
 
 
 class EngineError(RuntimeError):
-    """An engine cannot run a program; the message says which and why."""
+    """The process of an engine ended; never reaches the user: the comparison reports the engine as left out."""
 
 
 def open_executorch(file: str, threads: int, options: dict[str, str]) -> Callable[[np.ndarray], object]:
@@ -79,7 +79,7 @@ def open_pytorch(file: str, threads: int, options: dict[str, str]) -> Callable[[
     import torch
     from transformers import AutoModelForImageClassification
 
-    import swin_hf  # noqa: F401  tells transformers of the models
+    import swin_hf  # noqa: F401  registers the models with transformers
 
     torch.set_num_threads(threads)
     model = AutoModelForImageClassification.from_pretrained(file, local_files_only=True).eval()
@@ -94,7 +94,7 @@ def open_pytorch(file: str, threads: int, options: dict[str, str]) -> Callable[[
 
 
 def open_matmul(file: str, threads: int, options: dict[str, str]) -> Callable[[np.ndarray], object]:
-    """Products of square matrices, `options["products"]` of them, by PyTorch: what this machine can multiply in fp32."""
+    """PyTorch's products of square matrices, `options["products"]` of them: the speed of fp32 products on this machine."""
     import torch
 
     torch.set_num_threads(threads)
@@ -118,15 +118,15 @@ ENGINES = {
 
 
 def take_turns(contenders: list[Contender], rounds: int, runs: int, threads: int) -> dict[str, dict[str, list[float]]]:
-    """Times in milliseconds of single runs: "alone", with no other engine on the machine, and in "turns".
+    """Times in milliseconds of single runs of each contender: "alone", with no other engine open, and in "turns".
 
-    A contender that cannot be run has an "error" instead, a list of its last line.
+    A contender that cannot be run has an "error" instead, a list with the last line of its stderr.
     """
     results: dict[str, dict[str, list]] = {}
     working: dict[str, Engine] = {}
 
     def turn(contender: Contender, kind: str | None = None) -> None:
-        """A turn of a contender, whose times are kept under a name or, if it is to get warm, not at all."""
+        """A turn of a contender, whose times are kept under `kind`; without a kind it is a warm-up."""
         try:
             times = working[contender.name].turn(runs)
             results.setdefault(contender.name, {"alone": [], "turns": []})
@@ -158,24 +158,24 @@ def take_turns(contenders: list[Contender], rounds: int, runs: int, threads: int
 
 
 class Engine:
-    """The process of a contender, stopped between its turns."""
+    """The process of a contender, stopped between turns."""
 
     def __init__(self, contender: Contender, threads: int):
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process lives
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process lives
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edge.compare.engines", json.dumps(asdict(contender) | {"threads": threads})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
             env=environment_of_child() | {"OMP_NUM_THREADS": str(threads)},
         )
 
     def turn(self, runs: int) -> list[float]:
-        """Times in milliseconds of so many runs.
+        """Times of `runs` runs in milliseconds.
 
         Raises:
-            EngineError: the process ended; the message is the last that it said.
+            EngineError: the process ended; the message is the last line of its stderr.
         """
         self._process.send_signal(signal.SIGCONT)
         try:
@@ -188,18 +188,18 @@ class Engine:
         except BrokenPipeError:
             pass
         code = self._process.wait()
-        self._said.seek(0)
-        said = [line for line in self._said.read().splitlines() if line.strip()]
-        raise EngineError(said[-1] if said else f"ended with exit code {code}")
+        self._stderr.seek(0)
+        lines = [line for line in self._stderr.read().splitlines() if line.strip()]
+        raise EngineError(lines[-1] if lines else f"ended with exit code {code}")
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._said.close()
+        self._stderr.close()
 
 
 def _serve(request: dict) -> None:
-    """Open an engine and run it as often as each line of standard input says."""
+    """Open an engine, and for each line of standard input run it so many times and print the times."""
     run = ENGINES[request["engine"]](request["file"], request["threads"], request["options"] or {})
     pixels = random_pixel_values(tuple(request["shape"]), request["input_dtype"])
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""How much a model multiplies."""
+"""Multiply-accumulate operations of a model."""
 
 import copy
 
@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 def count_macs(module: nn.Module, example: torch.Tensor) -> int:
     """Multiply-accumulate operations of a module for an input, matrix products of attention included.
 
-    Counted as executed, by PyTorch's own counter, with attention spelled out: fused attention hides its products.
+    PyTorch's own counter counts what is executed, with eager attention, since fused attention hides its products.
     """
     counted = copy.deepcopy(module).eval()
     for part in counted.modules():
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation("eager")
-            break  # what is inside of it follows
+            break  # this sets the models inside it too
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         counted(example)
     return counter.get_total_flops() // 2

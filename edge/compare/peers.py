@@ -1,4 +1,4 @@
-"""The same model in other engines, each as its own users would get the best out of it, measured in turns with ours."""
+"""The same model in other engines, each with the settings that its documentation advises, timed in turns with ours."""
 
 import contextlib
 import io
@@ -18,6 +18,7 @@ from edge.deploy.form import deploy
 from edge.deploy.layers import InputView
 from edge.device.artefact import PROGRAM_FILE, read_manifest, recorded_checkpoint
 from edge.device.bench import summarise
+from edge.device.errors import ExplainedError
 from edge.export.checkpoint import load_checkpoint
 from edge.lower.lowering import lower, trace
 from edge.lower.quantize import in_precision
@@ -27,34 +28,34 @@ from swin_hf.weight_export import to_transformers
 from swin_hf.weight_files import ConversionError
 
 ROUNDS = 10
-SQUARE, PRODUCTS = 1024, 4  # of the matrices that show what the machine can multiply
+SQUARE, PRODUCTS = 1024, 4  # side and number of the matrix products that measure the machine's limit
 LIMIT = "its products alone,"
 
 
-class PeerError(ValueError):
-    """There is nothing to compare with; the message says why."""
+class PeerError(ExplainedError):
+    """An artefact cannot be compared with other engines; the message says why."""
 
 
 def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> Path:
-    """The checkpoint of an artefact's model, given or as the artefact names it.
+    """The checkpoint to compare an artefact with: the given one, or the one that the artefact names.
 
     Raises:
-        ArtefactError: the artefact is missing or not one of ours.
+        ArtefactError: the artefact is missing, or its manifest is damaged.
         PeerError: the artefact is a backbone, or the checkpoint is not there.
     """
     manifest = read_manifest(folder)
     if manifest.task != "image-classification":
-        raise PeerError("--compare must have a classifier, whose like other engines take, got a backbone")
+        raise PeerError("the artefact must be a classifier to be compared with other engines, got a backbone")
     checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded_checkpoint(folder, manifest)
     if not checkpoint_dir.is_dir():
-        raise PeerError(f"--compare needs the checkpoint, which is not in {checkpoint_dir}; give --checkpoint")
+        raise PeerError(f"checkpoint_dir must be the checkpoint to compare with, got {checkpoint_dir}, which is not there")
     return checkpoint_dir
 
 
 def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int, threads: int) -> list[dict]:
     """Latency of an artefact and of other engines with a model of the same shape, the fastest first, as JSON values.
 
-    The limits of the machine are rows too: the time that the model's matrix products alone would take.
+    Some rows are limits of the machine: the time that the model's matrix products alone would take.
     """
     folder, manifest = Path(folder), read_manifest(folder)
     contract, recipe = manifest.input, find_recipe(manifest.recipe)
@@ -75,7 +76,7 @@ def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int, threads
 
 
 def prepare_limits(precisions: list[str], work_dir: Path) -> list[Contender]:
-    """Products of square matrices and nothing else: what engines make of this machine."""
+    """Programs of nothing but products of square matrices, which show the limit of the machine in each engine."""
     options, squares = {"products": str(PRODUCTS)}, (SQUARE, SQUARE)
     limits = [Contender(name=f"{LIMIT} PyTorch, fp32", engine="matmul", file="", shape=squares, options=options)]
     layers = nn.Sequential(*(nn.Linear(*squares, bias=False) for _ in range(PRODUCTS))).eval().requires_grad_(False)
@@ -91,7 +92,7 @@ def prepare_limits(precisions: list[str], work_dir: Path) -> list[Contender]:
 
 
 def with_limits(rows: list[dict], limits: list[Contender], macs: int) -> list[dict]:
-    """Rows with the times of `limits` scaled to a model of so many multiply-accumulate operations."""
+    """Rows with the times of `limits` scaled to a model of `macs` multiply-accumulate operations."""
     names = {limit.name for limit in limits}
     share = macs / (PRODUCTS * SQUARE**3)
     times = ("p50_ms", "p90_ms", "p99_ms", "alone_ms", "ratio")
@@ -102,9 +103,9 @@ def with_limits(rows: list[dict], limits: list[Contender], macs: int) -> list[di
 
 
 def rows_of(contenders: list[Contender], left_out: dict[str, str], repeats: int, threads: int) -> list[dict]:
-    """Measured rows, the fastest first, then what could not be measured and why.
+    """Measured rows, the fastest first, then the contenders that could not be measured, with the reason.
 
-    ratio: to the first contender.
+    ratio: of the latency to that of the first contender.
     """
     measured = take_turns(contenders, ROUNDS, max(repeats // ROUNDS, 1), threads)
     left_out = left_out | {name: times["error"][0] for name, times in measured.items() if "error" in times}
@@ -126,7 +127,7 @@ def prepare_peers(
     work_dir: Path,
     size: tuple[int, int],
 ) -> tuple[list[Contender], dict[str, str]]:
-    """Programs of other engines for the classifier in `checkpoint_dir` and images of a size, and why some are missing."""
+    """Programs of other engines for the classifier in `checkpoint_dir`, and the reasons why some are left out."""
     height, width = size
     view = InputView(height=height, width=width, image_mean=tuple(processor.image_mean), image_std=tuple(processor.image_std))
     shape = (1, model.config.num_channels, height, width)
@@ -137,7 +138,7 @@ def prepare_peers(
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 file = make()
-        except Exception as error:  # whatever another project raises is the reason why it is left out
+        except Exception as error:  # other projects raise anything; whatever it is, it is the reason
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
             return
         contenders.append(Contender(name=name, engine=engine, file=str(file), shape=shape, options=options or None))
@@ -178,7 +179,7 @@ def _executorch(model: PreTrainedModel, example: torch.Tensor, work_dir: Path) -
 
 
 def _onnx(model: torch.nn.Module, example: torch.Tensor, file: Path) -> Path:
-    """By transformers' own exporter, which knows the fusions of ONNX Runtime; what is not of transformers by PyTorch's."""
+    """Exported by transformers, which knows the fusions of ONNX Runtime; models of other classes are exported by PyTorch."""
     if isinstance(model, PreTrainedModel):
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
@@ -193,12 +194,12 @@ def _onnx(model: torch.nn.Module, example: torch.Tensor, file: Path) -> Path:
 
 
 def _onnx_int8(file: Path, example: torch.Tensor | None = None) -> Path:
-    """int8 weights per channel; activations dynamic, which is what ONNX Runtime advises for transformers, or static."""
+    """int8 weights per channel; activations dynamic, as ONNX Runtime advises for transformers, or static with an example."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
     class Images(CalibrationDataReader):
-        """For its time alone, one image is as good as many."""
+        """One image: the latency does not depend on the scales."""
 
         def __init__(self, name: str):
             self.feeds = iter([{name: example.numpy()}])
@@ -207,7 +208,7 @@ def _onnx_int8(file: Path, example: torch.Tensor | None = None) -> Path:
             return next(self.feeds, None)
 
     model = onnx.load(str(file))
-    del model.graph.value_info[:]  # shapes of before its optimisation, which its shape inference then stumbles over
+    del model.graph.value_info[:]  # shapes from before the optimisation, on which shape inference fails
     bare, quantized = file.with_suffix(".bare.onnx"), file.with_suffix(".static.onnx" if example is not None else ".int8.onnx")
     onnx.save(model, str(bare))
     if example is None:

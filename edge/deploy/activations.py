@@ -1,7 +1,7 @@
 """Activations in the operations that a mobile backend takes.
 
-XNNPACK lowers `gelu` whatever its `approximate` says, as the exact one, and takes neither `erf` nor `softplus` nor powers
-but squares: so everything beside the activations it has a kernel for is written out here.
+XNNPACK lowers every `gelu` as the exact one, whatever its `approximate` is, and takes neither `erf` nor `softplus` nor powers
+other than squares. So every activation for which it has no kernel is written out here.
 """
 
 import math
@@ -79,7 +79,7 @@ class DeployPReLU(nn.Module):
 class DeployXIELU(nn.Module):
     """xIELU (Huang et al. 2024, arXiv:2411.13010) with its learned slopes.
 
-    largest: what is squared at most.
+    largest: upper limit of the argument that is squared.
     """
 
     def __init__(self, xielu: nn.Module):
@@ -129,10 +129,9 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def deploy_activation(name: str, module: nn.Module) -> nn.Module:
-    """The deploy form of `module`, the activation that `ACT2FN` has under `name`.
+    """The deploy form of `module`, the activation `name` of `ACT2FN`.
 
-    An activation that this version of transformers has and this file has not is taken as it is: the export then says whether
-    the backend takes it.
+    An activation that is unknown here is returned unchanged; the export finds out whether the backend takes it.
     """
     if name == "linear":
         return nn.Identity()

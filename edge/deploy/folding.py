@@ -1,8 +1,8 @@
-"""Norms taken apart: what normalises, and constants that disappear in the linear layers around it.
+"""Norms split into a normalisation and constants that are folded into neighbouring linear layers.
 
-A norm is "normalise, then scale and shift each channel". In front of a linear layer scale and shift become part of that
-layer (Swin, which normalises before each branch). Behind one, the layer can produce channels whose mean over the channels is
-zero already, or for BatchNorm do all of it (Swin V2, and the norm of the patch embeddings).
+A norm is "normalise, then scale and shift each channel". Before a linear layer, scale and shift become part of that layer
+(Swin, which normalises before each branch). After one, the layer can centre its own outputs over the channels, or absorb all of
+a BatchNorm (Swin V2, and the norm of the patch embeddings).
 """
 
 # C channels
@@ -39,7 +39,7 @@ class Normalise(nn.Module):
 
     XNNPACK has no kernel for LayerNorm nor for means over the last dimension.
 
-    centre: subtract the mean first. RMSNorm does not, and a linear layer in front can have done it.
+    centre: subtract the mean first. RMSNorm does not, nor is it needed if the linear layer before centres its outputs.
     """
 
     def __init__(self, channels: int, eps: float, centre: bool):
@@ -58,13 +58,13 @@ class Normalise(nn.Module):
         return tokens * self.inverse_root(variance + self.eps)
 
     def prescaled(self, factor: float) -> None:
-        """Multiply tokens by `factor` first, in place: the result stays what it was."""
+        """Scale tokens by `factor` before they are squared; the output does not change."""
         self.prescale = factor
         self.eps.mul_(factor**2)
 
 
 class Rescale(nn.Module):
-    """An affine map of the channels that found no linear layer to disappear in."""
+    """An affine map of the channels that cannot be folded into a linear layer."""
 
     def __init__(self, affine: Affine):
         super().__init__()
@@ -77,7 +77,7 @@ class Rescale(nn.Module):
 
 
 def take_apart(norm: nn.Module) -> tuple[nn.Module, Affine]:
-    """The part of a norm that depends on the token, and the part that does not."""
+    """The part of a norm that depends on the token, and the constant part."""
     if isinstance(norm, SwinHfBatchNorm):
         scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         return nn.Identity(), Affine(scale, norm.bias.detach() - norm.running_mean * scale)
@@ -87,7 +87,7 @@ def take_apart(norm: nn.Module) -> tuple[nn.Module, Affine]:
 
 
 def with_affine_before(linear: nn.Linear, affine: Affine) -> nn.Linear:
-    """A layer that does to x what `linear` does to the channels of x scaled and shifted."""
+    """A layer that maps x to linear(affine(x))."""
     weight = linear.weight.detach().double()
     bias = _bias(linear) + weight @ affine.shift.double()
     needs_bias = linear.bias is not None or bool(affine.shift.any())
@@ -95,7 +95,7 @@ def with_affine_before(linear: nn.Linear, affine: Affine) -> nn.Linear:
 
 
 def norm_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """`layer` and what remains of the `norm` of its output channels, as little as can be."""
+    """`layer` with as much of the following `norm` folded into it as possible, and the rest of the norm."""
     normalise, affine = take_apart(norm)
     weight, bias = layer.weight.detach().double(), _bias(layer)
     if isinstance(normalise, Normalise):

@@ -1,8 +1,8 @@
 """The deploy form: an inference-only rewrite of a Swin model for images of a fixed size.
 
-It computes the same function as the model in operations that a mobile backend takes whole: constant biases and masks instead
-of look-ups, slices instead of rolls, 3-D batched products, normalisation as matrix products with a constant column. What is
-constant is folded into the weights: scale and shift of norms, the scale of the queries, the normalisation of the input.
+It computes the same function as the model in operations that a mobile backend takes as one delegate: constant biases and masks
+instead of look-ups, slices instead of rolls, 3-D batched products, normalisation as matrix products with a constant column.
+Constants are folded into the weights: scale and shift of norms, the scale of the queries, the normalisation of the input.
 """
 
 # B batch, H W feature map in patches, C channels, L tokens = H * W, K classes
@@ -15,25 +15,26 @@ from torch import nn
 
 from edge.deploy.folding import Rescale, take_apart, with_affine_before
 from edge.deploy.layers import DeployEmbeddings, DeployPatchMerging, DeployPlan, InputView, deploy_block
+from edge.device.errors import ExplainedError
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfModel
 
 DEPLOYABLE = (SwinHfForImageClassification, SwinHfBackbone)
 
 
-class DeployError(ValueError):
+class DeployError(ExplainedError):
     """A model has no deploy form; the message says why."""
 
 
 def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView, compact: bool = False) -> nn.Module:
-    """Deploy form of `model` for the images that `view` describes; the model is left as it is.
+    """Deploy form of `model` for the images that `view` describes; the model itself is not changed.
 
-    A classifier maps pixels to logits (B, K), without a classifier head to pooled features (B, C). A backbone maps them to a
-    tuple of feature maps (B, C, H, W), one for each of its `out_features`.
+    A classifier maps pixels to logits (B, K), or without a head to pooled features (B, C). A backbone maps them to a tuple of
+    feature maps (B, C, H, W), one for each of its `out_features`.
 
-    compact: hold position biases and masks as int8, exact to 2**-16 of the largest, for programs of int8 weights.
+    compact: store position biases and masks as int8, exact to 2**-16 of the largest, for programs with int8 weights.
 
     Raises:
-        DeployError: another kind of model, or images of other channels than the model's.
+        DeployError: another kind of model, or another number of channels than the model's.
     """
     if not isinstance(model, DEPLOYABLE):
         names = " or ".join(kind.__name__ for kind in DEPLOYABLE)
@@ -48,7 +49,7 @@ def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView
 
 
 class DeployEncoder(nn.Module):
-    """Pixels to the (B * L, C) tokens after each stage, before its patch merging; the first are those of the stem."""
+    """Pixels to (B * L, C) tokens: those of the stem, then those of each stage before its patch merging."""
 
     def __init__(self, swin: SwinHfModel, view: InputView, plan: DeployPlan):
         super().__init__()
@@ -89,7 +90,7 @@ class DeployClassifier(nn.Module):
         super().__init__()
         self.encoder = DeployEncoder(model.swin, view, plan)
         self.norm, affine = take_apart(model.swin.layernorm)
-        # The mean over the tokens lies between the norm and the classifier, and leaves scale and shift as they are.
+        # Between the norm and the classifier lies only the mean over tokens, through which scale and shift pass unchanged.
         has_head = isinstance(model.classifier, nn.Linear)
         self.classifier = with_affine_before(model.classifier, affine) if has_head else Rescale(affine)
         self.grid = self.encoder.grids[-1]
@@ -120,6 +121,6 @@ class DeployBackbone(nn.Module):
 
 
 def flat(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> np.ndarray:
-    """Outputs of one batch as an array (B, ..): logits, or all feature maps behind each other."""
+    """Outputs of one batch as an array (B, ..): logits, or all feature maps flattened and concatenated."""
     maps = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     return np.concatenate([values.detach().float().flatten(1).numpy() for values in maps], axis=1)

@@ -22,12 +22,12 @@ from edge.deploy.layers import DeployCosineAttention
 
 LARGEST_CUBED = 10.0
 LARGEST_SQUARE_ROOT = 255.0
-LARGEST_SQUARED = 128.0  # of the numbers that are squared: float16 ends at 65504
-SMALLEST_NORMAL = 2.0**-14  # of float16; the kernels of ARM processors take less for 0, and then divide by it
+LARGEST_SQUARED = 128.0  # of the numbers that are squared: the largest float16 is 65504
+SMALLEST_NORMAL = 2.0**-14  # of float16; ARM kernels flush smaller numbers to 0, and then divide by it
 
 
 class DividedInverseRoot(nn.Module):
-    """1 / sqrt(x) as it is written: the kernels of ARM processors for rsqrt square its result, which float16 cannot hold."""
+    """1 / sqrt(x) as a division: rsqrt kernels of ARM processors square their result, which float16 cannot hold."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class DividedInverseRoot(nn.Module):
 
 
 def gelu_probability(x: torch.Tensor) -> torch.Tensor:
-    """What gelu multiplies x with, in its usual approximation, of cubes that fit into float16: tanh is 1 long before.
+    """gelu(x) / x in its tanh approximation, with x clamped so that its cube fits into float16 (tanh saturates long before).
 
     XNNPACK has no exact gelu in float16; the approximation differs from it by 5e-4 at most.
     """
@@ -59,7 +59,7 @@ def half_laplace(x: torch.Tensor) -> torch.Tensor:
 
 
 def half_mish(x: torch.Tensor) -> torch.Tensor:
-    """mish whose squares fit: from 5 on it is x, to within float16."""
+    """mish whose squares fit into float16; from 5 on it equals x in that precision."""
     e = torch.exp(torch.clamp(x, max=5.0))
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
@@ -74,7 +74,7 @@ def half_hardswish(x: torch.Tensor) -> torch.Tensor:
     return x * (torch.clamp(x + 3.0, 0.0, 6.0) * (1 / 6))
 
 
-FUNCTIONS = {  # instead of those that overflow or that XNNPACK has in single precision alone
+FUNCTIONS = {  # replacements of those that overflow or that XNNPACK has in single precision only
     F.gelu: half_gelu,
     gelu_tanh: half_gelu,
     clipped_gelu: half_clipped_gelu,
@@ -86,7 +86,7 @@ FUNCTIONS = {  # instead of those that overflow or that XNNPACK has in single pr
 
 
 def half_activation(activation: nn.Module) -> None:
-    """Make an activation of the deploy form one for float16."""
+    """Replace the function of an activation by one that works in float16."""
     if isinstance(activation, DeployActivation):
         activation.function = FUNCTIONS.get(activation.function, activation.function)
     elif isinstance(activation, DeployXIELU):
@@ -94,7 +94,7 @@ def half_activation(activation: nn.Module) -> None:
 
 
 def _largest_tokens(deployed: nn.Module, images: list[torch.Tensor]) -> dict[Normalise, float]:
-    """The largest number that each norm squares."""
+    """The largest absolute value that each norm squares."""
     largest: dict[Normalise, float] = {}
 
     def note(module: Normalise, arguments: tuple[torch.Tensor]) -> None:
@@ -117,7 +117,7 @@ class HalfPrecision(nn.Module):
     """A deploy form that computes in float16 and takes and returns float32."""
 
     def __init__(self, deployed: nn.Module, images: list[torch.Tensor]):
-        """images: inputs of the deploy form, to see how large the numbers get that it squares."""
+        """images: inputs of the deploy form, on which the numbers that it squares are measured."""
         super().__init__()
         self.inner = copy.deepcopy(deployed)
         for module, largest in _largest_tokens(self.inner, images).items():

@@ -1,7 +1,7 @@
 """Layers of the deploy form: each computes what one layer of the model does, for maps of a fixed size.
 
-They work on (B * L, C) tokens in the order of the map. No view or permutation has more than four dimensions, since phones'
-accelerators take no more (XNNPACK takes six).
+They work on (B * L, C) tokens in the order of the map. No view or permutation has more than four dimensions, the most that
+phones' accelerators take (XNNPACK takes six).
 """
 
 # B batch, H W feature map in patches, C channels, nW windows, N tokens of a window, h heads, d head width, L tokens = H * W
@@ -34,16 +34,16 @@ from swin_hf.layers_swin_hf import (
 )
 from swin_hf.windows import attention_mask, fit_window
 
-MASKED_SCORE = -1e4  # added to the score of a pair of tokens that may not mix: softmax makes 0 of it, and float16 holds it
-SMALLEST_SQUARED_NORM = 1e-24  # of queries and keys in cosine attention: what padding is divided by, as in the model
+MASKED_SCORE = -1e4  # added to the score of a pair of tokens that may not mix: its softmax is 0, and float16 can hold it
+SMALLEST_SQUARED_NORM = 1e-24  # of queries and keys in cosine attention, reached by padding, as in the model
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputView:
-    """What a program takes.
+    """The input of a program.
 
-    batch_size, height, width: of the images, in pixels.
-    image_mean, image_std: the normalisation that the model expects and the program does by itself, for pixels in [0, 1].
+    height, width: of the images, in pixels.
+    image_mean, image_std: the normalisation that the model expects, for pixels in [0, 1]; it becomes part of the program.
     dtype: "float32" pixels in [0, 1], (B, 3, H, W), or "uint8" pixels in [0, 255], (B, H, W, 3).
     """
 
@@ -63,9 +63,9 @@ class InputView:
 
 @dataclass(frozen=True, kw_only=True)
 class DeployPlan:
-    """What the layers of one deploy form have in common.
+    """Settings that all layers of one deploy form share.
 
-    compact: hold position biases and masks as int8.
+    compact: store position biases and masks as int8.
     """
 
     hidden_act: str
@@ -77,7 +77,7 @@ class DeployPlan:
 
 
 class Constant(nn.Module):
-    """A tensor that the program holds."""
+    """A constant tensor of the program."""
 
     def __init__(self, values: torch.Tensor):
         super().__init__()
@@ -88,9 +88,9 @@ class Constant(nn.Module):
 
 
 class CompactConstant(nn.Module):
-    """A tensor that the program holds as one or two int8 numbers for each value, to within 2**-16 of the largest.
+    """A constant tensor stored as one or two int8 numbers for each value, exact to 2**-16 of the largest.
 
-    Position biases and masks of windows are a twentieth of a program whose weights are int8, if they stay float.
+    As floats, position biases and masks of windows would be 1/20 of a program with int8 weights.
     """
 
     def __init__(self, values: torch.Tensor):
@@ -130,18 +130,18 @@ class RowColumnMask(nn.Module):
 
 
 def deploy_mask(mask: torch.Tensor, rows_of_windows: int, plan: DeployPlan) -> nn.Module:
-    """What is added to scores where `mask` (nW, N, N), True where a pair of tokens may mix, is not True."""
+    """What is added to the scores of pairs of tokens for a `mask` (nW, N, N) that is True where a pair may mix."""
     scores = (~mask).float() * MASKED_SCORE
     by_place = mask.unflatten(0, (rows_of_windows, -1))  # (nW rows, nW columns, N, N)
     rows, columns = by_place[:, :1], by_place[:1]
     if torch.equal(rows & columns, by_place):
         by_place = scores.unflatten(0, (rows_of_windows, -1))
         return RowColumnMask(plan.constant(by_place[:, :1].clone()), plan.constant(by_place[:1].clone()))
-    return plan.constant(scores[:, None])  # padding that is masked is no sum
+    return plan.constant(scores[:, None])  # with masked padding the mask is no such sum
 
 
 class DeployEmbeddings(nn.Module):
-    """Pixels to (B * L, C) tokens; the input normalisation lives in the weights of the projection."""
+    """Pixels to (B * L, C) tokens; the input normalisation is folded into the weights of the projection."""
 
     def __init__(self, embeddings: SwinHfEmbeddings, view: InputView):
         super().__init__()
@@ -152,7 +152,7 @@ class DeployEmbeddings(nn.Module):
                      for values in (view.image_mean, view.image_std))  # fmt: skip
         self.channels_last = view.dtype == "uint8"
         self.pad_height, self.pad_width = -view.height % patch_height, -view.width % patch_width
-        # The model pads normalised pixels with 0, which is the mean before normalisation.
+        # The model pads normalised pixels with 0; before normalisation that is the mean.
         mean_pixel = mean.float().expand(view.batch_size, -1, -1, -1)
         self.register_buffer("pad_right", mean_pixel.expand(-1, -1, view.height, self.pad_width).contiguous())
         whole_width = view.width + self.pad_width
@@ -182,10 +182,10 @@ class DeployEmbeddings(nn.Module):
 
 
 class DeployAttention(nn.Module):
-    """Attention inside windows, the scale in the query weights, position bias and mask constants.
+    """Attention inside windows, with the scale in the query weights and constant position bias and mask.
 
-    first: what scales and shifts the incoming channels and goes into the projections of queries, keys and values.
-    mask: what is added to the scores of an image, (nW, 1, N, N).
+    first: scale and shift of the incoming channels, folded into the projections of queries, keys and values.
+    mask: added to the scores of an image, (nW, 1, N, N).
     """
 
     def __init__(
@@ -197,8 +197,8 @@ class DeployAttention(nn.Module):
             with_affine_before(projection, first) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         self.o_proj = attention.o_proj
-        # Cloned, since `contiguous` keeps the odd strides that a permutation leaves on a dimension of size one (a single
-        # head), from which the exporter derives a wrong dimension order: the program then fails when it is run.
+        # `contiguous` would keep the odd strides that a permutation leaves on a dimension of size one (a single head). The
+        # exporter derives a wrong dimension order from them, and the program fails when it is run. A clone has none.
         bias = attention.relative_position_bias(window).detach().clone(memory_format=torch.contiguous_format)
         self.num_heads, self.N = bias.shape[1:3]
         self.bias = plan.constant(bias)  # (1, h, N, N)
@@ -229,7 +229,7 @@ class DeployAttention(nn.Module):
 
 
 class DeployDotProductAttention(DeployAttention):
-    """Swin: scores are products of queries and keys, scaled."""
+    """Swin: scores are scaled products of queries and keys."""
 
     def __init__(self, attention: SwinHfAttention, *arguments):
         super().__init__(attention, *arguments)
@@ -237,7 +237,7 @@ class DeployDotProductAttention(DeployAttention):
 
 
 class DeployCosineAttention(DeployAttention):
-    """Swin V2: scores are cosines of queries and keys times a constant of each head."""
+    """Swin V2: scores are cosines of queries and keys times a constant per head."""
 
     def __init__(self, attention: SwinHfCosineAttention, *arguments):
         super().__init__(attention, *arguments)
@@ -271,7 +271,7 @@ class DeployMLP(nn.Module):
 
 
 class WindowOrder(nn.Module):
-    """Tokens of a map to the order of its windows, padded and shifted, and back."""
+    """Reorders the tokens of a map by windows, padded and shifted, and back."""
 
     def __init__(self, height: int, width: int, window: tuple[int, int], shift: tuple[int, int] | None):
         super().__init__()
@@ -317,7 +317,7 @@ def roll(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 class DeployBlock(nn.Module):
-    """One block on the tokens of a map whose height and width are fixed: Swin, normalised before each branch."""
+    """One Swin block, normalised before each branch, on the tokens of a map of a fixed size."""
 
     def __init__(self, block: SwinHfBlock, height: int, width: int, plan: DeployPlan):
         super().__init__()
@@ -333,7 +333,7 @@ class DeployBlock(nn.Module):
     def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
         self.norm_before, affine = take_apart(block.layernorm_before)
         if padded:
-            # Padding is zeros after scale and shift, so that these cannot wait for the projections.
+            # Padding is added after scale and shift, which therefore cannot be folded into the projections.
             self.norm_before = nn.Sequential(self.norm_before, Rescale(affine))
             affine = Affine.identity(len(affine.scale))
         self.attention = DeployDotProductAttention(block.attention, affine, *attention_arguments)
@@ -347,7 +347,7 @@ class DeployBlock(nn.Module):
 
 
 class DeployPostNormBlock(DeployBlock):
-    """One block of Swin V2, normalised after each branch."""
+    """One Swin V2 block, normalised after each branch."""
 
     def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
         identity = Affine.identity(block.attention.o_proj.out_features)
@@ -363,7 +363,7 @@ class DeployPostNormBlock(DeployBlock):
 
 
 class DeployPatchMerging(nn.Module):
-    """Patch merging on the tokens of a map whose height and width are fixed."""
+    """Patch merging on the tokens of a map of a fixed size."""
 
     def __init__(self, merging: SwinHfPatchMerging, height: int, width: int):
         super().__init__()
@@ -377,7 +377,7 @@ class DeployPatchMerging(nn.Module):
         self._reorder_groups()
 
     def _reorder_groups(self) -> None:
-        """The model joins the four tokens of a group column by column; row by row it takes four dimensions."""
+        """The model joins the four tokens of a group column by column; row by row, four dimensions suffice."""
         weight = self.reduction.weight
         weight.data = weight.data.view(weight.shape[0], 2, 2, -1).transpose(1, 2).reshape(weight.shape)
 

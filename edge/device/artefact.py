@@ -1,11 +1,11 @@
-"""The device artefact: a folder with a program, and `edge.json`, which says what goes in and out and how it was checked.
+"""The device artefact: a folder with a program and `edge.json`, which describes its input and output and how it was checked.
 
 | file | for |
 |---|---|
 | `model.pte` | the program |
 | `edge.json` | this project's runner, the apps, people |
 | `export.json`, `preprocessor_config.json` | stock transformers: `ExportedModel` and `AutoImageProcessor` |
-| `self_test.bpte` | the program once more, bundled with images and what it put out for them where it was made |
+| `self_test.bpte` | a copy of the program, bundled with images and its outputs for them on the exporting machine |
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edge.device.image import to_pixel_values
+from .errors import ExplainedError
+from .image import to_pixel_values
 
 PROGRAM_FILE = "model.pte"
 MANIFEST_FILE = "edge.json"
@@ -30,20 +31,20 @@ SELF_TEST_FILE = "self_test.bpte"
 FILES = (PROGRAM_FILE, MANIFEST_FILE, TRANSFORMERS_FILE, PROCESSOR_FILE, SELF_TEST_FILE)
 FORMAT_VERSION = 3
 PROGRAM_MAGIC = b"ET"  # at byte 4, as flatbuffers place their identifier
-LARGEST_SIDE = 16384  # pixels: more than any camera gives a model
+LARGEST_SIDE = 16384  # pixels: larger than the input of any model
 
 
-class ArtefactError(ValueError):
+class ArtefactError(ExplainedError):
     """A device artefact is missing, damaged or of another version; the message says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
-    """What the method `forward` takes: one RGB image resized to height x width, as `resample` says.
+    """The input of the method `forward`: one RGB image resized to height x width with the filter `resample`.
 
     resample: Pillow's number of the filter (2 bilinear, 3 bicubic).
-    crop_pct: None resizes an image whatever its shape. Otherwise it keeps its shape, and a crop of height x width is taken
-        from its middle, which is this share of the shorter side.
+    crop_pct: None resizes an image without keeping its aspect ratio. Otherwise the ratio is kept, and a centre crop of
+        height x width is taken, which is this share of the resized image's shorter side.
     dtype, layout, value_range: float32 (1, 3, height, width) in [0, 1], or uint8 (1, height, width, 3) in [0, 255]. The mean
         and deviation that the model expects are part of the program.
     """
@@ -60,16 +61,16 @@ class InputContract:
 
     @property
     def one_image(self) -> dict[str, int]:
-        """What `forward` takes, as `methods` has it."""
+        """The entry of `forward` in `methods`."""
         return {"batch_size": 1, "height": self.height, "width": self.width}
 
     def pixel_values(self, image: Image.Image, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """An RGB image as a program wants it, of the contract's size if no other is given."""
+        """The input of a program for an RGB image, of the contract's size by default."""
         size = (height or self.height, width or self.width)
         return to_pixel_values(image, *size, self.resample, self.dtype, self.crop_pct)
 
     def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
-        """Shape of a batch of images, of the contract's size if no other is given."""
+        """Shape of a batch of images, of the contract's size by default."""
         height, width = height or self.height, width or self.width
         if self.layout == "NHWC":
             return (batch_size, height, width, self.channels)
@@ -78,7 +79,7 @@ class InputContract:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a program was made of: path of the checkpoint relative to the artefact, and its number of parameters."""
+    """Where a program comes from: the checkpoint's path relative to the artefact, and its number of parameters."""
 
     checkpoint: str
     parameters: int
@@ -86,7 +87,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """What the bundle holds: its number of images, and the largest difference from their outputs that passes."""
+    """The bundle's number of images, and the largest difference from the bundled outputs that passes."""
 
     num_images: int
     tolerance: float
@@ -97,15 +98,15 @@ class Manifest:
     """Contents of `edge.json`.
 
     task: "image-classification", or "feature-maps" for a backbone.
-    labels: names of the classes, in the order of the logits; of the feature maps for a backbone.
+    labels: names of the classes in the order of the logits, or of the feature maps.
     temperature: probabilities are softmax(logits / temperature).
     methods: batch size, height and width of the images that each method of the program takes.
-    equalised: whether the ranges of channels were evened for the program to follow the model.
-    kept_in_float: layers that the recipe would have quantized, had the program then followed the model.
-    parity: comparisons of each form with the model on real images.
-    accuracy: share of labelled images that model and program get right, if there were any.
-    program: size, most delegates in a method, operators that run outside them, and the memory that the runtime plans for
-        values between them.
+    equalised: whether the ranges of channels had to be equalised to keep the program close to the model.
+    kept_in_float: layers that the recipe quantizes but that had to stay in float to keep the program close to the model.
+    parity: comparison of each form with the model on real images.
+    accuracy: accuracy of model and program on held-out images, empty without any.
+    program: size, largest number of delegates in a method, operators that run outside delegates, and the memory that the
+        runtime plans for values between operators.
     sha256: of every other file of the artefact.
     """
 
@@ -136,15 +137,15 @@ def sha256_of(content: bytes) -> str:
 
 
 def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path:
-    """Where the checkpoint of an artefact is, if both are still where they were or were moved together."""
+    """Path of the checkpoint that an artefact was exported from, unless one of the two was moved without the other."""
     return Path(os.path.normpath(Path(folder).resolve() / manifest.source.checkpoint))
 
 
 def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
-    """The manifest and the program of an artefact, once the program's sha256 has been checked.
+    """The manifest and the program of an artefact, whose sha256 is checked.
 
     Raises:
-        ArtefactError: a file is missing, `edge.json` is not one of ours, or the program is not the one it describes.
+        ArtefactError: a file is missing, `edge.json` is not an edge manifest, or it describes another program.
     """
     manifest = read_manifest(folder)
     return manifest, read_file(folder, manifest, PROGRAM_FILE)
@@ -154,7 +155,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of an artefact.
 
     Raises:
-        ArtefactError: it is missing, or not one of ours.
+        ArtefactError: it is missing, or not an edge manifest.
     """
     folder = Path(folder)
     for name in (MANIFEST_FILE, PROGRAM_FILE):
@@ -167,16 +168,16 @@ def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
     """The content of a file of an artefact.
 
     Raises:
-        ArtefactError: it is missing, not the file that the manifest describes, or not a program.
+        ArtefactError: it is missing, differs from the manifest's sha256, or is not a program.
     """
     path = Path(folder) / name
     if name not in manifest.sha256 or not path.is_file():
-        raise ArtefactError(f"{folder} has no {name}; export it again with it")
+        raise ArtefactError(f"{folder} has no {name}; export the checkpoint again with it")
     content = path.read_bytes()
     if sha256_of(content) != manifest.sha256[name]:
         raise ArtefactError(
-            f"{path} is not the file that {MANIFEST_FILE} describes (sha256 differs): it was damaged or replaced; copy it "
-            "again or export it again"
+            f"{path} is not the file that {MANIFEST_FILE} describes (sha256 differs): it was damaged or replaced; copy the "
+            "artefact again or export it again"
         )
     if name == PROGRAM_FILE and content[4:6] != PROGRAM_MAGIC:
         raise ArtefactError(f"{path} is not an ExecuTorch program")
@@ -200,12 +201,12 @@ def _parse_manifest(path: Path) -> Manifest:
         return manifest
     except ArtefactError:
         raise
-    except (ValueError, OverflowError, RecursionError) as error:  # no JSON, or numbers that no float or int can be
+    except (ValueError, OverflowError, RecursionError) as error:  # not JSON, or numbers too large for Python
         raise ArtefactError(f"{path} is not an edge manifest: {error}") from error
 
 
 def _build(kind: type, content: dict, where: str):
-    """A dataclass from JSON, every key and type checked."""
+    """A dataclass from JSON, with every key and type checked."""
     expected = {field.name for field in fields(kind)}
     if set(content) != expected:
         differing = ", ".join(sorted(set(content) ^ expected))
@@ -215,7 +216,7 @@ def _build(kind: type, content: dict, where: str):
 
 
 def _checked(expected, value, where: str):
-    """A JSON value of the expected type, tuples and dataclasses made of lists and objects.
+    """A JSON value converted to the expected type: lists to tuples, objects to dataclasses.
 
     Raises:
         ArtefactError: it is of another type.
@@ -246,7 +247,7 @@ def _checked(expected, value, where: str):
 
 
 def _check_values(manifest: Manifest, path: Path) -> None:
-    """What types do not say.
+    """Check what the types do not say.
 
     Raises:
         ArtefactError: a value is out of its range.

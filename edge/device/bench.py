@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.device.artefact import PROGRAM_FILE, SELF_TEST_FILE, read_manifest
-from edge.device.environment import describe_machine, environment_of_child, memory_of_this_process
-from edge.device.image import random_pixel_values
-from edge.device.runner import Runner
+from .artefact import PROGRAM_FILE, SELF_TEST_FILE, read_manifest
+from .environment import describe_machine, environment_of_child, memory_of_this_process
+from .image import random_pixel_values
+from .runner import Runner
 
 WARM_UP_SHARE = 0.1  # of the repeats
-SLOWED_DOWN = 1.1  # of its time alone: an engine whose turns are slower is said to be
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Wall-clock times of single runs, in milliseconds."""
+    """Percentiles of the wall-clock time of single runs, in milliseconds."""
 
     p50_ms: float
     p90_ms: float
@@ -34,9 +33,9 @@ class Latency:
 
 
 def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, Latency]:
-    """Time several things in turn, so that a slow moment of the machine hits all of them alike.
+    """Time several functions in turn, so that a slow moment of the machine affects all of them alike.
 
-    The caller sets the number of threads; it is only recorded here. Each is warmed up with a tenth of the repeats.
+    threads: recorded, not set. Each function is warmed up with a tenth of the repeats.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + max(round(repeats * WARM_UP_SHARE), 1)):
@@ -56,10 +55,10 @@ def summarise(times_ms: list[float], threads: int) -> Latency:
 def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
     """Load time, latency for each number of threads, memory and sizes, as JSON values.
 
-    Each number of threads is measured in a process of its own, where nothing was loaded before.
+    Each number of threads is measured in a new process, in which nothing was loaded before.
     """
     numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
-    Runner(folder)  # what is wrong with the artefact is said before the first process starts
+    Runner(folder)  # a damaged artefact is explained before the first process starts
     measured = [_bench_alone(folder, repeats, number) for number in numbers]
     first = measured[0]
     return {
@@ -74,13 +73,16 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
     }
 
 
-def describe(figures: dict) -> str:
-    """What `bench` found, for people."""
+def describe(figures: dict, more_lines: list[str] | None = None) -> str:
+    """The figures of `bench` as text.
+
+    more_lines: for the end, before the machine.
+    """
     sizes = ", ".join(f"{name} {size / 1e3:.0f} kB" for name, size in figures["sizes"].items())
     lines = [
         f"recipe {figures['recipe']}; {sizes}",
         f"  cold start: loaded in {figures['load_ms']:.0f} ms, first run {figures['first_run_ms']:.1f} ms",
-        f"  memory: {figures['program_memory_bytes'] / 1e6:.1f} MB more in the process at its peak, of which "
+        f"  memory: the process grew by {figures['program_memory_bytes'] / 1e6:.1f} MB at its peak, of which "
         f"{figures['planned_memory_bytes'] / 1e3:.0f} kB are the runtime's arena",
     ]
     for row in figures["latency"]:
@@ -88,19 +90,12 @@ def describe(figures: dict) -> str:
             f"  {row['threads']} thread(s): p50 {row['p50_ms']:.3f} ms, p90 {row['p90_ms']:.3f} ms, "
             f"p99 {row['p99_ms']:.3f} ms ({row['repeats']} runs)"
         )
-    for row in figures.get("compared", []):
-        latency = f"left out: {row.get('skipped')}"
-        if "p50_ms" in row:
-            latency = f"{row['p50_ms']:8.2f} ms  {row['ratio']:5.2f} of ours"
-            if row["p50_ms"] > SLOWED_DOWN * row["alone_ms"]:
-                latency += f" (alone {row['alone_ms']:.2f} ms)"
-        lines.append(f"  {row['name']:<42} {latency}")
-    return "\n".join([*lines, f"  on {figures['machine']}"])
+    return "\n".join([*lines, *(more_lines or []), f"  on {figures['machine']}"])
 
 
 def _bench_alone(folder: Path, repeats: int, threads: int) -> dict:
     """Measure with a number of threads in a new process."""
-    command = [sys.executable, "-m", "edge.device.bench", str(folder), str(repeats), str(threads)]
+    command = [sys.executable, "-m", f"{__package__}.bench", str(folder), str(repeats), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment_of_child())
     if done.returncode:
         raise OSError(f"the measurement with {threads} thread(s) failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -130,19 +125,19 @@ def measure_here(folder: Path, repeats: int, threads: int) -> dict:
 
 
 def _forget(path: Path) -> None:
-    """Ask the system to drop a file from its cache, so that it is read from the disk as after a start (Linux)."""
+    """Ask the system to drop a file from its cache, so that it is read from the disk as after a reboot (Linux)."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Bytes of the program and of what lies beside it."""
+    """Bytes of the program and of the other files of an artefact."""
     folder = Path(folder)
     program, bundle = (folder / name for name in (PROGRAM_FILE, SELF_TEST_FILE))
     beside = sum(path.stat().st_size for path in folder.iterdir() if path not in (program, bundle))
     content = program.read_bytes()
-    # The extended header of ExecuTorch's file format: "eh00", its length, then where the program ends and its data begins.
+    # ExecuTorch's extended header: "eh00", its length, then the offsets of the program's end and of its data.
     graph_bytes, data_start = struct.unpack_from("<QQ", content, 16) if content[8:12] == b"eh00" else (len(content), 0)
     sizes = {
         "program": len(content),

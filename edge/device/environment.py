@@ -1,4 +1,4 @@
-"""What a figure was measured on: the machine and the versions of the packages."""
+"""The machine, the versions of packages and the memory that a measurement is reported with."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def describe_machine() -> str:
-    """Processor, cores and system in a line."""
+    """Processor, cores and system in one line."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -25,20 +25,21 @@ def installed_versions(*packages: str) -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from its source folder
+    except importlib.metadata.PackageNotFoundError:  # for example a package run from its source folder
         return "not installed"
 
 
 def environment_of_child() -> dict[str, str]:
-    """Variables for a Python process that finds this package and whatever this process can import."""
-    folders = [str(Path(__file__).parent.parent.parent), *filter(None, sys.path)]
+    """Environment variables for a Python process that can import this package and all that this process can import."""
+    depth = len(__package__.split("."))  # this folder may be `edge.device`, or `device` alone
+    folders = [str(Path(__file__).resolve().parents[depth]), *filter(None, sys.path)]
     return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
 
 
 def memory_of_this_process(field: str) -> int:
-    """Bytes now (VmRSS) or at the peak (VmHWM), as Linux counts them; 0 elsewhere.
+    """Memory of the process in bytes, now (VmRSS) or at its peak (VmHWM); 0 where there is no /proc.
 
-    Not getrusage: it carries the parent's peak over.
+    getrusage is no use here: a child process inherits its parent's peak.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []

@@ -1,5 +1,5 @@
-"""The base of all errors that explain themselves."""
+"""The base of every error that a user can put right."""
 
 
 class ExplainedError(ValueError):
-    """Something that a user can put right; the message says what was expected, what came and what to do."""
+    """Raised for what a user can put right; the message says what was expected, what came and what to do."""

@@ -1,7 +1,7 @@
 """From an image file to the input of a program, with NumPy and Pillow alone.
 
-`swin_hf.SwinHfImageProcessorPil` does the same for the model; this module stands on its own because a device that runs a
-program has no transformers. A test holds the two equal.
+`swin_hf.SwinHfImageProcessorPil` does the same for the model. This module repeats it because a device that runs a program has
+no transformers; a test checks that the two agree.
 """
 
 import math
@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .errors import ExplainedError
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(ExplainedError):
     """A file is not an image that can be decoded; the message names it."""
 
 
 def load_image(path: str | Path) -> Image.Image:
     """Read an image as people see it: 8-bit RGB, upright.
 
-    The EXIF rotation is applied, palettes and CMYK are converted, transparency is laid on white, 16-bit levels are divided
-    by 257, and deeper or float levels are stretched from their own minimum and maximum.
+    The EXIF rotation is applied, palettes and CMYK are converted, transparent images are put on a white background, 16-bit
+    levels are divided by 257, and deeper or float levels are rescaled from their minimum and maximum to 0 and 255.
 
     Raises:
         UnreadableImageError: the file is missing, truncated or not an image.
@@ -58,12 +60,14 @@ def to_pixel_values(
     """Resize an RGB image and lay it out as a program wants it.
 
     dtype: "float32" for (1, 3, height, width) in [0, 1], "uint8" for (1, height, width, 3) in [0, 255].
-    crop_pct: None resizes to height x width whatever the shape of the image; otherwise the image keeps its shape, and of it
-        a crop from the middle is taken, this share of the shorter side.
+    crop_pct: None resizes to height x width without keeping the aspect ratio; otherwise the ratio is kept, and a centre crop
+        is taken whose size is this share of the resized image's shorter side.
     """
-    resized = (width, height) if crop_pct is None else resized_to_crop(*image.size, height, width, crop_pct)
-    if image.size != resized:
-        image = image.resize(resized, resample=resample)
+    new_height, new_width = (height, width)
+    if crop_pct is not None:
+        new_height, new_width = resized_to_crop(image.height, image.width, (height, width), crop_pct)
+    if (image.height, image.width) != (new_height, new_width):
+        image = image.resize((new_width, new_height), resample=resample)
     if crop_pct is not None:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
@@ -73,22 +77,25 @@ def to_pixel_values(
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
 
-def resized_to_crop(image_width: int, image_height: int, height: int, width: int, crop_pct: float) -> tuple[int, int]:
-    """Width and height of an image resized so that a crop of height x width is `crop_pct` of its shorter side."""
-    target_height, target_width = math.floor(height / crop_pct), math.floor(width / crop_pct)
-    if image_height * target_width <= image_width * target_height:
-        return int(target_height * image_width / image_height), target_height
-    return target_width, int(target_width * image_height / image_width)
+def resized_to_crop(height: int, width: int, crop_size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """Size (height, width) of an image of height x width resized so that a crop is `crop_pct` of its shorter side.
+
+    crop_size: (height, width) of the crop.
+    """
+    target_height, target_width = (math.floor(side / crop_pct) for side in crop_size)
+    if height * target_width <= width * target_height:
+        return target_height, int(target_height * width / height)
+    return int(target_width * height / width), target_width
 
 
 def random_pixel_values(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Noise in the place of an image, to time a program with."""
+    """Noise instead of an image, to time a program with."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, shape, np.uint8) if dtype == "uint8" else rng.random(shape, np.float32)
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """All files with the name of an image under a folder, in a fixed order.
+def image_files(folder: str | Path) -> list[Path]:
+    """All files under a folder whose names end like those of images, sorted.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no image.
@@ -103,7 +110,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def label_of(path: Path, root: Path, labels: list[str]) -> str | None:
-    """The label that an image's class folder or its name `<label>_<n>` gives, if it is one of `labels`."""
+    """The label from an image's class folder or its name `<label>_<n>`; None if that is not one of `labels`."""
     folder = path.relative_to(root).parts[0]
     if folder in labels:
         return folder

@@ -10,10 +10,10 @@ class Parity:
     """Comparison of outputs (n, K) with reference outputs (n, K).
 
     max_difference: largest absolute difference.
-    sqnr_db: 10 log10(|reference|^2 / |difference|^2) of all images together, so that good ones hide no bad one; of logits less
-        their mean over classes, since a constant added to all logits changes nothing.
-    agreement: share of images with the same top class; none for feature maps.
-    kl: mean Kullback-Leibler divergence of the reference's probabilities from these, in nats; none for feature maps.
+    sqnr_db: 10 log10(|reference|^2 / |difference|^2) summed over all images, so that good ones do not hide a bad one. Logits
+        are first centred over classes, since adding a constant to all of them changes nothing.
+    agreement: share of images with the same top class; None for feature maps.
+    kl: mean KL(reference || outputs) of the probabilities, in nats; None for feature maps.
     """
 
     num_images: int

@@ -1,4 +1,4 @@
-"""Run a device artefact: needs the ExecuTorch wheel, NumPy and Pillow, and neither transformers nor swin_hf."""
+"""Run a device artefact with ExecuTorch, NumPy and Pillow."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ import torch
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Method, Runtime, Verification
 
-from edge.device.artefact import MANIFEST_FILE, ArtefactError, read_artefact
-from edge.device.image import load_image
+from .artefact import MANIFEST_FILE, ArtefactError, read_artefact
+from .image import load_image
 
 SCALAR_TYPES = {"uint8": 0, "float32": 6}  # numbers of PyTorch's types in the runtime
 
@@ -30,18 +30,17 @@ class Prediction:
 class Runner:
     """A loaded program with its labels and its input contract.
 
-    manifest: what `edge.json` says.
+    manifest: contents of `edge.json`.
     """
 
     def __init__(self, folder: str | Path, num_threads: int | None = None):
         """Load the artefact in `folder`.
 
-        num_threads: threads of the runtime, by default as many as it thinks best. They belong to the process: a runner made
-            earlier must not be used after another one was made with a number.
+        num_threads: threads of the runtime; None leaves the choice to the runtime. The thread pool belongs to the process: do
+            not use an earlier runner after a new one was created with a number.
 
         Raises:
-            ArtefactError: it is missing or damaged, the program is another one than its manifest describes, or the runtime
-                does not take it.
+            ArtefactError: it is missing or damaged, its manifest describes another program, or the runtime refuses it.
         """
         self.folder = folder
         self.manifest, self._program_bytes = read_artefact(folder)
@@ -49,7 +48,7 @@ class Runner:
         self._used: set[str] = set()  # methods that have been run
         with self._explained():
             if num_threads is not None:
-                # Before loading: a loaded program holds on to the thread pool that this replaces.
+                # Before loading: a loaded program keeps the thread pool that it was loaded with.
                 portable_lib._unsafe_reset_threadpool(num_threads)
             self._program = Runtime.get().load_program(self._program_bytes, verification=Verification.InternalConsistency)
             missing = set(self.manifest.methods) - set(self._program.method_names)
@@ -60,7 +59,7 @@ class Runner:
             self._methods["forward"] = self._program.load_method("forward")
 
     def _check_method(self, name: str) -> None:
-        """Compare what the program says of a method with what the manifest says.
+        """Compare a method's inputs and outputs with those that the manifest describes.
 
         Raises:
             ArtefactError: they differ.
@@ -77,7 +76,7 @@ class Runner:
         ):
             if found != expected:
                 raise ArtefactError(
-                    f"the program in {self.folder} is another one than {MANIFEST_FILE} describes: {name} must {what} "
+                    f"the program in {self.folder} is not the one that {MANIFEST_FILE} describes: {name} must {what} "
                     f"{expected} (shape, scalar type), got {found}"
                 )
 
@@ -105,10 +104,10 @@ class Runner:
         return self.manifest.input.pixel_values(load_image(image), size["height"], size["width"])
 
     def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
-        """All outputs of a method: logits (B, K), or feature maps (B, C, H, W).
+        """All outputs of a method: one array of logits (B, K), or feature maps (B, C, H, W).
 
         Raises:
-            ValueError: no such method, or an input of another shape or type than its contract's.
+            ValueError: no such method, or an input whose shape or type is not that of the contract.
             ArtefactError: the runtime cannot run the method.
         """
         expected, dtype = self.shape(method), self.manifest.input.dtype
@@ -120,7 +119,7 @@ class Runner:
         tensor = torch.from_numpy(np.ascontiguousarray(pixel_values))
         if method in self._used:
             return self._execute(method, tensor)
-        with self._explained():  # the first run allocates what others find
+        with self._explained():  # the first run allocates memory and can fail; later runs need no guard
             if method not in self._methods:
                 self._methods[method] = self._program.load_method(method)
             outputs = self._execute(method, tensor)
@@ -134,25 +133,25 @@ class Runner:
         """Logits of a batch of images, (K,) for a single one and (B, K) for more.
 
         Raises:
-            ValueError: no such method, or an input of another shape or type than its contract's.
+            ValueError: no such method, or an input whose shape or type is not that of the contract.
         """
         logits = self.outputs(pixel_values, method)[0]
         return logits[0] if len(logits) == 1 else logits
 
     def constant(self, name: str) -> list:
-        """What the program itself says under a name: `labels`, `temperature`, `input_contract` (as JSON).
+        """A constant that the program itself holds: `labels`, `temperature`, `input_contract` (as JSON).
 
         Raises:
-            ArtefactError: it says nothing under that name.
+            ArtefactError: there is none of this name.
         """
         if name not in self._program.method_names:
-            raise ArtefactError(f"the program in {self.folder} says nothing of {name!r}; it has {self._program.method_names}")
+            raise ArtefactError(f"the program in {self.folder} has no constant {name!r}, only {self._program.method_names}")
         with self._explained():
             return self._program.load_method(name).execute([])
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what the runtime raises into an `ArtefactError`."""
+        """Turn errors of the runtime into an `ArtefactError`."""
         try:
             with _held_back_stderr():
                 yield
@@ -160,10 +159,10 @@ class Runner:
             raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {self.folder}: {error}") from error
 
     def classify(self, image: str | Path, top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of an image file, the best first.
+        """The `top_k` most probable classes of an image file, most probable first.
 
         Raises:
-            ArtefactError: the artefact is a backbone, which knows no classes.
+            ArtefactError: the artefact is a backbone, which has no classes.
             UnreadableImageError: the image cannot be decoded.
         """
         if not self.is_classifier:
@@ -186,7 +185,7 @@ def run_bundle(content: bytes, num_images: int, tolerance: float) -> None:
 
 
 def _type_of(about) -> tuple[tuple[int, ...], int]:
-    """Shape and scalar type of what the runtime says about a tensor."""
+    """Shape and scalar type from the runtime's metadata of a tensor."""
     return tuple(about.sizes()), about.dtype()
 
 
@@ -198,9 +197,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Keep what native code writes to stderr to itself, unless the block fails.
+    """Discard what native code writes to stderr, unless the block fails.
 
-    The runtime reports every file under /sys that this machine lacks when its thread pool starts.
+    When its thread pool starts, the runtime complains about every file under /sys that this machine lacks.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -1,65 +1,65 @@
-"""Check a device artefact: on images, against the checkpoint it came from and against labels, and by its own bundle."""
+"""Check a device artefact on labelled images and by the self-test that is bundled with it."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from edge.device.artefact import SELF_TEST_FILE, read_file, read_manifest, recorded_checkpoint
-from edge.device.image import UnreadableImageError
-from edge.device.parity import compare
-from edge.device.runner import Runner, run_bundle
-from edge.export.calibration import MAX_IMAGES, LabelledImage, evenly, open_images
+from .artefact import SELF_TEST_FILE, read_file, read_manifest
+from .errors import ExplainedError
+from .image import UnreadableImageError
+from .labelled import ImageReader, open_folder
+from .runner import Runner, run_bundle
 
 
-class VerificationError(ValueError):
-    """An artefact cannot be verified, or does not hold what it promised; the message says which."""
+class VerificationError(ExplainedError):
+    """An artefact cannot be verified, or its program does not compute what it should; the message says which."""
 
 
-def verify(folder: Path, data: Path, checkpoint_dir: Path | None = None) -> dict[str, float | int | str]:
-    """Run the program on all images under `data`, a folder or a saved data set, and return its figures as JSON values.
+@dataclass(frozen=True, kw_only=True)
+class ReadableImages:
+    """Images to verify on, less those that cannot be decoded.
 
-    Accuracy is counted over images whose label is known: the class folder they lie in, a name `<label>_<n>`, or the class of
-    a data set, of which the split `test` is taken, or else `validation`. The comparison is with `checkpoint_dir`, by default
-    the checkpoint that `edge.json` names, if it is still there. Of a backbone, whose maps are large, 128 images are compared.
+    labels: of each image; None where it is unknown or no class of the artefact.
+    """
+
+    readers: list[ImageReader]
+    labels: list[str | None]
+    num_unreadable: int
+
+    @property
+    def labelled(self) -> list[int]:
+        """Indices of the images whose label is known."""
+        return [index for index, label in enumerate(self.labels) if label is not None]
+
+
+def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int]:
+    """Run the program on all images under the folder `dataset` and return its accuracy and counts as JSON values.
+
+    Accuracy is counted over images whose label is known: from their class folder, or from a name `<label>_<n>`.
 
     Raises:
-        CalibrationError: no images.
-        VerificationError: there are neither labels nor a checkpoint, or the program disagrees with the model beyond the
-            bound of its recipe.
+        FileNotFoundError: `dataset` is not a folder or holds no images.
+        VerificationError: the artefact is a backbone, or none of the images can be read or has a known label.
     """
     runner = Runner(folder)
-    if checkpoint_dir is None:
-        recorded = recorded_checkpoint(folder, runner.manifest)
-        checkpoint_dir = recorded if recorded.is_dir() else None
-    readers = open_images(data, runner.manifest.labels, splits=("test", "validation"))
     if not runner.is_classifier:
-        readers = evenly(readers, MAX_IMAGES)
-    readers, labels, num_unreadable = _readable(runner, readers)
-    if not readers:
-        raise VerificationError(f"none of the images in {data} can be read")
-    labelled = [index for index, label in enumerate(labels) if label is not None]
-    if not labelled and checkpoint_dir is None:
+        raise VerificationError("the artefact must be a classifier to be verified on labels, got a backbone")
+    images = readable_images(runner, open_folder(dataset, runner.manifest.labels), dataset)
+    if not images.labelled:
         raise VerificationError(
-            f"{data} has neither class folders nor names like <label>_<n>.png, and the checkpoint is not there; "
-            "give --checkpoint"
+            f"dataset must hold images in class folders or with names like <label>_<n>.png, got none in {dataset}; the labels "
+            f"are those of the artefact: {', '.join(runner.manifest.labels[:5])}, .."
         )
-    # One after the other: the threads of PyTorch and of the runtime slow each other down.
-    reference = None if checkpoint_dir is None else _outputs_of_checkpoint(runner, readers, Path(checkpoint_dir))
-    outputs = np.stack([np.concatenate([y.ravel() for y in runner.outputs(_input(runner, read))]) for read in readers])
-    figures: dict[str, float | int | str] = {"num_images": len(readers), "num_unreadable": num_unreadable}
-    if labelled:
-        right = [runner.manifest.labels[outputs[index].argmax()] == labels[index] for index in labelled]
-        figures |= {"num_labelled": len(labelled), "accuracy": float(np.mean(right))}
-    if reference is not None:
-        figures |= _compare_with_checkpoint(runner, outputs, reference, checkpoint_dir)
-    return figures
+    return label_figures(runner, images, program_outputs(runner, images))
 
 
-def _readable(
-    runner: Runner, readers: list[Callable[[], LabelledImage]]
-) -> tuple[list[Callable[[], LabelledImage]], list[str | None], int]:
-    """Those of the readers that work, the label of each where the artefact knows it, and the number of the others."""
+def readable_images(runner: Runner, readers: list[ImageReader], dataset: str | Path) -> ReadableImages:
+    """Those of the readers that work, with the labels that the artefact knows.
+
+    Raises:
+        VerificationError: none of them works.
+    """
     working, labels = [], []
     for read in readers:
         try:
@@ -68,45 +68,37 @@ def _readable(
             continue
         working.append(read)
         labels.append(label if runner.is_classifier and label in runner.manifest.labels else None)
-    return working, labels, len(readers) - len(working)
+    if not working:
+        raise VerificationError(f"none of the images in {dataset} can be read")
+    return ReadableImages(readers=working, labels=labels, num_unreadable=len(readers) - len(working))
 
 
-def _input(runner: Runner, read: Callable[[], LabelledImage]) -> np.ndarray:
+def program_input(runner: Runner, read: ImageReader) -> np.ndarray:
+    """The input of the method `forward` for an image."""
     return runner.manifest.input.pixel_values(read().image)
 
 
-def _outputs_of_checkpoint(runner: Runner, readers: list[Callable[[], LabelledImage]], checkpoint_dir: Path) -> np.ndarray:
-    # Imported here: a device that verifies against labels alone has no transformers.
-    from edge.export.checkpoint import load_checkpoint, model_outputs
-
-    model, processor = load_checkpoint(checkpoint_dir)
-    return np.concatenate([model_outputs(model, processor, [_input(runner, read)]) for read in readers])
+def program_outputs(runner: Runner, images: ReadableImages) -> np.ndarray:
+    """Outputs (n, ..) of the program: logits, or all feature maps flattened."""
+    outputs = (runner.outputs(program_input(runner, read)) for read in images.readers)
+    return np.stack([np.concatenate([values.ravel() for values in of_image]) for of_image in outputs])
 
 
-def _compare_with_checkpoint(
-    runner: Runner, outputs: np.ndarray, reference: np.ndarray, checkpoint_dir: Path
-) -> dict[str, float | str]:
-    from edge.lower.recipes import find_recipe
-
-    recipe = find_recipe(runner.manifest.recipe)
-    parity = compare(outputs, reference, runner.is_classifier)
-    agreement = 1.0 if parity.agreement is None else parity.agreement
-    if agreement < recipe.min_agreement or parity.sqnr_db < recipe.min_sqnr_db:
-        raise VerificationError(
-            f"the program agrees with {checkpoint_dir} on {agreement:.1%} of {parity.num_images} images at "
-            f"{parity.sqnr_db:.1f} dB; recipe {recipe.name} promises {recipe.min_agreement:.0%} and "
-            f"{recipe.min_sqnr_db:.0f} dB"
-        )
-    figures = {"checkpoint": str(checkpoint_dir), "sqnr_db": parity.sqnr_db, "max_difference": parity.max_difference}
-    return figures if parity.agreement is None else figures | {"agreement": parity.agreement, "kl": parity.kl}
+def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -> dict[str, float | int]:
+    """Counts of images, and the accuracy of logits (n, K) if labels are known."""
+    figures = {"num_images": len(images.readers), "num_unreadable": images.num_unreadable}
+    if not images.labelled:
+        return figures
+    right = [runner.manifest.labels[outputs[index].argmax()] == images.labels[index] for index in images.labelled]
+    return figures | {"num_labelled": len(images.labelled), "accuracy": float(np.mean(right))}
 
 
-def self_test(folder: Path) -> tuple[int, float]:
-    """Run the bundled program on its own images: their number, and the difference from the outputs that they may have.
+def self_test(folder: str | Path) -> tuple[int, float]:
+    """Run the bundled program on its own images; returns their number and the difference that their outputs may have.
 
     Raises:
         ArtefactError: the artefact has no bundle, or a damaged one.
-        VerificationError: the program puts out something else than where it was exported.
+        VerificationError: the outputs differ from those of the machine that exported the program.
     """
     manifest = read_manifest(folder)
     content = read_file(folder, manifest, SELF_TEST_FILE)
@@ -115,7 +107,7 @@ def self_test(folder: Path) -> tuple[int, float]:
         run_bundle(content, num_images, tolerance)
     except RuntimeError as error:
         raise VerificationError(
-            f"the program in {Path(folder) / SELF_TEST_FILE} puts out something else than where it was exported, beyond "
-            f"{tolerance:.2g}: {error}. This runtime or processor computes it wrongly"
+            f"the outputs of the program in {Path(folder) / SELF_TEST_FILE} differ from those of the machine that exported it "
+            f"by more than {tolerance:.2g}: {error}. This runtime or processor computes the program wrongly"
         ) from error
     return num_images, tolerance

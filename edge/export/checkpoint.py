@@ -1,4 +1,4 @@
-"""Checkpoints as the export takes them: model, image processor, and what the processor means for a device."""
+"""Checkpoints to export: model, image processor, and the input contract that follows from the processor."""
 
 import json
 from dataclasses import replace
@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from edge.deploy.form import flat
 from edge.deploy.layers import InputView
 from edge.device.artefact import InputContract
+from edge.device.errors import ExplainedError
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 EXPORTED = {kind.__name__: kind for kind in (SwinHfForImageClassification, SwinHfBackbone)}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ExplainedError):
     """A checkpoint cannot be exported; the message says why."""
 
 
@@ -57,32 +58,32 @@ def load_checkpoint(
         if model.config.problem_type not in (None, "single_label_classification"):
             raise CheckpointError(
                 f"{folder} must hold a classifier that gives each image one class, got {model.config.problem_type}: a device "
-                "would show the softmax of its outputs as probabilities"
+                "shows the softmax of its outputs as probabilities"
             )
     return model.eval(), processor
 
 
-def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, dtype: str = "float32") -> InputContract:
-    """What a device has to do to an image before the program: all that the processor does, less the normalisation.
+def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, input_dtype: str = "float32") -> InputContract:
+    """What a device does to an image before the program: everything that the processor does except the normalisation.
 
     Raises:
-        CheckpointError: the processor does something else, or resizes to another size than the model's.
+        CheckpointError: the processor does something that a device cannot repeat, or resizes to another size than the model's.
     """
     height, width = config.image_height_width
-    if dtype not in ("float32", "uint8"):
-        raise CheckpointError(f"--input must be float32 or uint8, got {dtype!r}")
+    if input_dtype not in ("float32", "uint8"):
+        raise CheckpointError(f"input_dtype must be float32 or uint8, got {input_dtype!r}")
     if config.num_channels != 3:
         raise CheckpointError(f"num_channels must be 3 for images, got {config.num_channels}")
     if processor.do_center_crop or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
         raise CheckpointError(
-            "the image processor must resize, rescale and normalise to be repeated on a device, and crop by crop_pct alone"
+            "the image processor must resize, rescale and normalise to be repeated on a device, and crop only by crop_pct"
         )
     if (processor.size.height, processor.size.width) != (height, width):
         raise CheckpointError(f"the image processor must resize to the model's {height} x {width}, got {dict(processor.size)}")
     if not np.isclose(processor.rescale_factor, 1 / 255):
         raise CheckpointError(f"the image processor must rescale by 1/255, got {processor.rescale_factor}")
     contract = InputContract(height=height, width=width, resample=int(processor.resample), crop_pct=processor.crop_pct)
-    if dtype == "uint8":
+    if input_dtype == "uint8":
         return replace(contract, dtype="uint8", layout="NHWC", value_range=(0.0, 255.0))
     return contract
 
@@ -90,7 +91,7 @@ def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, dty
 def input_view(
     processor: SwinHfImageProcessorPil, contract: InputContract, batch_size: int, height: int, width: int
 ) -> InputView:
-    """The deploy form's view of a method's images."""
+    """The input of a method, as the deploy form takes it."""
     return InputView(
         batch_size=batch_size,
         height=height,
@@ -105,7 +106,7 @@ def input_view(
 def model_outputs(
     model: SwinHfForImageClassification | SwinHfBackbone, processor: SwinHfImageProcessorPil, inputs: list[np.ndarray]
 ) -> np.ndarray:
-    """Logits (n, K) of the model, or its flattened feature maps (n, ..), for inputs of the program (B, ..)."""
+    """Logits (n, K) of the model, or its flattened feature maps (n, ..), for inputs (B, ..) of the program."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
     rows = []
     for array in inputs:

@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that mean what they say (Guo et al. 2017, arXiv:1706.04599)."""
+"""Temperature scaling: calibrated probabilities (Guo et al. 2017, arXiv:1706.04599)."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that makes softmax(logits / temperature) most likely on held-out images; 1 for too few of them.
+    """The temperature of softmax(logits / temperature) with the highest likelihood on held-out images; 1 if they are too few.
 
     logits: (n, K). labels: (n,) class numbers.
     """
@@ -20,7 +20,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
         return -log_softmax(logits / np.exp(log_temperature))[np.arange(len(labels)), labels].mean()
 
-    low, high = np.log(LOWEST), np.log(HIGHEST)  # the loss has one valley: golden-section search
+    low, high = np.log(LOWEST), np.log(HIGHEST)  # the loss is unimodal: golden-section search
     while high - low > 1e-4:
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         low, high = (low, right) if loss(left) < loss(right) else (left, high)

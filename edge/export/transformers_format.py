@@ -1,4 +1,4 @@
-"""Files that make an artefact loadable by stock transformers, in a process that knows nothing of this project.
+"""Files with which stock transformers loads an artefact, without this project.
 
 exported = ExportedModel.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
@@ -22,7 +22,7 @@ from swin_hf.weight_export import stock_processor
 def write_transformers_files(
     folder: Path, contract: InputContract, outputs: torch.Tensor | tuple[torch.Tensor, ...], versions: dict[str, str]
 ) -> list[str]:
-    """Write the manifest of transformers' exporters, and an image processor for floats; returns the names of the files.
+    """Write the manifest of transformers' exporters and, for a float input, an image processor; returns the files' names.
 
     outputs: of the method `forward`, for their structure.
     """
@@ -47,7 +47,7 @@ def write_transformers_files(
     }
     (folder / TRANSFORMERS_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if contract.dtype != "float32" or (contract.crop_pct is not None and contract.height != contract.width):
-        return [TRANSFORMERS_FILE]  # none of transformers leaves bytes as they are, or crops to what is not square
+        return [TRANSFORMERS_FILE]  # no image processor of transformers leaves bytes alone or crops to a rectangle like ours
     processor = SwinHfImageProcessorPil(
         size={"height": contract.height, "width": contract.width},
         resample=contract.resample,

@@ -1,8 +1,8 @@
-"""Equalisation: move scale between layers, exactly, so that one int8 scale suits all channels between them.
+"""Equalisation: move scale between layers, without changing the function, so that one int8 scale suits all channels.
 
-Channels of the value projection against the columns of the output projection and channels of queries against those of keys
-cost nothing. Channels behind a norm against the columns of the layers that read it cost a multiplication of the map
-(RepQ-ViT, Li et al. 2023, arXiv:2212.08254; with the balance of SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
+Two of these moves are free: between the value projection's channels and the output projection's columns, and between queries
+and keys. The third, between the channels behind a norm and the columns of the layers that read it, costs a multiplication of the
+map (RepQ-ViT, Li et al. 2023, arXiv:2212.08254; with the balance of SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
 """
 
 import copy
@@ -13,14 +13,14 @@ from torch import nn
 from edge.deploy.folding import Affine, Rescale, scaled_rows, with_affine_before
 from edge.deploy.layers import DeployBlock, DeployDotProductAttention, DeployPatchMerging, DeployPostNormBlock
 
-SMALLEST_RANGE = 1e-5  # of a channel: below it nothing is to be gained
-LARGEST_FACTOR = 32.0  # between channels, so that no rare value is blown up
+SMALLEST_RANGE = 1e-5  # of a channel: smaller ones count as this
+LARGEST_FACTOR = 32.0  # between channels: larger ones would blow up rare values
 
 
 def equalise(deployed: nn.Module, images: list[torch.Tensor], behind_norms: bool = False) -> nn.Module:
-    """A deploy form of the same function whose channels have similar ranges on `images`.
+    """A deploy form that computes the same function, its channels of similar ranges on `images`.
 
-    behind_norms: also behind norms, where it costs an operation.
+    behind_norms: also equalise channels behind norms, which costs an operation each.
     """
     deployed = copy.deepcopy(deployed)
     attentions = [module for module in deployed.modules() if isinstance(module, DeployDotProductAttention)]
@@ -30,7 +30,7 @@ def equalise(deployed: nn.Module, images: list[torch.Tensor], behind_norms: bool
     for attention in attentions:
         _equalise_attention(attention, *(outputs[layer] for layer in (attention.q_proj, attention.k_proj, attention.v_proj)))
     behind = [inputs[layers[0]] for _, _, layers in readers]
-    for ranges, (owner, name, layers) in zip(behind, _readers_of_norms(deployed)):  # with the projections made anew
+    for ranges, (owner, name, layers) in zip(behind, _readers_of_norms(deployed)):  # the projections above are new layers
         _equalise_norm(owner, name, layers, ranges)
     return deployed
 
@@ -55,13 +55,13 @@ def _equalise_norm(owner: nn.Module, name: str, layers: list[nn.Linear], ranges:
 
 
 def _bounded(factor: torch.Tensor) -> torch.Tensor:
-    """Factors about 1, none far from it."""
+    """Factors with a geometric mean of 1, clamped."""
     factor = factor / factor.log().mean().exp()
     return factor.clamp(LARGEST_FACTOR**-0.5, LARGEST_FACTOR**0.5)
 
 
 def _readers_of_norms(deployed: nn.Module) -> list[tuple[nn.Module, str, list[nn.Linear]]]:
-    """Owner and name of each norm, with the linear layers that read what it puts out and nothing else."""
+    """Owner and name of each norm, with the linear layers that alone read its output."""
     readers = []
     for module in deployed.modules():
         if isinstance(module, DeployBlock) and not isinstance(module, DeployPostNormBlock):
@@ -76,7 +76,7 @@ def _readers_of_norms(deployed: nn.Module) -> list[tuple[nn.Module, str, list[nn
 def _channel_ranges(
     deployed: nn.Module, images: list[torch.Tensor], of_outputs: list[nn.Linear], of_inputs: list[nn.Linear]
 ) -> tuple[dict[nn.Linear, torch.Tensor], dict[nn.Linear, torch.Tensor]]:
-    """Largest absolute value of each channel, of what layers put out and of what others take in."""
+    """Largest absolute value of each channel: of the outputs of some layers and of the inputs of others."""
     outputs: dict[nn.Linear, torch.Tensor] = {}
     inputs: dict[nn.Linear, torch.Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""From an exported graph to the bytes of a program: partition, lower, and hold the result to the budget of its recipe."""
+"""From an exported graph to the bytes of a program: partition, lower, and check it against the budget of its recipe."""
 
 import logging
 import warnings
@@ -20,23 +20,24 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
+from edge.device.errors import ExplainedError
 from edge.lower.recipes import Recipe
 
 DELEGATE_CALL = "executorch_call_delegate"
 
 
-class LoweringError(ValueError):
-    """The backend does not take the program as the recipe promises; the message names what it left out."""
+class LoweringError(ExplainedError):
+    """The backend does not take the program as the recipe demands; the message names what it left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """A program and what is known of it.
+    """A program and its figures.
 
     num_delegates: largest number of delegates in a method.
-    outside: operators left to the portable runtime, with their number, over all methods.
-    planned_memory_bytes: what the runtime sets aside for values between operators, of the method that needs most. What the
-        backend needs inside its delegate is not known before it runs.
+    outside: number of each operator left to the portable runtime, over all methods.
+    planned_memory_bytes: memory that the runtime plans for values between operators, of the method that needs most. The
+        memory inside the backend's delegate is not known before it runs.
     """
 
     program: bytes
@@ -47,7 +48,7 @@ class Lowered:
 
 @contextmanager
 def _shared_provenance() -> Iterator[None]:
-    """Let all nodes share the records of where they come from, which passes otherwise copy whole, half of their time."""
+    """Share the nodes' records of where they come from: otherwise passes spend half of their time copying them."""
     NodeSource.__deepcopy__ = lambda self, memo: self
     try:
         yield
@@ -65,9 +66,9 @@ def trace(methods: dict[str, tuple[nn.Module, torch.Tensor]]) -> dict[str, Expor
 
 @_shared_provenance()
 def lower(exported: dict[str, ExportedProgram], recipe: Recipe, constants: dict[str, object]) -> Lowered:
-    """Lower methods into one program; weights they share are stored once.
+    """Lower methods into one program; weights that they share are stored once.
 
-    constants: values that the program returns by name, for readers that have nothing but the program.
+    constants: values that the program returns by name, for readers that have only the program.
 
     Raises:
         LoweringError: more delegates, or other operators outside of them, than the recipe allows.
@@ -89,10 +90,10 @@ def lower(exported: dict[str, ExportedProgram], recipe: Recipe, constants: dict[
 
 
 def check_budget(edge: EdgeProgramManager, recipe: Recipe) -> tuple[int, dict[str, int]]:
-    """Count delegates and operators outside them.
+    """The largest number of delegates in a method, and the number of each operator outside delegates.
 
     Raises:
-        LoweringError: they are not what the recipe allows.
+        LoweringError: the recipe does not allow them.
     """
     most_delegates, outside, culprits, cuts = 0, Counter(), [], []
     for method in sorted(edge.methods):
@@ -107,7 +108,7 @@ def check_budget(edge: EdgeProgramManager, recipe: Recipe) -> tuple[int, dict[st
         raise LoweringError(
             f"recipe {recipe.name} must leave {', '.join(recipe.outside) or 'nothing'} to the portable runtime, "
             f"got {', '.join(f'{count} x {name}' for name, count in outside.items())}; the first comes from "
-            f"{origin(first)}. Change that layer, or take another recipe or backend"
+            f"{origin(first)}. Change that layer, or choose another recipe or backend"
         )
     if most_delegates > recipe.max_delegates:
         raise LoweringError(
@@ -139,7 +140,7 @@ def _partitioner(recipe: Recipe) -> Partitioner:
     """The partitioner of the recipe's backend.
 
     Raises:
-        LoweringError: what the backend needs for lowering is not installed.
+        LoweringError: a package that the backend needs for lowering is not installed.
     """
     if recipe.backend == "xnnpack":
         return XnnpackPartitioner()
@@ -147,11 +148,9 @@ def _partitioner(recipe: Recipe) -> Partitioner:
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
         return VulkanPartitioner({})
-    if recipe.backend == "coreml":
-        try:
-            from executorch.backends.apple.coreml.partition import CoreMLPartitioner
-        except ImportError as error:
-            raise LoweringError(f"backend coreml needs coremltools ({error}); pip install coremltools") from error
-        logging.getLogger("coremltools").setLevel(logging.ERROR)
-        return CoreMLPartitioner()
-    raise ValueError(f"backend must be xnnpack, coreml or vulkan, got {recipe.backend!r}")
+    try:
+        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+    except ImportError as error:
+        raise LoweringError(f"backend coreml needs coremltools ({error}); pip install coremltools") from error
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    return CoreMLPartitioner()

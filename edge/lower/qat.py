@@ -1,6 +1,6 @@
-"""Quantization-aware training: weights learn to follow the model with rounding in place (Jacob et al. 2018, arXiv:1712.05877).
+"""Quantization-aware training: weights are trained with simulated rounding (Jacob et al. 2018, arXiv:1712.05877).
 
-The loss is the distillation loss with the unquantized model as the teacher, so that no labels are needed.
+The loss is the distillation loss with the unquantized deploy form as the teacher, so that no labels are needed.
 """
 
 import tempfile
@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from edge.lower.quantize import converted, prepare_for_calibration, prepare_for_training
 from edge.lower.recipes import Recipe
+from swin_hf.distillation_losses import kl_divergence
 
 TEMPERATURE = 2.0  # of the distillation loss
 LEARNING_RATE = 1e-5
@@ -20,7 +21,7 @@ IMAGES_PER_STEP = 16
 
 
 class CalibrationImages(Dataset):
-    """Inputs of a program, each with the teacher's outputs."""
+    """Inputs of a program with the teacher's outputs for them."""
 
     def __init__(self, images: list[torch.Tensor], targets: torch.Tensor):
         self.images, self.targets = images, targets
@@ -33,32 +34,28 @@ class CalibrationImages(Dataset):
 
 
 class Follower(nn.Module):
-    """A graph for single images that returns its distillation loss over a list of them."""
+    """A graph for single images that returns its mean distillation loss over a batch."""
 
     def __init__(self, graph: nn.Module):
         super().__init__()
         self.graph = graph
 
     def forward(self, pixel_values: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = torch.cat([self.graph(image) for image in pixel_values])  # the graph holds the size of its batch
-        student, teacher = (values / TEMPERATURE for values in (logits, targets))
-        loss = nn.functional.kl_div(
-            student.log_softmax(dim=-1), teacher.log_softmax(dim=-1), log_target=True, reduction="batchmean"
-        )
-        return {"loss": loss * TEMPERATURE**2}
+        logits = torch.cat([self.graph(image) for image in pixel_values])  # the graph has a fixed batch size
+        return {"loss": kl_divergence(logits, targets, TEMPERATURE)}
 
 
 def train_quantized(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor], seed: int = 0) -> nn.Module:
-    """The quantized graph of a deploy form whose weights were trained to follow it on `images`, inputs of one image each.
+    """The quantized graph of a deploy form, its weights trained to follow it on `images`, inputs of one image each.
 
-    The scales of activations are those of calibration and stay as they are; the weights move among their levels.
+    The scales of activations come from calibration and are not trained.
     """
     calibrated = prepare_for_calibration(deployed, recipe, images)
     graph = prepare_for_training(deployed, recipe, images[0])
     allow_exported_model_train_eval(graph)
     with torch.no_grad():
         targets = torch.cat([deployed(pixel_values) for pixel_values in images])
-        graph(images[0])  # makes room for the scales
+        graph(images[0])  # allocates the scales
     _copy_scales(calibrated, graph)
     with tempfile.TemporaryDirectory() as folder:
         _train(graph, CalibrationImages(images, targets), recipe.train_epochs, folder, seed)
@@ -67,7 +64,7 @@ def train_quantized(deployed: nn.Module, recipe: Recipe, images: list[torch.Tens
 
 
 def _copy_scales(calibrated: nn.Module, graph: nn.Module) -> None:
-    """Give the activations of a graph in training the scales that were found for them."""
+    """Copy the calibrated scales of activations into a graph to be trained."""
     observers = dict(calibrated.named_modules())
     for name, module in graph.named_modules():
         observer = observers.get(name)

@@ -28,9 +28,9 @@ PATTERNS = {  # XNNPACK's own patterns, those with an activation first
 
 
 class RecipeQuantizer(Quantizer):
-    """Marks the layers of an exported graph for quantization as a recipe says.
+    """Marks the layers of an exported graph for quantization by the rules of a recipe.
 
-    training: for fake quantization that lets gradients through.
+    training: use fake quantization, through which gradients pass.
     """
 
     def __init__(self, recipe: Recipe, training: bool = False):
@@ -73,7 +73,7 @@ def exported_graph(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
 
 
 def in_precision(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor]) -> nn.Module:
-    """A deploy form as `recipe` has it lowered; `images` are inputs of the deploy form."""
+    """A deploy form in the precision in which `recipe` lowers it; `images` are inputs of the deploy form."""
     if recipe.is_quantized:
         return quantize(deployed, recipe, images)
     if recipe.float_dtype == "float16" and recipe.backend == "xnnpack":
@@ -96,7 +96,7 @@ def prepare_for_calibration(deployed: nn.Module, recipe: Recipe, images: list[to
 
 
 def prepare_for_training(deployed: nn.Module, recipe: Recipe, example: torch.Tensor) -> fx.GraphModule:
-    """The graph of a deploy form that rounds as the quantized one will, and through which gradients pass."""
+    """The graph of a deploy form with simulated rounding, through which gradients pass."""
     trainable = copy.deepcopy(deployed).requires_grad_(True)
     return prepare_qat_pt2e(exported_graph(trainable, example), RecipeQuantizer(recipe, training=True))
 
@@ -104,14 +104,14 @@ def prepare_for_training(deployed: nn.Module, recipe: Recipe, example: torch.Ten
 def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     """The quantized graph of a calibrated or trained one."""
     graph = convert_pt2e(prepared)
-    # Queries, keys and values read the same tensor: with one dynamic scale between them the backend cuts the program there.
+    # Queries, keys and values read the same tensor; if they shared one dynamic scale, the backend would cut the program there.
     DuplicateDynamicQuantChainPass()(graph)
     graph.recompile()
     return graph
 
 
 def quantize_to_int4(deployed: nn.Module, recipe: Recipe) -> nn.Module:
-    """A copy of a deploy form with the recipe's int4 layers, whose width must be a multiple of the group, quantized."""
+    """A copy of a deploy form with the recipe's int4 layers quantized, if their width is a multiple of the group."""
 
     def chosen(module: nn.Module, name: str) -> bool:
         fits = isinstance(module, nn.Linear) and module.in_features % INT4_GROUP == 0

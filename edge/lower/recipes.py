@@ -2,40 +2,66 @@
 
 import difflib
 import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edge.device.errors import ExplainedError
+
 PRECISIONS = ("fp32", "int8-static", "int8-dynamic", "int4-dynamic")
+BACKENDS = ("xnnpack", "coreml", "vulkan")
+FLOAT_DTYPES = ("float32", "float16")
+
+
+class RecipeError(ExplainedError):
+    """There is no such recipe, or a recipe holds a value that means nothing; the message lists what there is."""
+
+
+def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Check a value, and suggest a similar one if it is unknown.
+
+    Raises:
+        RecipeError: it is unknown.
+    """
+    known = list(known)
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise RecipeError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Layers whose name matches the pattern (as of a shell) are computed in this precision.
+    """Layers whose name matches the shell-style pattern are computed in this precision.
 
-    fp32: as they are.
-    int8-static: weights with a scale per output channel, activations in and out with one scale found on calibration images.
-    int8-dynamic: the same weights; the scale of what comes in is found in every run, what goes out is float.
-    int4-dynamic: weights of 4 bits with a scale for 32 of them, otherwise as int8-dynamic.
+    fp32: not quantized.
+    int8-static: weights with a scale per output channel; inputs and outputs with one scale each, found on calibration images.
+    int8-dynamic: the same weights; the scale of the input is found in every run, and the output is float.
+    int4-dynamic: weights of 4 bits with a scale for every 32, otherwise like int8-dynamic.
     """
 
     pattern: str
     precision: str
+
+    def __post_init__(self):
+        require_one_of("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One way to lower a model.
 
-    backend: "xnnpack" runs on every phone and computer; "coreml" and "vulkan" programs are built here, not run.
-    rules: for the linear layers and the convolution; the first that matches wins, what none matches stays float.
-    float_dtype: of everything that is not quantized.
-    train_epochs: passes over the calibration images in which quantized weights learn to follow the model again.
-    min_sqnr_db: least mean ratio of the model's outputs to their error on real images, in decibels.
-    min_agreement: least share of images with the same top class as the model.
-    max_accuracy_drop: most of the accuracy on held-out images, if there are any, that the program may lose; an image at least.
-    self_test_bound: of the bundled outputs, relative to the largest: processors round differently, and int8 passes it on.
-    max_delegates: most parts the backend may take the program in.
-    outside: operators that may stay outside of them.
-    executable: whether the program can be run, and so checked, on this machine.
+    backend: "xnnpack" runs on every phone and computer; "coreml" and "vulkan" programs are built here but not run.
+    rules: for the linear layers and the convolution. The first that matches wins; layers that no rule matches stay float.
+    float_dtype: "float32" or "float16", of everything that is not quantized.
+    train_epochs: passes over the calibration images of quantization-aware training.
+    min_sqnr_db: lower bound of the ratio of the model's outputs to their error on real images, in decibels.
+    min_agreement: lower bound of the share of images with the same top class as the model.
+    max_accuracy_drop: upper bound of the accuracy lost on held-out images; losing a single image is always allowed.
+    self_test_bound: tolerance of the self-test, relative to the largest output: processors round differently.
+    max_delegates: upper bound of the number of parts that the backend takes the program in.
+    outside: operators that may run outside of them.
+    executable: whether the program can be run, and so checked, on the exporting machine.
     """
 
     name: str
@@ -52,6 +78,19 @@ class Recipe:
     outside: tuple[str, ...] = ()
     executable: bool = True
 
+    def __post_init__(self):
+        require_one_of("backend", self.backend, BACKENDS)
+        require_one_of("float_dtype", self.float_dtype, FLOAT_DTYPES)
+        for name, holds, rule in (
+            ("min_sqnr_db", self.min_sqnr_db >= 0, "be 0 or more"),
+            ("min_agreement", 0 <= self.min_agreement <= 1, "lie in [0, 1]"),
+            ("max_accuracy_drop", 0 <= self.max_accuracy_drop <= 1, "lie in [0, 1]"),
+            ("train_epochs", self.train_epochs >= 0, "be 0 or more"),
+            ("max_delegates", self.max_delegates >= 1, "be 1 or more"),
+        ):
+            if not holds:
+                raise RecipeError(f"{name} of recipe {self.name} must {rule}, got {getattr(self, name)}")
+
     @property
     def is_calibrated(self) -> bool:
         """Whether it needs images to find the scales of activations."""
@@ -62,14 +101,14 @@ class Recipe:
         return any(rule.precision != "fp32" for rule in self.rules)
 
     def precision_of(self, layer: str) -> str:
-        """Precision of a layer by its name: that of the first rule that matches, or fp32."""
+        """Precision of a layer: that of the first rule that matches its name, or fp32."""
         return next((rule.precision for rule in self.rules if fnmatch.fnmatchcase(layer, rule.pattern)), "fp32")
 
 
-# The patch embedding is a three-hundredth of the work, and rounding its output hurts more than any other layer.
+# The patch embedding is 1/300 of the work, and rounding its output costs more accuracy than rounding any other layer's.
 PATCHES = Rule("encoder.embeddings.projection", "fp32")
 STATIC = (PATCHES, Rule("*", "int8-static"))
-# What these layers put out is the logits, and the residual stream after all blocks of a stage.
+# The outputs of these layers are the logits, and the residual stream after the blocks of a stage.
 MIXED = (PATCHES, Rule("classifier", "int8-dynamic"), Rule("*.reduction", "int8-dynamic"), Rule("*", "int8-static"))
 CASTS = ("aten::_to_copy", "dim_order_ops::_to_dim_order_copy")
 
@@ -79,7 +118,7 @@ RECIPES = {
         Recipe(name="fp32", summary="exact", min_sqnr_db=80.0, min_agreement=1.0, max_accuracy_drop=0.0, self_test_bound=1e-3),
         Recipe(
             name="fp16",
-            summary="half the size of fp32; processors without float16 arithmetic refuse it",
+            summary="half the size of fp32; processors without float16 arithmetic cannot run it",
             float_dtype="float16",
             min_sqnr_db=35.0,
             min_agreement=0.97,
@@ -87,28 +126,28 @@ RECIPES = {
         ),
         Recipe(
             name="int8",
-            summary="the default: int8-static, but for the layers that it hurts most for nothing",
+            summary="the default: int8-static, except for the layers that it hurts most and that cost little",
             rules=MIXED,
             min_sqnr_db=20.0,
             min_agreement=0.90,
         ),
         Recipe(
             name="int8-static",
-            summary="scales of activations found on calibration images: the fastest",
+            summary="the fastest: scales of activations found on calibration images",
             rules=STATIC,
             min_sqnr_db=20.0,
             min_agreement=0.90,
         ),
         Recipe(
             name="int8-dynamic",
-            summary="scales of activations found in every run: needs no calibration",
+            summary="no calibration: scales of activations found in every run",
             rules=(PATCHES, Rule("*", "int8-dynamic")),
             min_sqnr_db=20.0,
             min_agreement=0.90,
         ),
         Recipe(
             name="int8-qat",
-            summary="int8-static whose weights were trained on with rounding in place (needs swin-hf[train])",
+            summary="int8-static after quantization-aware training (needs swin-hf[train])",
             rules=STATIC,
             train_epochs=3,
             min_sqnr_db=20.0,
@@ -116,7 +155,7 @@ RECIPES = {
         ),
         Recipe(
             name="int4",
-            summary="experimental: weights of 4 bits, for size alone",
+            summary="experimental: 4-bit weights, for the smallest file",
             rules=(PATCHES, Rule("classifier", "int8-dynamic"), Rule("*", "int4-dynamic")),
             min_sqnr_db=5.0,
             min_agreement=0.5,
@@ -148,10 +187,7 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of this name.
 
     Raises:
-        ValueError: there is none.
+        RecipeError: there is none.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}{hint}")
+    require_one_of("recipe", name, RECIPES)
     return RECIPES[name]

@@ -1,4 +1,4 @@
-"""A program bundled with images and what it put out for them, to be run again on a device (ExecuTorch's BundledProgram)."""
+"""A program bundled with images and its outputs for them, to be run again on a device (ExecuTorch's BundledProgram)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ NUM_IMAGES = 3
 def bundle(program_file: Path, inputs: list[np.ndarray], outputs: list[list[np.ndarray]]) -> bytes:
     """The program in a file with test cases for its method `forward`.
 
-    outputs: what the program puts out for each of the inputs.
+    outputs: of the program for each of the inputs.
     """
     cases = [
         MethodTestCase(inputs=[torch.from_numpy(x)], expected_outputs=[torch.from_numpy(y) for y in ys])

@@ -1,4 +1,4 @@
-"""Which layers quantization hurts most: one layer rounded at a time, everything else exact (leave-one-in)."""
+"""Which layers quantization hurts most: one layer is rounded at a time, all others stay exact."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ QUANTIZED_LAYERS = (nn.Linear, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding one layer alone does to the outputs.
+    """How far rounding one layer alone moves the outputs.
 
-    sqnr_db: ratio of outputs to their error, in decibels.
+    sqnr_db: ratio of the outputs to their error, in decibels.
     """
 
     layer: str
@@ -40,7 +40,7 @@ def quantized_layers(deployed: nn.Module, recipe: Recipe) -> dict[str, nn.Module
 def layer_sensitivity(
     deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor], reference: np.ndarray, are_logits: bool = True
 ) -> list[Sensitivity]:
-    """The quantized layers of a deploy form, the most sensitive first.
+    """Sensitivity of each quantized layer of a deploy form, the most sensitive first.
 
     reference: (n, ..) outputs of the deploy form for the n `images`, flattened.
     """
@@ -70,7 +70,7 @@ def layer_sensitivity(
 
 
 def _ranges(deployed: nn.Module, layers: dict[str, nn.Module], images: list[torch.Tensor]) -> dict[str, list[float]]:
-    """Lowest and highest value that goes into and comes out of each layer."""
+    """Lowest and highest input, and lowest and highest output, of each layer."""
     ranges: dict[str, list[float]] = {name: [0.0, 0.0, 0.0, 0.0] for name in layers}
 
     def note(name: str, values: torch.Tensor, at: int) -> None:
@@ -89,28 +89,28 @@ def _ranges(deployed: nn.Module, layers: dict[str, nn.Module], images: list[torc
 
 
 def _rounded(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Values on the 256 levels between two limits, as a static int8 tensor has them."""
+    """Values rounded to 256 levels between two limits, like a static int8 tensor."""
     scale = max(high - low, 1e-12) / 255
     zero_point = round(-128 - low / scale)
     return torch.fake_quantize_per_tensor_affine(values, scale, max(-128, min(127, zero_point)), -128, 127)
 
 
 def _rounded_per_channel(weight: torch.Tensor, levels: int = INT8_LEVELS) -> torch.Tensor:
-    """Weights on levels of their own for each output channel, so many on either side of 0."""
+    """Weights rounded with a scale per output channel to `levels` levels on either side of 0."""
     scale = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / levels
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -levels, levels)
 
 
 def _rounded_in_groups(weight: torch.Tensor) -> torch.Tensor:
-    """Weights on 15 levels for each group of them, where their number allows groups: others stay as they are."""
+    """Weights rounded with a scale per group to 15 levels; unchanged if their width is no multiple of the group."""
     if weight.shape[1] % INT4_GROUP:
         return weight
     return _rounded_per_channel(weight.reshape(-1, INT4_GROUP), INT4_LEVELS).view(weight.shape)
 
 
 def _rounded_per_token(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens on 256 levels of their own, as a dynamic scale gives them."""
+    """Tokens rounded to 256 levels each, like a dynamic int8 tensor."""
     low, high = tokens.amin(dim=-1, keepdim=True).clamp(max=0), tokens.amax(dim=-1, keepdim=True).clamp(min=0)
     scale = ((high - low) / 255).clamp(min=1e-12)
     return torch.round(tokens / scale) * scale

@@ -60,7 +60,7 @@ BYTES = {"input_dtype": "uint8", "input_layout": "NHWC", "input_value_range": (0
 @pytest.fixture
 def artefact(monkeypatch):
     """A folder that is read as an artefact of `manifest()`."""
-    monkeypatch.setattr(edge.apps, "read_artefact", lambda folder: (manifest(), PROGRAM))
+    monkeypatch.setattr(edge.apps.writer, "read_artefact", lambda folder: (manifest(), PROGRAM))
     return Path("artefact")
 
 
@@ -91,7 +91,7 @@ def npm_packages(name: str, *packages: str) -> Path:
 def test_app_holds_the_program_and_its_contract(artefact, tmp_path, platform):
     files = write_app(platform, artefact, tmp_path / "app")
     assets = tmp_path / "app" / PLATFORMS[platform].assets
-    template = ROOT / "edge" / PLATFORMS[platform].template
+    template = ROOT / "edge/apps" / PLATFORMS[platform].template
     copied = {tmp_path / "app" / path.relative_to(template) for path in template.rglob("*") if path.is_file()}
     assert set(files) == copied | {assets / "model.pte", assets / "contract.json"}
     assert (assets / "model.pte").read_bytes() == PROGRAM
@@ -140,14 +140,14 @@ def test_what_an_app_cannot_do_is_refused(platform, changes, message):
 
 
 def test_command_writes_an_app_beside_an_export(checkpoint, image_folder, tmp_path, monkeypatch, capsys):
-    export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", data=image_folder, self_test=False))
+    export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", dataset=image_folder, self_test=False))
     monkeypatch.chdir(tmp_path / "edge")
     assert cli.main(["app", "android", "."]) == 0
     assets = tmp_path / "edge-android" / PLATFORMS["android"].assets
     assert (assets / "model.pte").read_bytes() == (tmp_path / "edge" / "model.pte").read_bytes()
     assert json.loads((assets / "contract.json").read_text())["labels"] == ["blue", "green", "red"]
     assert cli.main(["app", "android", "."]) == 1
-    assert "out must be a new or an empty folder" in capsys.readouterr().err
+    assert "output_dir must be a new or an empty folder" in capsys.readouterr().err
 
 
 def test_unknown_platform_and_folders_in_use_are_refused(artefact, tmp_path):
@@ -156,7 +156,7 @@ def test_unknown_platform_and_folders_in_use_are_refused(artefact, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     for taken in (tmp_path / "full", tmp_path / "full/mine.txt"):
-        with pytest.raises(AppError, match="^out must be a new or an empty folder, got "):
+        with pytest.raises(AppError, match="^output_dir must be a new or an empty folder, got "):
             write_app("ios", artefact, taken)
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
@@ -167,7 +167,7 @@ def test_nothing_is_left_of_an_app_that_failed(artefact, tmp_path, monkeypatch):
     def full_disk(work_dir, folder):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(edge.apps, "move_into_place", full_disk)
+    monkeypatch.setattr(edge.apps.writer, "move_into_place", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_app("android", artefact, tmp_path / "app")
     assert not list(tmp_path.iterdir())

@@ -61,7 +61,7 @@ def test_bench_compares_with_what_can_be_compared(make_model, checkpoint, image_
     for name in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     make_model(block_mlp_dim=[[24], [40, 8]]).save_pretrained(checkpoint)
-    export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", data=image_folder, self_test=False))
+    export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", dataset=image_folder, self_test=False))
     assert cli.main(["bench", str(tmp_path / "edge"), "--compare", "--repeats", "10", "--threads", "1", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["compared"]}
     assert rows["ours, fp32"]["ratio"] == 1.0
@@ -72,7 +72,7 @@ def test_bench_compares_with_what_can_be_compared(make_model, checkpoint, image_
     assert all("p50_ms" in row or row["skipped"] for row in rows.values())
     monkeypatch.setattr("edge.device.bench.bench", lambda *_: pytest.fail("something was measured"))
     assert cli.main(["bench", str(tmp_path / "edge"), "--compare", "--checkpoint", str(tmp_path / "no")]) == 1
-    assert "give --checkpoint" in capsys.readouterr().err
+    assert "checkpoint_dir must be the checkpoint to compare with" in capsys.readouterr().err
 
 
 def test_limits_are_scaled_to_the_products_of_the_model():

@@ -1,9 +1,6 @@
-"""Export, artefact, runner and command line of the device side."""
+"""Export: programs that follow their model, and what is refused before and after the work."""
 
-import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,45 +9,14 @@ from PIL import Image
 
 import edge.__main__ as cli
 import edge.export.export as exporting
-from edge.device.artefact import ArtefactError, read_artefact
-from edge.device.parity import compare
-from edge.device.runner import Runner, softmax
-from edge.device.verify import VerificationError, verify
-from edge.export.calibration import CalibrationError
-from edge.export.checkpoint import CheckpointError, load_checkpoint, model_outputs
+from edge.device.runner import Runner
+from edge.export.checkpoint import CheckpointError, load_checkpoint
 from edge.export.export import ExportError, ExportSettings, export
-
-WITHOUT_THE_MODEL_SIDE = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("transformers", "datasets", "swin_hf", "distill"):
-            raise ImportError(f"{name} is not on this device")
-sys.meta_path.insert(0, Refuse())
-from edge.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
+from edge.export.images import CalibrationError
 
 
 def settings(recipe: str, images, **more) -> ExportSettings:
-    return ExportSettings(recipe=recipe, data=images, **more)
-
-
-@pytest.fixture(scope="module")
-def exported_once(tmp_path_factory):
-    return tmp_path_factory.mktemp("exported") / "edge"
-
-
-@pytest.fixture
-def artefact(exported_once, checkpoint, image_folder, tmp_path):
-    """An fp32 export of `checkpoint`, which is the same in every test, beside it."""
-    export_to = tmp_path / "edge"
-    if not exported_once.exists():
-        export(checkpoint, export_to, settings("fp32", image_folder))
-        shutil.copytree(export_to, exported_once)
-        return export_to
-    shutil.copytree(exported_once, export_to)
-    return export_to
+    return ExportSettings(recipe=recipe, dataset=images, **more)
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "int8"])
@@ -76,58 +42,6 @@ def test_pruned_single_head_model_runs_on_the_runtime(make_model, checkpoint, im
         checkpoint
     )
     assert export(checkpoint, tmp_path / "edge", settings("fp32", image_folder)).parity["program"]["max_difference"] < 1e-4
-
-
-def test_run_needs_no_transformers_datasets_or_swin_hf(artefact, image_folder):
-    command = [
-        sys.executable,
-        "-c",
-        WITHOUT_THE_MODEL_SIDE,
-        "run",
-        str(artefact),
-        str(image_folder / "red" / "0.png"),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    predictions = json.loads(done.stdout)[0]["predictions"]
-    assert sorted(p["label"] for p in predictions) == ["blue", "green", "red"]
-    assert sum(p["probability"] for p in predictions) == pytest.approx(1)
-
-
-def test_run_prints_labels_and_names_what_it_cannot_read(artefact, image_folder, tmp_path, capsys):
-    (tmp_path / "note.png").write_text("no image")
-    code = cli.main(["run", str(artefact), str(tmp_path / "note.png"), str(image_folder / "red" / "0.png"), "--top-k", "2"])
-    out, err = capsys.readouterr()
-    assert code == 1
-    assert "note.png is not an image" in err
-    assert len(out.splitlines()) == 3 and "0.png" in out
-
-
-def test_bench_reports_latency(artefact, capsys):
-    assert cli.main(["bench", str(artefact), "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["latency"][0]["threads"] == 1
-    assert 0 < figures["latency"][0]["p50_ms"] <= figures["latency"][0]["p90_ms"]
-
-
-def test_verify_counts_accuracy_and_agreement(artefact, checkpoint, image_folder):
-    figures = verify(artefact, image_folder)
-    model, processor = load_checkpoint(checkpoint)
-    runner = Runner(artefact)
-    images = sorted(image_folder.rglob("*.png"))
-    logits = model_outputs(model, processor, [runner.pixel_values(image) for image in images])
-    right = [["blue", "green", "red"][row.argmax()] == image.parent.name for row, image in zip(logits, images)]
-    assert figures["num_labelled"] == 48
-    assert figures["accuracy"] == pytest.approx(np.mean(right))
-    assert figures["agreement"] == 1.0
-
-
-def test_verify_refuses_a_program_that_is_not_the_checkpoints(artefact, make_model, checkpoint, image_folder):
-    torch.manual_seed(1)
-    make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(checkpoint)
-    with pytest.raises(VerificationError, match="recipe fp32 promises 100%"):
-        verify(artefact, image_folder, checkpoint)
 
 
 def test_export_that_misses_its_bound_writes_nothing(checkpoint, image_folder, tmp_path, monkeypatch):
@@ -169,7 +83,7 @@ def test_wrong_checkpoint_is_explained(checkpoint, image_folder, tmp_path, damag
 
 
 def test_export_asks_for_images_and_enough_of_them(checkpoint, image_folder, tmp_path):
-    with pytest.raises(ExportError, match="give a folder of them with --data"):
+    with pytest.raises(ExportError, match="dataset must be a folder or a list of real images"):
         export(checkpoint, tmp_path / "edge", ExportSettings())
     for image in sorted(image_folder.rglob("*.png"))[5:]:
         image.unlink()
@@ -178,7 +92,8 @@ def test_export_asks_for_images_and_enough_of_them(checkpoint, image_folder, tmp
 
 
 def test_unknown_recipe_is_refused_before_any_work(checkpoint, tmp_path, capsys):
-    assert cli.main(["export", str(checkpoint), "--out", str(tmp_path / "edge"), "--recipe", "int7"]) == 1
+    flags = ["--output_dir", str(tmp_path / "edge"), "--dataset", "no/such/folder"]
+    assert cli.main(["export", str(checkpoint), *flags, "--recipe", "int7"]) == 1
     assert "recipe must be one of fp32, fp16, int8, int8-static" in capsys.readouterr().err
 
 
@@ -188,38 +103,40 @@ def test_export_never_deletes_a_foreign_folder(checkpoint, image_folder):
     assert (image_folder / "red" / "0.png").is_file()
 
 
-def test_damaged_artefacts_are_explained(artefact):
-    program = (artefact / "model.pte").read_bytes()
-    (artefact / "model.pte").write_bytes(program[:-1] + bytes([program[-1] ^ 1]))
-    with pytest.raises(ArtefactError, match="sha256 differs"):
-        Runner(artefact)
-    content = json.loads((artefact / "edge.json").read_text())
-    for text, message in [
-        ("{", "is not an edge manifest"),
-        ("[]", "is not an edge manifest"),
-        (json.dumps(content | {"format_version": 9}), "format_version 9"),
-        (json.dumps({key: content[key] for key in content if key != "labels"}), "missing or unknown: labels"),
-    ]:
-        (artefact / "edge.json").write_text(text)
-        with pytest.raises(ArtefactError, match=message):
-            read_artefact(artefact)
-    (artefact / "edge.json").unlink()
-    with pytest.raises(ArtefactError, match=r"has no edge\.json"):
-        Runner(artefact)
+def test_what_cannot_be_exported_is_refused_at_once(make_model, checkpoint, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("edge.export.prepare.load_images", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(ExportError, match=r"batch_sizes must be positive and begin with 1, .*, got \(4,\)"):
+        ExportSettings(batch_sizes=(4,))
+    settings = ExportSettings(recipe="int8-qat", dataset=image_folder, sizes=((16, 16), (24, 24)))
+    with pytest.raises(ExportError, match="must have one size and batch size, got forward, forward_24x24"):
+        export(checkpoint, tmp_path / "edge", settings)
+    for changes, message in (
+        ({"problem_type": "multi_label_classification"}, "gives each image one class, got multi_label_classification"),
+        ({"num_labels": 1}, "two or more classes, got 1"),
+    ):
+        make_model(**changes).save_pretrained(checkpoint)
+        with pytest.raises(CheckpointError, match=message):
+            export(checkpoint, tmp_path / "edge", ExportSettings(dataset=image_folder))
 
 
-def test_wrong_input_shape_is_refused(artefact):
-    with pytest.raises(ValueError, match=r"must have shape \(1, 3, 16, 16\)"):
-        Runner(artefact).logits(np.zeros((1, 3, 8, 8), np.float32))
+def test_validation_images_of_other_classes_are_refused(checkpoint, image_folder, tmp_path):
+    others = tmp_path / "others"
+    (others / "yellow").mkdir(parents=True)
+    shutil.copy(image_folder / "red" / "0.png", others / "yellow")
+    with pytest.raises(ExportError, match=r"^validation must hold images of the model's classes \(blue, green, red, "):
+        export(checkpoint, tmp_path / "edge", ExportSettings(recipe="fp32", dataset=image_folder, validation=others))
 
 
-def test_parity_by_hand():
-    reference = np.array([[1.0, -1.0], [3.0, -3.0]])
-    parity = compare(reference + np.array([[0.1, -0.1], [0.3, -0.3]]), reference)
-    assert parity.sqnr_db == pytest.approx(20.0)  # the error is a tenth of the signal
-    assert parity.max_difference == pytest.approx(0.3)
-    assert parity.agreement == 1.0
-    assert compare(reference + 3, reference).sqnr_db > 180  # a constant for all classes changes nothing
-    one_lost = np.array([[1.0, -1.0], [0.0, 0.0]])  # its energy is nine tenths of all, however exact the other image is
-    assert compare(one_lost, reference).sqnr_db == pytest.approx(10 * np.log10(10 / 9))
-    np.testing.assert_allclose(softmax(np.array([0.0, np.log(3)])), [0.25, 0.75])
+def test_layers_are_left_in_float_until_the_program_holds_its_bounds(
+    make_model, checkpoint, image_folder, tmp_path, monkeypatch
+):
+    model = make_model(id2label={0: "blue", 1: "green", 2: "red"})
+    fc1 = model.swin.encoder.layers[0].blocks[0].mlp.fc1
+    fc1.bias.data[0] = 3000.0  # an activation that leaves the others few levels
+    model.swin.encoder.layers[0].blocks[0].mlp.fc2.weight.data[:, 0] = 0.0
+    model.save_pretrained(checkpoint)
+    settings = ExportSettings(recipe="int8-static", dataset=image_folder, validation=image_folder, self_test=False)
+    manifest = export(checkpoint, tmp_path / "edge", settings)
+    assert set(manifest.kept_in_float) & {f"encoder.stages.0.blocks.0.mlp.{name}" for name in ("fc1", "fc2")}
+    assert manifest.parity["program"]["sqnr_db"] > 20
+    assert manifest.accuracy["num_images"] == 48

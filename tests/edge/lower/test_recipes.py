@@ -12,11 +12,12 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from edge.deploy.form import deploy
 from edge.deploy.half import HalfPrecision
 from edge.deploy.layers import InputView
+from edge.device.errors import ExplainedError
 from edge.device.parity import compare
 from edge.lower.equalisation import equalise
 from edge.lower.lowering import LoweringError, lower, trace
 from edge.lower.quantize import RecipeQuantizer, exported_graph, layers_of, quantize
-from edge.lower.recipes import PRECISIONS, RECIPES, Recipe, Rule, find_recipe
+from edge.lower.recipes import PRECISIONS, RECIPES, Recipe, RecipeError, Rule, find_recipe
 from edge.lower.sensitivity import layer_sensitivity
 
 VIEW = InputView(height=16, width=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
@@ -42,8 +43,23 @@ def test_first_rule_that_matches_wins():
 
 def test_recipes_name_known_precisions_and_misspelt_ones_are_found():
     assert {rule.precision for recipe in RECIPES.values() for rule in recipe.rules} <= set(PRECISIONS)
-    with pytest.raises(ValueError, match=r"recipe must be one of fp32, .*, got 'int8-dyn'; did you mean int8-dynamic"):
+    with pytest.raises(RecipeError, match=r"recipe must be one of fp32, .*, got 'int8-dyn'; did you mean int8-dynamic"):
         find_recipe("int8-dyn")
+    assert issubclass(RecipeError, ExplainedError)
+
+
+def test_rules_and_recipes_of_unknown_values_are_refused_where_they_are_built():
+    with pytest.raises(RecipeError, match=r"precision must be one of fp32, .*'int8-statc'; did you mean int8-static"):
+        Rule("*", "int8-statc")
+    for changes, message in (
+        ({"backend": "xnpack"}, "backend must be one of xnnpack, coreml, vulkan, got 'xnpack'; did you mean xnnpack"),
+        ({"float_dtype": "bfloat16"}, "float_dtype must be one of float32, float16, got 'bfloat16'; did you mean float16"),
+        ({"min_agreement": 90}, r"min_agreement of recipe int8 must lie in \[0, 1\], got 90"),
+        ({"min_sqnr_db": -1.0}, "min_sqnr_db of recipe int8 must be 0 or more, got -1.0"),
+        ({"max_accuracy_drop": float("nan")}, r"max_accuracy_drop of recipe int8 must lie in \[0, 1\], got nan"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            replace(RECIPES["int8"], **changes)
 
 
 def test_layers_are_marked_as_the_rules_say(make_model):
@@ -179,7 +195,7 @@ def test_four_bits_hurt_more_than_eight(make_model):
 
 
 def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch):
-    qat = pytest.importorskip("edge.qat", reason="needs accelerate")
+    qat = pytest.importorskip("edge.lower.qat", reason="needs accelerate", exc_type=ImportError)
     torch.manual_seed(0)
     deployed = deploy(make_model(**ONE_STAGE), VIEW)
     for module in deployed.modules():  # weights whose rounding hurts: a few large ones among small ones

@@ -1,0 +1,23 @@
+"""The command app."""
+
+import argparse
+from pathlib import Path
+
+from edge.apps.writer import PLATFORMS, write_app
+from edge.device.commands import add_command
+
+
+def add_app(commands) -> argparse.ArgumentParser:
+    command = add_command(commands, "app", run_app, "write the source of a phone app around a program")
+    command.add_argument("platform", choices=tuple(PLATFORMS))
+    command.add_argument("artefact", type=Path, metavar="DIR")
+    command.add_argument("--output_dir", type=Path, metavar="APP_DIR", help="default: DIR-PLATFORM")
+    return command
+
+
+def run_app(arguments: argparse.Namespace) -> int:
+    artefact = arguments.artefact.resolve()
+    output_dir = arguments.output_dir or artefact.with_name(f"{artefact.name}-{arguments.platform}")
+    for path in write_app(arguments.platform, arguments.artefact, output_dir):
+        print(path)
+    return 0

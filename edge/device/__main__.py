@@ -1,0 +1,27 @@
+"""Command line of a device, on which this folder may lie alone: `scp -r edge/device pi:`, and then there
+
+python -m device run DIR photo.jpg
+python -m device bench DIR
+python -m device verify DIR --dataset FOLDER
+python -m device self-test DIR
+"""
+
+import argparse
+import sys
+
+from .commands import add_bench, add_run, add_self_test, add_verify, run_command
+from .quiet import quieten
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 if it did all it was asked, 1 after an error that was explained on stderr."""
+    quieten()
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Run a Swin program on this device.")
+    commands = parser.add_subparsers(required=True)
+    for add in (add_run, add_bench, add_verify, add_self_test):
+        add(commands)
+    return run_command(parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

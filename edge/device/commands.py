@@ -1,0 +1,144 @@
+"""Commands that work where only ExecuTorch, NumPy and Pillow are installed: run, bench, verify, self-test."""
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+from .errors import ExplainedError
+
+# PyTorch and the runtime take seconds to import, so that each command imports what it needs when it runs.
+
+
+def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
+    """Parse a command line and run its command; 1 after an error, which was explained on stderr."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(arguments.parser, unknown)}")
+    try:
+        return arguments.run(arguments)
+    except (ExplainedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _hint(parser: argparse.ArgumentParser, unknown: list[str]) -> str:
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    near = [difflib.get_close_matches(flag.split("=")[0], flags, n=1) for flag in unknown if flag.startswith("-")]
+    names = [match[0] for match in near if match]
+    return f" (did you mean {', '.join(names)}?)" if names else ""
+
+
+def add_command(commands, name: str, run, help_text: str, **options) -> argparse.ArgumentParser:
+    """A command whose flags must be written out in full; `run` is called with the parsed arguments."""
+    command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False, **options)
+    command.set_defaults(run=run, parser=command)
+    return command
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_run(commands) -> argparse.ArgumentParser:
+    command = add_command(commands, "run", run_images, "classify images; needs no transformers")
+    command.add_argument("artefact", type=Path, metavar="DIR")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    command.add_argument("--top_k", type=positive, default=5, help="number of classes to name (default: 5)")
+    add_json(command)
+    return command
+
+
+def run_images(arguments: argparse.Namespace) -> int:
+    from .image import UnreadableImageError
+    from .runner import Runner
+
+    runner = Runner(arguments.artefact)
+    results, failed = [], False
+    for image in arguments.images:
+        try:
+            results.append((image, runner.classify(image, arguments.top_k)))
+        except UnreadableImageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    if arguments.json:
+        rows = [{"image": str(image), "predictions": [vars(p) for p in predictions]} for image, predictions in results]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        for image, predictions in results:
+            print(image)
+            for prediction in predictions:
+                print(f"  {prediction.probability:7.2%}  {prediction.label}")
+    return int(failed)
+
+
+def add_bench(commands) -> argparse.ArgumentParser:
+    command = add_command(commands, "bench", run_bench, "measure load time, latency and memory on this machine")
+    command.add_argument("artefact", type=Path, metavar="DIR")
+    command.add_argument("--threads", type=numbers, help="numbers of threads: 1,2,4 (default: 1 to all cores)")
+    command.add_argument("--repeats", type=positive, default=100, help="timed runs (default: 100)")
+    add_json(command)
+    return command
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    from .bench import bench, describe
+
+    figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
+    print(json.dumps(figures, indent=2) if arguments.json else describe(figures))
+    return 0
+
+
+def add_verify(commands) -> argparse.ArgumentParser:
+    command = add_command(commands, "verify", run_verify, "measure the accuracy of the program on labelled images")
+    command.add_argument("artefact", type=Path, metavar="DIR")
+    command.add_argument("--dataset", type=Path, required=True, metavar="FOLDER", help="images, best in class folders")
+    add_json(command)
+    return command
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from .verify import verify
+
+    print_figures(verify(arguments.artefact, arguments.dataset), arguments.json)
+    return 0
+
+
+def print_figures(figures: dict[str, float | int | str], as_json: bool) -> None:
+    """Print one figure a line, or all as JSON."""
+    if as_json:
+        print(json.dumps(figures, indent=2, ensure_ascii=False))
+        return
+    for name, value in figures.items():
+        print(f"{name:>16}: {value:.4g}" if isinstance(value, float) else f"{name:>16}: {value}")
+
+
+def add_self_test(commands) -> argparse.ArgumentParser:
+    command = add_command(commands, "self-test", run_self_test, "run the program on the images bundled with it")
+    command.add_argument("artefact", type=Path, metavar="DIR")
+    add_json(command)
+    return command
+
+
+def run_self_test(arguments: argparse.Namespace) -> int:
+    from .verify import self_test
+
+    num_images, tolerance = self_test(arguments.artefact)
+    if arguments.json:
+        print(json.dumps({"num_images": num_images, "tolerance": tolerance}))
+    else:
+        print(f"{num_images} bundled images: the outputs are those of the exporting machine, to within {tolerance:.2g}")
+    return 0
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
+    return value
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """1,4"""
+    return tuple(positive(part) for part in text.split(","))

@@ -1,0 +1,52 @@
+"""The bounds that a recipe sets on how far a program may be from its model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.device.parity import Parity
+from edge.export.temperature import MIN_LABELLED_IMAGES
+from edge.lower.recipes import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Numbers of held-out images, and of those that the model and its program classify correctly."""
+
+    num_images: int
+    num_right_model: int
+    num_right_program: int
+
+    @property
+    def figures(self) -> dict[str, float | int]:
+        """As in `edge.json`."""
+        n = self.num_images
+        return {"num_images": n, "model": self.num_right_model / n, "program": self.num_right_program / n}
+
+
+def count_right(expected: np.ndarray, logits: np.ndarray, classes: np.ndarray) -> Accuracy:
+    """Accuracy of a model's logits `expected` (n, K) and its program's `logits` (n, K) on images of the `classes` (n,)."""
+    right = [int((values.argmax(axis=1) == classes).sum()) for values in (expected, logits)]
+    return Accuracy(num_images=len(classes), num_right_model=right[0], num_right_program=right[1])
+
+
+def missed_bound(recipe: Recipe, parity: Parity) -> str:
+    """Which bound of a recipe outputs miss, in words; empty if none."""
+    agreement = 1.0 if parity.agreement is None else parity.agreement
+    if parity.sqnr_db >= recipe.min_sqnr_db and agreement >= recipe.min_agreement:
+        return ""
+    return (
+        f"must keep {recipe.min_sqnr_db:.0f} dB and {recipe.min_agreement:.0%} agreement with the model on "
+        f"{parity.num_images} images, got {parity.sqnr_db:.1f} dB and {agreement:.1%}"
+    )
+
+
+def missed_accuracy(recipe: Recipe, accuracy: Accuracy) -> str:
+    """How a program misses the bound of a recipe on accuracy, in words; empty if it does not, or if images are too few."""
+    n, lost = accuracy.num_images, accuracy.num_right_model - accuracy.num_right_program
+    if n < MIN_LABELLED_IMAGES or lost <= max(1, recipe.max_accuracy_drop * n):
+        return ""
+    return (
+        f"must lose {recipe.max_accuracy_drop:.1%} of accuracy at most, got {accuracy.num_right_program / n:.1%} after "
+        f"{accuracy.num_right_model / n:.1%} on {n} held-out images"
+    )

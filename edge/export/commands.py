@@ -1,0 +1,147 @@
+"""The commands export, verify and sensitivity."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures
+from edge.lower.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from edge.device.artefact import Manifest
+
+
+def add_export(commands) -> argparse.ArgumentParser:
+    command = add_command(
+        commands,
+        "export",
+        run_export,
+        "turn a checkpoint folder into a .pte that was checked on real images",
+        epilog="recipes: " + "; ".join(f"{recipe.name}: {recipe.summary}" for recipe in RECIPES.values()),
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR")
+    command.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="a new folder or an earlier export")
+    command.add_argument("--recipe", default="int8", help=f"{', '.join(RECIPES)} (default: int8)")
+    command.add_argument(
+        "--dataset",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="real images to calibrate and check on, a folder or a saved data set",
+    )
+    command.add_argument(
+        "--validation",
+        type=Path,
+        metavar="FOLDER",
+        help="held-out images in class folders or a saved data set, for accuracy and temperature (default: none)",
+    )
+    command.add_argument(
+        "--input_dtype", choices=("float32", "uint8"), default="float32", help="of the program's input (default: float32)"
+    )
+    command.add_argument(
+        "--sizes", type=sizes, default=(), help="of the images, a method each: 224,192x256 (default: the model's)"
+    )
+    command.add_argument("--batch_sizes", type=numbers, default=(1,), help="of the images, a method each: 1,4 (default: 1)")
+    command.add_argument(
+        "--no_self_test", action="store_true", help="leave out self_test.bpte, which is as large as the program"
+    )
+    add_json(command)
+    return command
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from edge.export.export import ExportSettings, export
+
+    settings = ExportSettings(
+        recipe=arguments.recipe,
+        dataset=arguments.dataset,
+        validation=arguments.validation,
+        input_dtype=arguments.input_dtype,
+        sizes=arguments.sizes,
+        batch_sizes=arguments.batch_sizes,
+        self_test=not arguments.no_self_test,
+    )
+    manifest = export(arguments.checkpoint, arguments.output_dir, settings)
+    if arguments.json:
+        print(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+    else:
+        print(describe(manifest, arguments.output_dir))
+    return 0
+
+
+def describe(manifest: "Manifest", output_dir: Path) -> str:
+    """An export as text."""
+    program = manifest.program
+    outside = ", ".join(f"{count} x {name}" for name, count in program["outside"].items()) or "none"
+    lines = [
+        f"{output_dir}/model.pte: {program['size_bytes'] / 1e3:.0f} kB, recipe {manifest.recipe}",
+        f"delegates: {program['num_delegates']}, operators left outside: {outside}",
+        "against the model, on real images:",
+    ]
+    for stage, parity in manifest.parity.items():
+        top = "" if parity["agreement"] is None else f", top class agrees on {parity['agreement']:.1%}, KL {parity['kl']:.1e}"
+        lines.append(
+            f"  {stage:>12}: max difference {parity['max_difference']:.1e}, SQNR {parity['sqnr_db']:.1f} dB{top} "
+            f"(n = {parity['num_images']})"
+        )
+    if manifest.accuracy:
+        accuracy = manifest.accuracy
+        lines.append(
+            f"accuracy on {accuracy['num_images']} held-out images: model {accuracy['model']:.1%}, program "
+            f"{accuracy['program']:.1%}; temperature {manifest.temperature:.2f}"
+        )
+    if manifest.kept_in_float:
+        lines.append(f"kept in float to stay close to the model: {', '.join(manifest.kept_in_float)}")
+    if not RECIPES[manifest.recipe].executable:
+        lines.append(f"not run: a {manifest.backend} program needs its device; only the graph before lowering was checked")
+    return "\n".join(lines)
+
+
+def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
+    """The device's command `verify`, which also takes saved data sets and compares with the checkpoint."""
+    command = add_verify(commands)
+    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="default: the one it was exported from")
+    command.set_defaults(run=run_verify)
+    return command
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from edge.export.verify import verify
+
+    print_figures(verify(arguments.artefact, arguments.dataset, arguments.checkpoint), arguments.json)
+    return 0
+
+
+def add_sensitivity(commands) -> argparse.ArgumentParser:
+    command = add_command(
+        commands, "sensitivity", run_sensitivity, "rank layers by what their quantization alone does to the outputs"
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR")
+    command.add_argument("--recipe", default="int8-static", help="one that quantizes (default: int8-static)")
+    command.add_argument(
+        "--dataset", type=Path, required=True, metavar="FOLDER", help="real images, a folder or a saved data set"
+    )
+    add_json(command)
+    return command
+
+
+def run_sensitivity(arguments: argparse.Namespace) -> int:
+    from edge.export.export import ExportSettings, sensitivity
+
+    rows = sensitivity(arguments.checkpoint, ExportSettings(recipe=arguments.recipe, dataset=arguments.dataset))
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        for row in rows:
+            print(f"{row.sqnr_db:7.1f} dB  {row.precision:<12}  {row.layer}")
+    return 0
+
+
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """224,192x256: (height, width) of each"""
+    pairs = [part.split("x") for part in text.split(",")]
+    if any(len(pair) > 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"must be sizes like 224 or 192x256, got {text!r}")
+    return tuple((positive(pair[0]), positive(pair[-1])) for pair in pairs)

@@ -1,0 +1,188 @@
+"""The second step of an export: find a form of the model that the recipe allows and that stays close to the model."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge.deploy.form import deploy, flat
+from edge.device.parity import Parity
+from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bound
+from edge.export.calibration import MAX_CALIBRATION_IMAGES
+from edge.export.checkpoint import input_view
+from edge.export.prepare import Prepared, Samples
+from edge.export.settings import ExportError
+from edge.lower.equalisation import equalise
+from edge.lower.quantize import in_precision, quantize
+from edge.lower.recipes import Rule
+from edge.lower.sensitivity import Sensitivity, layer_sensitivity
+
+MAX_DEPLOY_DIFFERENCE = 1e-4  # of the deploy form's outputs, relative to the largest one
+MAX_COMPACT_DIFFERENCE = 1e-3  # the same with position biases as int8
+FEW_IMAGES = 16  # for steps that take long and need no more
+HELD_OUT_OF_TRAINING = 4  # every fourth image is kept from quantization-aware training, to compare on
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenForm:
+    """What is lowered.
+
+    forms: of each method.
+    samples: of each method, to compare its program on: all images, except those that the form was trained on.
+    parity: of the deploy form and, if the recipe quantizes, of the quantized form.
+    equalised, kept_in_float: as in `edge.json`.
+    held_out_logits: (n, K) for the held-out images; None without any.
+    accuracy: of the quantized form on the held-out images; None without either.
+    """
+
+    forms: dict[str, nn.Module]
+    samples: dict[str, Samples]
+    parity: dict[str, Parity]
+    equalised: bool = False
+    kept_in_float: tuple[str, ...] = ()
+    held_out_logits: np.ndarray | None
+    accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A quantized form of `forward` and how close it is to the model.
+
+    misses: which bound of the recipe it misses, in words; empty if none.
+    """
+
+    form: nn.Module
+    parity: Parity
+    held_out_logits: np.ndarray | None
+    accuracy: Accuracy | None
+    misses: str
+
+
+def choose_form(prepared: Prepared) -> ChosenForm:
+    """The form of each method that is lowered.
+
+    Raises:
+        DeployError: a model that has no deploy form.
+        ExportError: a deploy form that computes another function than the model.
+    """
+    deployed, parity = {}, {}
+    for name in prepared.methods:
+        deployed[name], parity[name] = deployed_form(prepared, name)
+    if prepared.recipe.train_epochs:
+        return _trained(prepared, deployed["forward"], parity["forward"])
+    if prepared.recipe.is_quantized:
+        return _quantized(prepared, deployed, parity["forward"])
+    images = {name: samples.tensors(MAX_CALIBRATION_IMAGES) for name, samples in prepared.samples.items()}
+    return ChosenForm(
+        forms={name: in_precision(form, prepared.recipe, images[name]) for name, form in deployed.items()},
+        samples=prepared.samples,
+        parity={"deploy form": parity["forward"]},
+        held_out_logits=prepared.held_out.expected if prepared.held_out else None,
+    )
+
+
+def deployed_form(prepared: Prepared, method: str) -> tuple[nn.Module, Parity]:
+    """The deploy form for a method, and how close it is to the model.
+
+    Raises:
+        DeployError: a model that has no deploy form.
+        ExportError: it computes another function than the model.
+    """
+    samples, compact = prepared.samples[method], prepared.recipe.is_quantized
+    form = deploy(prepared.model, input_view(prepared.processor, prepared.contract, **prepared.methods[method]), compact)
+    parity = samples.compare(_outputs(form, samples.inputs))
+    largest = max(1.0, float(np.abs(samples.reference).max()))
+    limit = largest * (MAX_COMPACT_DIFFERENCE if compact else MAX_DEPLOY_DIFFERENCE)
+    if not parity.max_difference <= limit:
+        raise ExportError(f"the deploy form differs from the model by {parity.max_difference:.2e} (limit {limit:.2e})")
+    return form, parity
+
+
+def rank_layers(prepared: Prepared, deployed: nn.Module) -> list[Sensitivity]:
+    """How far rounding each layer of a deploy form alone moves its outputs, the most sensitive layer first."""
+    samples = prepared.samples["forward"]
+    images = samples.tensors(FEW_IMAGES)
+    reference = np.concatenate([flat(deployed(image)) for image in images])
+    return layer_sensitivity(deployed, prepared.recipe, images, reference, samples.are_logits)
+
+
+def _trained(prepared: Prepared, deployed: nn.Module, parity: Parity) -> ChosenForm:
+    from edge.lower.qat import train_quantized  # needs accelerate
+
+    samples = prepared.samples["forward"]
+    training = [image for number, image in enumerate(samples.tensors()) if number % HELD_OUT_OF_TRAINING]
+    form = train_quantized(deployed, prepared.recipe, training)
+    kept = replace(samples, inputs=samples.inputs[::HELD_OUT_OF_TRAINING], reference=samples.reference[::HELD_OUT_OF_TRAINING])
+    candidate = _candidate(prepared, form, kept)
+    return ChosenForm(
+        forms={"forward": form},
+        samples={"forward": kept},
+        parity={"deploy form": parity, "quantized": candidate.parity},
+        held_out_logits=candidate.held_out_logits,
+        accuracy=candidate.accuracy,
+    )
+
+
+def _quantized(prepared: Prepared, deployed: dict[str, nn.Module], parity: Parity) -> ChosenForm:
+    candidate, equalised, kept_in_float = _closest(prepared, deployed["forward"])
+    recipe = replace(prepared.recipe, rules=_rules(prepared, kept_in_float))
+    forms = {"forward": candidate.form}
+    for name in list(prepared.methods)[1:]:
+        images = prepared.samples[name].tensors(MAX_CALIBRATION_IMAGES)
+        form = equalise(deployed[name], images, behind_norms=True) if equalised else deployed[name]
+        forms[name] = quantize(form, recipe, images)
+    return ChosenForm(
+        forms=forms,
+        samples=prepared.samples,
+        parity={"deploy form": parity, "quantized": candidate.parity},
+        equalised=equalised,
+        kept_in_float=kept_in_float,
+        held_out_logits=candidate.held_out_logits,
+        accuracy=candidate.accuracy,
+    )
+
+
+def _closest(prepared: Prepared, deployed: nn.Module) -> tuple[Candidate, bool, tuple[str, ...]]:
+    """A quantized form within the bounds of the recipe, whether it was equalised, and the layers that were kept in float.
+
+    Equalisation comes first; if it does not suffice, the most sensitive layers are kept in float, twice as many each time.
+    """
+    samples = prepared.samples["forward"]
+    images = samples.tensors(MAX_CALIBRATION_IMAGES)
+    plain = _candidate(prepared, quantize(deployed, prepared.recipe, images), samples)
+    if not plain.misses:
+        return plain, False, ()
+    even_form = equalise(deployed, images, behind_norms=True)
+    candidate = _candidate(prepared, quantize(even_form, prepared.recipe, images), samples)
+    equalised = not candidate.misses or candidate.parity.sqnr_db > plain.parity.sqnr_db
+    if not candidate.misses:
+        return candidate, equalised, ()
+    if equalised:
+        deployed = even_form
+    worst, kept = rank_layers(prepared, deployed), ()
+    while candidate.misses and len(kept) < len(worst):
+        kept = tuple(layer.layer for layer in worst[: max(1, 2 * len(kept))])
+        recipe = replace(prepared.recipe, rules=_rules(prepared, kept))
+        candidate = _candidate(prepared, quantize(deployed, recipe, images), samples)
+    return candidate, equalised, kept
+
+
+def _rules(prepared: Prepared, kept_in_float: tuple[str, ...]) -> tuple[Rule, ...]:
+    return (*(Rule(layer, "fp32") for layer in kept_in_float), *prepared.recipe.rules)
+
+
+def _candidate(prepared: Prepared, form: nn.Module, samples: Samples) -> Candidate:
+    """Compare a quantized form of `forward` with the model."""
+    parity, held_out = samples.compare(_outputs(form, samples.inputs)), prepared.held_out
+    logits = accuracy = None
+    misses = missed_bound(prepared.recipe, parity)
+    if held_out is not None:
+        logits = np.concatenate(_outputs(form, held_out.inputs))
+        accuracy = count_right(held_out.expected, logits, held_out.classes)
+        misses = misses or missed_accuracy(prepared.recipe, accuracy)
+    return Candidate(form=form, parity=parity, held_out_logits=logits, accuracy=accuracy, misses=misses)
+
+
+def _outputs(form: nn.Module, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    return [flat(form(torch.from_numpy(array))) for array in inputs]

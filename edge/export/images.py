@@ -1,0 +1,107 @@
+"""Images of an export or a verification: from a folder, a data set saved by `datasets`, or given as they are."""
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edge.device.artefact import InputContract
+from edge.device.errors import ExplainedError
+from edge.device.image import UnreadableImageError, to_rgb
+from edge.device.labelled import ImageReader, LabelledImage, evenly, open_folder
+
+MAX_IMAGES = 128  # to compare on
+
+Images = str | Path | Iterable[Image.Image]
+
+
+class CalibrationError(ExplainedError):
+    """There are no images to check an export on, or not the right ones; the message says why."""
+
+
+def load_images(
+    source: Images, labels: list[str], at_most: int = MAX_IMAGES, splits: tuple[str, ...] = ("train",)
+) -> list[LabelledImage]:
+    """Images of a source that `open_images` takes, or a list of images; at most so many, evenly spaced.
+
+    Warns of those that cannot be read.
+
+    Raises:
+        CalibrationError: there are none, or none that can be read.
+    """
+    if not isinstance(source, str | Path):
+        return evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
+    readers = evenly(open_images(source, labels, splits), at_most)
+    images, unreadable = [], []
+    for read in readers:
+        try:
+            images.append(read())
+        except UnreadableImageError as error:
+            unreadable.append(error)
+    if not images:
+        raise CalibrationError(f"none of the images in {source} can be read: {unreadable[0]}")
+    if unreadable:
+        warnings.warn(f"left out {len(unreadable)} of {len(readers)} images in {source}: {unreadable[0]}", stacklevel=2)
+    return images
+
+
+def open_images(source: str | Path, labels: list[str], splits: tuple[str, ...]) -> list[ImageReader]:
+    """A reader for each image of a folder or a saved data set, which raises an `UnreadableImageError`.
+
+    splits: names of the splits to take from a data set that has several, in order of preference.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    folder = Path(source)
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _open_saved_dataset(folder, splits)
+    try:
+        return open_folder(folder, labels)
+    except FileNotFoundError as error:
+        raise CalibrationError(str(error)) from error
+
+
+def _open_saved_dataset(folder: Path, splits: tuple[str, ...]) -> list[ImageReader]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise CalibrationError(f"{folder} is a saved data set, which needs datasets; pip install swin-hf[train]") from error
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except ValueError as error:
+        raise CalibrationError(f"{folder} cannot be read as a saved data set: {error}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        split = next((name for name in splits if name in dataset), None)
+        if split is None:
+            raise CalibrationError(
+                f"{folder} must have a split {' or '.join(splits)}, got {', '.join(dataset)}; name one: {folder / 'SPLIT'}"
+            )
+        dataset = dataset[split]
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if not columns or not len(dataset):
+        raise CalibrationError(f"{folder} must be a data set with an image column, got columns {dataset.column_names}")
+    classes = next((f for f in dataset.features.items() if isinstance(f[1], datasets.ClassLabel)), None)
+
+    def read(index: int) -> LabelledImage:
+        try:
+            row = dataset[index]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImageError(f"image {index} of {folder} cannot be read: {error}") from error
+        return LabelledImage(to_rgb(row[columns[0]]), classes[1].int2str(row[classes[0]]) if classes else None)
+
+    return [partial(read, index) for index in range(len(dataset))]
+
+
+def method_inputs(
+    images: list[LabelledImage], contract: InputContract, method: dict[str, int], at_most: int | None = None
+) -> list[np.ndarray]:
+    """Inputs of a method, (B, ..) each; the first images are repeated to fill the last batch."""
+    B, height, width = method["batch_size"], method["height"], method["width"]
+    images = images[:at_most]
+    arrays = [contract.pixel_values(image.image, height, width) for image in images]
+    arrays += [arrays[index % len(images)] for index in range(-len(arrays) % B)]
+    return [np.concatenate(arrays[start : start + B]) for start in range(0, len(arrays), B)]

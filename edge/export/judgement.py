@@ -1,0 +1,54 @@
+"""The last step of an export: compare the exported graph and the program with the model, and say what they miss."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edge.deploy.form import flat
+from edge.device.parity import Parity
+from edge.device.runner import Runner
+from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bound
+from edge.export.form_choice import FEW_IMAGES, ChosenForm
+from edge.export.prepare import Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """How close a graph or a program is to the model.
+
+    parity: by stage, as in `edge.json`.
+    accuracy: on the held-out images; None if it was not measured.
+    misses: which bound of the recipe is missed, in words; empty if none.
+    """
+
+    parity: dict[str, Parity]
+    accuracy: Accuracy | None = None
+    misses: str = ""
+
+
+def judge_graph(prepared: Prepared, chosen: ChosenForm, traced: dict[str, ExportedProgram]) -> Judgement:
+    """Compare the exported graph of `forward` with the model on a few images."""
+    graph, samples = traced["forward"].module(check_guards=False), chosen.samples["forward"]
+    with torch.no_grad():
+        outputs = [flat(graph(torch.from_numpy(array))) for array in samples.inputs[:FEW_IMAGES]]
+    parity = samples.compare(outputs)
+    return Judgement(parity={"exported": parity}, misses=missed_bound(prepared.recipe, parity))
+
+
+def judge_program(prepared: Prepared, chosen: ChosenForm, runner: Runner) -> Judgement:
+    """Run every method on all its images as a device would, up to the first bound that one misses."""
+    parity: dict[str, Parity] = {}
+    for name, samples in chosen.samples.items():
+        stage = "program" if name == "forward" else f"program {name}"
+        outputs = [flat(tuple(map(torch.from_numpy, runner.outputs(array, name)))) for array in samples.inputs]
+        parity[stage] = samples.compare(outputs)
+        if misses := missed_bound(prepared.recipe, parity[stage]):
+            return Judgement(parity=parity, misses=f"{misses} in method {name}")
+    held_out = prepared.held_out
+    if held_out is None:
+        return Judgement(parity=parity)
+    logits = np.concatenate([runner.outputs(array)[0] for array in held_out.inputs])
+    accuracy = count_right(held_out.expected, logits, held_out.classes)
+    return Judgement(parity=parity, accuracy=accuracy, misses=missed_accuracy(prepared.recipe, accuracy))

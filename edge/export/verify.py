@@ -1,0 +1,76 @@
+"""Check a device artefact on images: against labels, and against the checkpoint that it was exported from."""
+
+from pathlib import Path
+
+import numpy as np
+
+from edge.device.artefact import recorded_checkpoint
+from edge.device.labelled import evenly
+from edge.device.parity import compare
+from edge.device.runner import Runner
+from edge.device.verify import (
+    ReadableImages,
+    VerificationError,
+    label_figures,
+    program_input,
+    program_outputs,
+    readable_images,
+)
+from edge.export.bounds import missed_bound
+from edge.export.images import MAX_IMAGES, open_images
+from edge.lower.recipes import find_recipe
+
+
+def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> dict[str, float | int | str]:
+    """Run the program on all images of `dataset`, a folder or a saved data set, and return its figures as JSON values.
+
+    Accuracy is counted over images whose label is known: from their class folder, a name `<label>_<n>`, or the class of a data
+    set, whose split `test` is taken, or else `validation`. The program is compared with the model in `checkpoint_dir`, by
+    default the checkpoint that `edge.json` names, if it is still there. A backbone, whose outputs are large, is compared on
+    128 images.
+
+    Raises:
+        CalibrationError: no images.
+        CheckpointError: `checkpoint_dir` holds no checkpoint that can be exported.
+        VerificationError: there are neither labels nor a checkpoint, or the program is further from the model than its
+            recipe allows.
+    """
+    runner = Runner(folder)
+    if checkpoint_dir is None:
+        recorded = recorded_checkpoint(folder, runner.manifest)
+        checkpoint_dir = recorded if recorded.is_dir() else None
+    readers = open_images(dataset, runner.manifest.labels, splits=("test", "validation"))
+    if not runner.is_classifier:
+        readers = evenly(readers, MAX_IMAGES)
+    images = readable_images(runner, readers, dataset)
+    if not images.labelled and checkpoint_dir is None:
+        raise VerificationError(
+            f"{dataset} has neither class folders nor names like <label>_<n>.png, and the checkpoint of the artefact is not "
+            "there; give labelled images, or checkpoint_dir"
+        )
+    # One after the other: the threads of PyTorch and of the runtime slow each other down.
+    reference = None if checkpoint_dir is None else _outputs_of_checkpoint(runner, images, Path(checkpoint_dir))
+    outputs = program_outputs(runner, images)
+    figures = label_figures(runner, images, outputs)
+    if reference is not None:
+        figures |= _compare_with_checkpoint(runner, outputs, reference, checkpoint_dir)
+    return figures
+
+
+def _outputs_of_checkpoint(runner: Runner, images: ReadableImages, checkpoint_dir: Path) -> np.ndarray:
+    # Imported here: labels alone can be verified where transformers is not installed.
+    from edge.export.checkpoint import load_checkpoint, model_outputs
+
+    model, processor = load_checkpoint(checkpoint_dir)
+    return np.concatenate([model_outputs(model, processor, [program_input(runner, read)]) for read in images.readers])
+
+
+def _compare_with_checkpoint(
+    runner: Runner, outputs: np.ndarray, reference: np.ndarray, checkpoint_dir: Path
+) -> dict[str, float | str]:
+    recipe = find_recipe(runner.manifest.recipe)
+    parity = compare(outputs, reference, runner.is_classifier)
+    if misses := missed_bound(recipe, parity):
+        raise VerificationError(f"the program is too far from {checkpoint_dir}: recipe {recipe.name} {misses}")
+    figures = {"checkpoint": str(checkpoint_dir), "sqnr_db": parity.sqnr_db, "max_difference": parity.max_difference}
+    return figures if parity.agreement is None else figures | {"agreement": parity.agreement, "kl": parity.kl}
