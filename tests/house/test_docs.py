@@ -36,7 +36,6 @@ ARGPARSE_PROGRAMS = {  # first words of a command: the module whose `make_parser
     ("python", "-m", "swin_hf.publish"): "swin_hf.publish",
     ("python", "scripts/benchmark.py"): "scripts.benchmark",
 }
-ARM64 = ["python", "tests/arm64/arm64.py"]
 SHELL_BLOCK = re.compile(r"^```(?:bash|console|sh)\n(.*?)^```$", re.M | re.S)
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 ANY_BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
@@ -63,17 +62,15 @@ def commands_in(text: str) -> list[list[str]]:
 
     A comment is dropped, and so is `...` at the end. `...` at the start of inline code stands for the command before it.
     """
-    indented = INDENTED_BLOCK.findall(ANY_BLOCK.sub("", text))
-    lines = "".join(SHELL_BLOCK.findall(text)).replace("\\\n", " ").splitlines()
-    lines += [
-        line
-        for line in "".join(indented).replace("\\\n", " ").splitlines()
-        if line.split() and line.split()[0].lstrip("$ ") in PROGRAMS
-    ]
-    commands = [shlex.split(line.strip().removeprefix("$ "), comments=True) for line in lines]
-    shown = [code.split() for code in INLINE.findall(prose_of(text))]
+    without_blocks = ANY_BLOCK.sub("", text)
+    shell = "".join(SHELL_BLOCK.findall(text)).replace("\\\n", " ").splitlines()
+    indented = "".join(INDENTED_BLOCK.findall(without_blocks)).replace("\\\n", " ").splitlines()
+    shell, indented = ([line.strip().removeprefix("$ ") for line in lines] for lines in (shell, indented))
+    lines = shell + [line for line in indented if line.split(" ")[0] in PROGRAMS]  # others are diagrams and formulas
+    commands = [shlex.split(line, comments=True) for line in lines]
     before: list[str] = []
-    for code, words in zip(INLINE.findall(prose_of(text)), shown):
+    for code in INLINE.findall(INDENTED_BLOCK.sub("", without_blocks)):
+        words = code.split()
         if words[:1] == ["..."] and before:
             before = before + shlex.split(code)[1:]
         elif words[0] in PROGRAMS and len(words) > 1:
@@ -179,17 +176,12 @@ def check_command(words: list[str]) -> None:
             paths = [word for word in rest if not word.startswith("-")]
             assert paths and all((ROOT / path).exists() for path in paths)
         case ["python", "tests/arm64/arm64.py", *rest]:
-            assert (ROOT / words[1]).is_file()
-            assert {word for word in rest if word.startswith("--")} <= arm64_flags()
+            assert {word for word in rest if word.startswith("--")} <= set(FLAG.findall((ROOT / words[1]).read_text()))
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text()
             assert targets and all(re.search(rf"^{re.escape(target)}:", makefile, re.M) for target in targets)
         case _:
             raise UsageError(f"this test knows no program that reads {words}")
-
-
-def arm64_flags() -> set[str]:
-    return set(FLAG.findall((ROOT / "tests/arm64/arm64.py").read_text()))
 
 
 @pytest.mark.parametrize("command", [command for command, words in COMMANDS.items() if words[0] not in UNCHECKED])
@@ -248,20 +240,20 @@ def test_flags_that_are_explained_exist():
         for flag in FLAG.findall(code)
     }
     assert len(flags) > 40
-    assert not {flag: page for flag, page in flags.items() if flag not in known}
+    assert {flag: page for flag, page in flags.items() if flag not in known} == {}
 
 
 def test_programs_start(tmp_path):
+    # The others import the whole of training; tests of their own start them.
     shutil.copytree(ROOT / "edge" / "device", tmp_path / "device")  # as the documentation has it copied to a Raspberry Pi
-    places = {"tests/arm64/arm64.py": ROOT, "-m device": tmp_path}
-    programs = [" ".join(first[1:]) for first in ARGPARSE_PROGRAMS]
-    programs += [ARM64[1], "distill/run.py", "scripts/finetune.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    programs = [list(first[1:]) for first in ARGPARSE_PROGRAMS if first[1] == "-m"] + [["tests/arm64/arm64.py"]]
 
-    def show_help(program: str) -> subprocess.CompletedProcess:
-        own = environment if program != "-m device" else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        command = [sys.executable, *program.split(), "--help"]
-        return subprocess.run(command, cwd=places.get(program, ROOT), env=own, capture_output=True, text=True, timeout=100)
+    def show_help(program: list[str]) -> subprocess.CompletedProcess:
+        alone = program == ["-m", "device"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {} if alone else {"PYTHONPATH": str(ROOT)}
+        command, folder = [sys.executable, *program, "--help"], tmp_path if alone else ROOT
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
 
     with ThreadPoolExecutor(2) as pool:
         for program, done in zip(programs, pool.map(show_help, programs)):
@@ -290,16 +282,13 @@ def test_links_lead_somewhere(page):
 
 
 def test_paths_in_the_repository_exist():
-    tops = "|".join(re.escape(path.name) for path in (*(ROOT / name for name in ("docs", "scripts", "tests")), *packages()))
+    packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    tops = "|".join([*packages, "docs", "scripts", "tests"])
     found = {
         match.rstrip("/.") for text in TEXTS.values() for match in re.findall(rf"(?<![\w/.:-])((?:{tops})/[\w./-]*)", text)
     }
     assert len(found) > 50
-    assert not [path for path in sorted(found) if not (ROOT / path).exists()]
-
-
-def packages() -> list[Path]:
-    return sorted(path.parent for path in ROOT.glob("*/__init__.py"))
+    assert [path for path in sorted(found) if not (ROOT / path).exists()] == []
 
 
 def test_readme_is_short_and_leads_to_every_page():
@@ -321,17 +310,20 @@ def test_readme_has_the_table_of_the_demo():
     assert "\n".join(rows) in TEXTS[ROOT / "docs" / "distillation-and-pruning.md"]
 
 
-def test_recipes_and_configurations_are_all_listed():
-    device = TEXTS[ROOT / "docs" / "device.md"].split("| recipe | |")[1].split("\n\n")[0]
-    assert {name for row in device.splitlines() for name in INLINE.findall(row.split("|")[1] if "|" in row else "")} == set(
-        RECIPES
-    )
-    for folder, page in (
-        ("distill/training/configs", "fine-tuning.md"),
-        ("distill/pipeline/configs", "distillation-and-pruning.md"),
-    ):
-        names = [path.stem for path in (ROOT / folder).glob("*.yaml")]
-        assert names and not [name for name in names if f"`{name}`" not in TEXTS[ROOT / "docs" / page]]
+def test_recipes_are_all_listed():
+    table = TEXTS[ROOT / "docs" / "device.md"].split("| recipe | |\n")[1].split("\n\n")[0]
+    names = {name for row in table.splitlines() for name in INLINE.findall(row.split("|")[1])}
+    assert names == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("folder", "page"),
+    [("distill/training/configs", "fine-tuning.md"), ("distill/pipeline/configs", "distillation-and-pruning.md")],
+)
+def test_configurations_are_all_listed(folder, page):
+    names = [path.stem for path in (ROOT / folder).glob("*.yaml")]
+    assert names
+    assert not [name for name in names if f"`{name}`" not in TEXTS[ROOT / "docs" / page]]
 
 
 def test_python_examples_import_what_exists():
