@@ -152,6 +152,15 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
         raise UsageError(complaint.getvalue().strip().splitlines()[-1]) from None
 
 
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The flags of a program and of its commands."""
+    options = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options |= {option for command in action.choices.values() for option in options_of(command)}
+    return options
+
+
 def check_command(words: list[str]) -> None:
     """Have the program that a command starts read the rest of it.
 
@@ -161,8 +170,9 @@ def check_command(words: list[str]) -> None:
     """
     for first, module in ARGPARSE_PROGRAMS.items():
         if tuple(words[: len(first)]) == first:
-            arguments = parse(make_parser(module), words[len(first) :])
-            assert getattr(arguments, "recipe", "int8") in RECIPES
+            parser, rest = make_parser(module), words[len(first) :]
+            assert getattr(parse(parser, rest), "recipe", "int8") in RECIPES
+            assert {word for word in rest if word.startswith("--")} <= options_of(parser)  # argparse takes abbreviations
             return
     match words:
         case ["accelerate", "launch", *rest]:
@@ -197,6 +207,7 @@ def test_command_that_no_program_takes_is_noticed():
         "python -m edge run",
         "python -m edge export A --output_dir B --dataset C --recipe int7",
         "python -m swin_hf.convert SOURCE",
+        "python -m swin_hf.convert SOURCE DESTINATION --allow",
         "accelerate launch scripts/finetune.py --no_such_flag 1",
         "python distill/run.py --config no_such_file",
         "make no_such_target",
@@ -213,15 +224,6 @@ def test_flags_of_our_programs_have_no_hyphens():
     flags = {flag for text in ours for flag in FLAG.findall(text)}
     assert len(flags) > 50
     assert not {flag for flag in flags if "-" in flag[2:]}
-
-
-def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """The flags of a program and of its commands."""
-    options = set(parser._option_string_actions)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            options |= {option for command in action.choices.values() for option in options_of(command)}
-    return options
 
 
 def test_flags_that_are_explained_exist():
