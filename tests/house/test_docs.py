@@ -12,6 +12,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -29,12 +30,13 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 UNCHECKED = ("hf", "pip", "scp", "source")  # programs of others, and of the shell
 PROGRAMS = ("accelerate", "make", "python", *UNCHECKED)
-ARGPARSE_PROGRAMS = {  # first words of a command: the module whose `make_parser` reads the others
+ARGPARSE_PROGRAMS = {  # first words of a command: the module whose `main` reads the others
     ("python", "-m", "edge"): "edge.__main__",
     ("python", "-m", "device"): "edge.device.__main__",
     ("python", "-m", "swin_hf.convert"): "swin_hf.convert",
     ("python", "-m", "swin_hf.publish"): "swin_hf.publish",
     ("python", "scripts/benchmark.py"): "scripts.benchmark",
+    ("python", "tests/arm64/arm64.py"): "tests.arm64.arm64",
 }
 SHELL_BLOCK = re.compile(r"^```(?:bash|console|sh)\n(.*?)^```$", re.M | re.S)
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
@@ -47,6 +49,10 @@ FLAG = re.compile(r"--[A-Za-z][\w-]*")
 
 class UsageError(Exception):
     """A program does not take a command; the message is what it says."""
+
+
+class CommandLineReached(Exception):
+    """A program is about to read its command line."""
 
 
 # -- what a page shows -------------------------------------------------------------------------------------------------
@@ -138,9 +144,16 @@ def test_no_kind_of_command_is_overlooked():
 # -- whether the programs take it --------------------------------------------------------------------------------------
 
 
-def make_parser(module: str) -> argparse.ArgumentParser:
-    with mock.patch.object(sys, "path", [*sys.path, str(ROOT / "scripts")]):  # where benchmark.py finds its parts
-        return importlib.import_module(module).make_parser()
+@cache
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The parser of a program, as its `main` has it when it comes to read the command line."""
+    folders = [str(ROOT / folder) for folder in ("scripts", "tests/arm64")]  # where entry points find their parts
+    with mock.patch.object(sys, "path", [*sys.path, *folders]):
+        main = importlib.import_module(module).main
+    reading = mock.patch.object(argparse.ArgumentParser, "parse_args", autospec=True, side_effect=CommandLineReached)
+    with reading as parse_args, pytest.raises(CommandLineReached):
+        main([])
+    return parse_args.call_args.args[0]
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -170,7 +183,7 @@ def check_command(words: list[str]) -> None:
     """
     for first, module in ARGPARSE_PROGRAMS.items():
         if tuple(words[: len(first)]) == first:
-            parser, rest = make_parser(module), words[len(first) :]
+            parser, rest = parser_of(module), words[len(first) :]
             assert getattr(parse(parser, rest), "recipe", "int8") in RECIPES
             assert {word for word in rest if word.startswith("--")} <= options_of(parser)  # argparse takes abbreviations
             return
@@ -185,8 +198,6 @@ def check_command(words: list[str]) -> None:
         case ["python", "-m", "pytest", *rest]:
             paths = [word for word in rest if not word.startswith("-")]
             assert paths and all((ROOT / path).exists() for path in paths)
-        case ["python", "tests/arm64/arm64.py", *rest]:
-            assert {word for word in rest if word.startswith("--")} <= set(FLAG.findall((ROOT / words[1]).read_text()))
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text()
             assert targets and all(re.search(rf"^{re.escape(target)}:", makefile, re.M) for target in targets)
@@ -227,7 +238,7 @@ def test_flags_of_our_programs_have_no_hyphens():
 
 
 def test_flags_that_are_explained_exist():
-    known = set().union(*(options_of(make_parser(module)) for module in ARGPARSE_PROGRAMS.values()))
+    known = set().union(*(options_of(parser_of(module)) for module in ARGPARSE_PROGRAMS.values()))
     known |= options_of(launch_command_parser())
     for parse_words in (parse_settings, parse_finetune_settings):
         shown = io.StringIO()
@@ -246,9 +257,9 @@ def test_flags_that_are_explained_exist():
 
 
 def test_programs_start(tmp_path):
-    # The others import the whole of training; tests of their own start them.
+    # The others take long to import all of training.
     shutil.copytree(ROOT / "edge" / "device", tmp_path / "device")  # as the documentation has it copied to a Raspberry Pi
-    programs = [list(first[1:]) for first in ARGPARSE_PROGRAMS if first[1] == "-m"] + [["tests/arm64/arm64.py"]]
+    programs = [list(first[1:]) for first in ARGPARSE_PROGRAMS if first[1] != "scripts/benchmark.py"]
 
     def show_help(program: list[str]) -> subprocess.CompletedProcess:
         alone = program == ["-m", "device"]
