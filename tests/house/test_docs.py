@@ -146,14 +146,14 @@ def test_no_kind_of_command_is_overlooked():
 
 @cache
 def parser_of(module: str) -> argparse.ArgumentParser:
-    """The parser of a program, as its `main` has it when it comes to read the command line."""
+    """The parser with which the `main` of a program reads the command line."""
     folders = [str(ROOT / folder) for folder in ("scripts", "tests/arm64")]  # where entry points find their parts
     with mock.patch.object(sys, "path", [*sys.path, *folders]):
         main = importlib.import_module(module).main
-    reading = mock.patch.object(argparse.ArgumentParser, "parse_args", autospec=True, side_effect=CommandLineReached)
-    with reading as parse_args, pytest.raises(CommandLineReached):
+    reading = mock.patch.object(argparse.ArgumentParser, "parse_known_args", autospec=True, side_effect=CommandLineReached)
+    with reading as parse_known_args, pytest.raises(CommandLineReached):
         main([])
-    return parse_args.call_args.args[0]
+    return parse_known_args.call_args.args[0]
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
