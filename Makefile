@@ -23,7 +23,7 @@ conformance: $(VENV)/.installed  ## the tests that transformers holds its own mo
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(SOURCE) \
 		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
 	@tar -xzf $(SOURCE)/*.tar.gz --strip-components 1 -C $(SOURCE)
-	@TRANSFORMERS_SOURCE=$(SOURCE) $(BIN)/python -m pytest tests/test_transformers_mixins.py -rs
+	@TRANSFORMERS_SOURCE=$(SOURCE) $(BIN)/python -m pytest tests/swin_hf/test_transformers_mixins.py -rs
 
 lint: $(VENV)/.installed  ## style and formatting
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ python -m edge verify runs/demo/edge --dataset runs/demo/samples
 python -m edge self-test runs/demo/edge
 python -m edge sensitivity runs/demo/recovered --dataset runs/demo/data/calibration
 python -m edge app android runs/demo/edge --output_dir my_app
+python -m edge publish runs/demo/edge org/digits-phone --upload
 
 run, bench, self-test, app, and verify against labels work where only ExecuTorch is installed.
 """
@@ -19,6 +20,7 @@ from edge.apps.commands import add_app
 from edge.compare.commands import add_bench_with_peers
 from edge.device.commands import add_run, add_self_test, run_command
 from edge.export.commands import add_export, add_sensitivity, add_verify_with_checkpoint
+from edge.export.publishing import add_publish_command
 from edge.quiet import quieten
 
 COMMANDS = (
@@ -29,6 +31,7 @@ COMMANDS = (
     add_self_test,
     add_sensitivity,
     add_app,
+    add_publish_command,
 )
 
 

@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=work)
     command = commands.add_parser("train", help="images per second and memory of a training against transformers' example")
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS))
-    command.add_argument("--batch_size", type=int, default=8)
+    command.add_argument("--per_device_train_batch_size", type=int, default=8)
     command.add_argument("--steps", type=int, default=13, help="of each training; the first three are not counted")
     command.add_argument("--repeats", type=int, default=3, help="trainings of each contender, in turns")
     command.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images")
@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("contender", choices=CONTENDERS)
     command.add_argument("photographs", type=Path)
     command.add_argument("model")
-    for name in ("batch_size", "steps", "dataloader_num_workers", "bf16"):
+    for name in ("per_device_train_batch_size", "steps", "dataloader_num_workers", "bf16"):
         command.add_argument(name, type=int)
     command.set_defaults(run=work_training)
     command = commands.add_parser("edge", help="programs for the device against other engines and models")

@@ -23,11 +23,12 @@ from edge.compare.peers import prepare_limits, prepare_peers, rows_of, with_limi
 from edge.deploy.form import deploy
 from edge.device.environment import describe_machine, installed_versions
 from edge.device.image import to_pixel_values
+from edge.device.labelled import LabelledImage, evenly
 from edge.device.parity import Parity, compare
 from edge.device.runner import Runner
-from edge.export.calibration import MAX_IMAGES, LabelledImage, evenly, method_inputs
 from edge.export.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
 from edge.export.export import ExportSettings, export
+from edge.export.images import MAX_IMAGES, method_inputs
 from edge.files import write_whole
 from edge.lower.lowering import lower, trace
 from edge.lower.quantize import in_precision
@@ -186,7 +187,9 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
         expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime's threads are there
         for recipe in arguments.recipes:
             out = work_dir / f"{checkpoint.name}-{recipe}"
-            export(checkpoint, out, ExportSettings(recipe=recipe, data=[image.load() for image, _ in train], self_test=False))
+            export(
+                checkpoint, out, ExportSettings(recipe=recipe, dataset=[image.load() for image, _ in train], self_test=False)
+            )
             runner = Runner(out)
             top = np.array([runner.logits(pixels).argmax() for pixels in inputs])
             figures = paired_difference(expected == labels, top == labels) | {"agreement": float((top == expected).mean())}

@@ -39,7 +39,7 @@ CONTENDERS = {
     "ours": "ours, with RandAugment, erasing, mixup and CutMix",
 }
 PLAIN = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
-SETTINGS = ("model", "batch_size", "steps", "dataloader_num_workers", "bf16", "repeats")
+SETTINGS = ("model", "per_device_train_batch_size", "steps", "dataloader_num_workers", "bf16", "repeats")
 WARMUP_STEPS = 3
 NUM_VALIDATION_DIGITS = 270  # of 1,797, as the configuration "digits" holds them out
 ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
@@ -68,13 +68,19 @@ def benchmark_training(arguments: argparse.Namespace) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         photographs = Path(folder) / "photographs"
-        write_photographs(photographs, max(arguments.batch_size * 2, 64))
+        write_photographs(photographs, max(arguments.per_device_train_batch_size * 2, 64))
         runs: dict[str, list[dict[str, float]]] = {contender: [] for contender in CONTENDERS}
         for _ in range(arguments.repeats):
             for contender, results in runs.items():
                 command = [sys.executable, str(BENCHMARK), "training-worker", contender, str(photographs), arguments.model]
                 command += map(
-                    str, (arguments.batch_size, arguments.steps, arguments.dataloader_num_workers, int(arguments.bf16))
+                    str,
+                    (
+                        arguments.per_device_train_batch_size,
+                        arguments.steps,
+                        arguments.dataloader_num_workers,
+                        int(arguments.bf16),
+                    ),
                 )
                 done = subprocess.run(command, capture_output=True, text=True, env=ONE_GPU)
                 if done.returncode:
@@ -109,7 +115,12 @@ def work_training(arguments: argparse.Namespace) -> None:
         else:
             plain = PLAIN if arguments.contender == "ours-plain" else []
             options = ["--dataset", str(arguments.photographs), "--model", arguments.model, "--output_dir", folder]
-            options += ["--max_steps", str(arguments.steps), "--per_device_train_batch_size", str(arguments.batch_size)]
+            options += [
+                "--max_steps",
+                str(arguments.steps),
+                "--per_device_train_batch_size",
+                str(arguments.per_device_train_batch_size),
+            ]
             options += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
             options += [
                 "--dataloader_num_workers",
@@ -122,7 +133,7 @@ def work_training(arguments: argparse.Namespace) -> None:
             image_size = PRESETS[arguments.model]().image_size
             finetune(parse_finetune_settings([*options, "--image_size", str(image_size)]), callbacks=[times])
     seconds = times.seconds[-1] - times.seconds[WARMUP_STEPS - 1]
-    speed = (len(times.seconds) - WARMUP_STEPS) * arguments.batch_size / seconds
+    speed = (len(times.seconds) - WARMUP_STEPS) * arguments.per_device_train_batch_size / seconds
     print(json.dumps({"images_per_second": round(speed, 3), "peak_megabytes": round(peak_megabytes(), 1)}))
 
 
@@ -155,7 +166,7 @@ def train_like_the_example(arguments: argparse.Namespace, folder: str, times: St
     trainer_arguments = TrainingArguments(
         output_dir=folder,
         max_steps=arguments.steps,
-        per_device_train_batch_size=arguments.batch_size,
+        per_device_train_batch_size=arguments.per_device_train_batch_size,
         dataloader_num_workers=arguments.dataloader_num_workers,
         bf16=bool(arguments.bf16),
         remove_unused_columns=False,

@@ -1,7 +1,7 @@
 """Configs by name: the published sizes of Swin and Swin V2, and three small ones for phones.
 
 Each is a function that returns a new `SwinHfConfig`; keywords change its fields, as in `swin_tiny(num_labels=10)`. The
-README lists their parameters and multiply-accumulate operations.
+documentation lists their parameters and multiply-accumulate operations.
 """
 
 from .configuration_swin_hf import SwinHfConfig

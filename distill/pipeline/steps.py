@@ -86,7 +86,7 @@ def build_edge(run: Run, work_dir: Path) -> None:
     """Quantize, lower to ExecuTorch, and run the program."""
     data = run.folder / "data"
     (work_dir / METRICS).unlink(missing_ok=True)  # of an interrupted run: an export wants its folder for itself
-    settings = ExportSettings(recipe=run.settings.edge.recipe, data=data / "calibration", validation=data / "validation")
+    settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=data / "validation")
     manifest = export(run.folder / "recovered", work_dir, settings)
     parity = manifest.parity["program"]
     print(

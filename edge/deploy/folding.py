@@ -1,8 +1,8 @@
 """Norms split into a normalisation and constants that are folded into neighbouring linear layers.
 
 A norm is "normalise, then scale and shift each channel". Before a linear layer, scale and shift become part of that layer
-(Swin, which normalises before each branch). After one, the layer can centre its own outputs over the channels, or absorb all of
-a BatchNorm (Swin V2, and the norm of the patch embeddings).
+(Swin, which normalises before each branch). After one, the layer can centre its own outputs over the channels, or absorb all
+of a BatchNorm (Swin V2, and the norm of the patch embeddings).
 """
 
 # C channels

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.device.artefact import MANIFEST_FILE, ArtefactError, Manifest, read_file, read_manifest
+from edge.device.commands import add_command
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -102,7 +103,9 @@ def _card(manifest: Manifest) -> "Card":
 
 def add_publish_command(commands: "argparse._SubParsersAction") -> None:
     """Add `publish` to the commands of a command line, with the options of `python -m swin_hf.publish`."""
-    command = commands.add_parser("publish", help="publish a program on the Hugging Face Hub, or show what would be uploaded")
+    command = add_command(
+        commands, "publish", run_publish, "publish a program on the Hugging Face Hub, or show what would be uploaded"
+    )
     command.add_argument("source", type=Path, metavar="DIR", help="folder of an export")
     command.add_argument("repo_id", metavar="ORG/NAME", help="repository")
     command.add_argument("--upload", action="store_true", help="upload; without it, what would be uploaded is shown")
@@ -110,7 +113,6 @@ def add_publish_command(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("--revision", help="branch to upload to (default: main)")
     command.add_argument("--license", dest="license_name", help="identifier for the card, like apache-2.0")
     command.add_argument("--message", help="of the commit")
-    command.set_defaults(run=run_publish)
 
 
 def run_publish(arguments: argparse.Namespace) -> int:

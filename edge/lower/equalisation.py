@@ -1,8 +1,8 @@
 """Equalisation: move scale between layers, without changing the function, so that one int8 scale suits all channels.
 
 Two of these moves are free: between the value projection's channels and the output projection's columns, and between queries
-and keys. The third, between the channels behind a norm and the columns of the layers that read it, costs a multiplication of the
-map (RepQ-ViT, Li et al. 2023, arXiv:2212.08254; with the balance of SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
+and keys. The third, between the channels behind a norm and the columns of the layers that read it, costs a multiplication of
+the map (RepQ-ViT, Li et al. 2023, arXiv:2212.08254; with the balance of SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
 """
 
 import copy

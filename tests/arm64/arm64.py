@@ -29,7 +29,7 @@ from arm64_machine import PROCESSORS, Machine, NoMachineError, prepare_machine
 
 from edge.device.artefact import ArtefactError, read_artefact
 from edge.device.environment import describe_machine
-from edge.device.image import find_images
+from edge.device.image import image_files
 from edge.device.parity import compare
 from edge.lower.recipes import find_recipe
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         for artefact in arguments.artefacts:
             require_classifier(artefact)
         if arguments.images:
-            find_images(arguments.images)
+            image_files(arguments.images)
         arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
         machine = prepare_machine(arguments.work_dir / "machine")
         comparisons = compare_all(machine, arguments)
@@ -110,7 +110,7 @@ def require_classifier(artefact: Path) -> None:
 def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Comparison]:
     """Every program on every processor, compared and written to the record."""
     digits = write_digits(arguments.work_dir / "digits")
-    images = find_images(arguments.images or digits)[:NUM_IMAGES]
+    images = image_files(arguments.images or digits)[:NUM_IMAGES]
     print("== Exporting a small Swin and a small Swin V2 in every recipe")
     artefacts = [*export_small_programs(arguments.work_dir, digits), *arguments.artefacts]
     print(f"== Running {len(artefacts)} programs on {len(images)} images, here and on {', '.join(arguments.processors)}")
@@ -175,7 +175,7 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
         for recipe in RECIPES.values():
             if recipe.executable and not recipe.train_epochs:
                 folders.append(work_dir / "programs" / f"v{version}-{recipe.name}")
-                export(checkpoint, folders[-1], ExportSettings(recipe=recipe.name, data=images, self_test=False))
+                export(checkpoint, folders[-1], ExportSettings(recipe=recipe.name, dataset=images, self_test=False))
     return folders
 
 

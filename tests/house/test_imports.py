@@ -1,45 +1,220 @@
-"""The arrows of the design: swin_hf <- edge <- distill <- scripts, and what the device side may import at all."""
+"""What each room may import, said once: other rooms, and packages; checked through everything that a module loads."""
 
 import ast
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ORDER = ["swin_hf", "edge", "distill", "scripts"]
-ON_THE_DEVICE = sorted(file.stem for file in (ROOT / "edge" / "device").glob("*.py"))
 
 
-def imported(path: Path, top_level_only: bool = False) -> set[str]:
-    """Top-level packages that a file imports, at any depth of its code or only when it is loaded."""
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    names = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What the modules of a folder may import.
+
+    rooms: of ours, beside itself.
+    loads: packages of others that come with importing a module of it, directly or through other modules.
+    asks_for: packages that a function of it may import where they are there.
+    """
+
+    rooms: tuple[str, ...] = ()
+    loads: frozenset[str] = frozenset()
+    asks_for: frozenset[str] = frozenset()
 
 
-@pytest.mark.parametrize("package", ORDER)
-def test_no_import_goes_back(package):
-    later = set(ORDER[ORDER.index(package) + 1 :]) | {"tests"}
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files or package == "scripts"
-    for file in files:
-        assert not imported(file) & later, file
+DEVICE = frozenset({"numpy", "PIL", "torch", "executorch"})  # ExecuTorch's wheel needs torch
+MODELS = frozenset({"numpy", "PIL", "torch", "transformers", "huggingface_hub", "safetensors"})
+LOWERING = DEVICE | MODELS | {"torchao"}
+IMAGES = frozenset({"numpy", "PIL", "torch", "datasets", "sklearn", "tqdm", "kornia", "transformers"})
+TRAINING = IMAGES | MODELS | {"accelerate", "filelock", "matplotlib", "pytorch_optimizer", "yaml"}
+TRACKERS = frozenset({"wandb", "trackio"})
+
+ROOMS = {
+    "swin_hf": Room(loads=MODELS),
+    "edge.device": Room(loads=DEVICE),
+    "edge.deploy": Room(rooms=("swin_hf", "edge.device"), loads=MODELS),
+    "edge.lower": Room(rooms=("swin_hf", "edge.device", "edge.deploy"), loads=LOWERING),
+    "edge.export": Room(
+        rooms=("swin_hf", "edge", "edge.device", "edge.deploy", "edge.lower"), loads=LOWERING, asks_for=frozenset({"datasets"})
+    ),
+    "edge.compare": Room(
+        rooms=("swin_hf", "edge", "edge.device", "edge.deploy", "edge.lower", "edge.export"),
+        loads=LOWERING,
+        asks_for=frozenset({"onnx", "onnxruntime", "openvino"}),
+    ),
+    "edge.apps": Room(rooms=("edge", "edge.device"), loads=DEVICE),
+    # files.py, quiet.py and the command line, whose commands import what they need when they run
+    "edge": Room(rooms=("edge.device", "edge.export", "edge.compare", "edge.apps", "edge.lower"), loads=DEVICE),
+    "distill": Room(rooms=("edge", "edge.device"), loads=MODELS | {"datasets"}),
+    "distill.data": Room(rooms=("distill", "edge", "edge.device"), loads=IMAGES),
+    "distill.compress": Room(
+        rooms=("distill", "distill.data", "swin_hf", "edge", "edge.device"), loads=IMAGES | MODELS | {"torch_pruning"}
+    ),
+    "distill.training": Room(
+        rooms=("distill", "distill.data", "distill.compress", "swin_hf", "edge", "edge.device"),
+        loads=TRAINING,
+        asks_for=TRACKERS,
+    ),
+    "distill.pipeline": Room(
+        rooms=(
+            *("distill", "distill.data", "distill.compress", "distill.training", "swin_hf"),
+            *("edge", "edge.device", "edge.deploy", "edge.lower", "edge.export", "edge.compare"),
+        ),
+        loads=TRAINING | LOWERING | {"torch_pruning", "jinja2"},
+    ),
+}
+COMMAND_LINES = {"edge.__main__", "distill.run"}  # entry points: their functions may import any room of theirs
 
 
-@pytest.mark.parametrize("module", ON_THE_DEVICE)
-def test_device_modules_load_without_the_model_side(module):
-    file = ROOT / "edge" / "device" / f"{module}.py"
-    assert not imported(file, top_level_only=True) & {"swin_hf", "transformers", "datasets"}
+# -- what a module imports -----------------------------------------------------------------------------------------------
+
+
+class House:
+    """The modules below a folder, and what they import."""
+
+    def __init__(self, root: Path):
+        files = [file for package in ("swin_hf", "edge", "distill") for file in (root / package).rglob("*.py")]
+        self.files = {_name(file.relative_to(root)): file for file in files}
+
+    def room_of(self, module: str) -> str:
+        """The room that a module stands in."""
+        return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len)
+
+    @cache  # noqa: B019  as long as the house
+    def imports(self, module: str, when_loaded: bool) -> frozenset[str]:
+        """Modules that are imported when a module is loaded, or also by its functions; those of others by their package."""
+        found: set[str] = set()
+        for node in _import_nodes(ast.parse(self.files[module].read_text()), when_loaded):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                base = self._absolute(module, node)
+                names = [f"{base}.{alias.name}" for alias in node.names]
+            found |= {self._resolved(name) for name in names}
+        return frozenset(found - {module})
+
+    def loaded(self, module: str) -> frozenset[str]:
+        """Everything that comes with importing a module: ours by their modules, others by their packages."""
+        seen, waiting = set(), [module]
+        while waiting:
+            one = waiting.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            if one in self.files:
+                parents = [one.rsplit(".", depth)[0] for depth in range(1, one.count(".") + 1)]
+                waiting += [*self.imports(one, True), *parents]
+        return frozenset(seen - {module})
+
+    def _absolute(self, module: str, node: ast.ImportFrom) -> str:
+        if node.level == 0:
+            return node.module
+        is_package = self.files[module].name == "__init__.py"
+        base = module.split(".")[: len(module.split(".")) - node.level + is_package]
+        return ".".join([*base, *([node.module] if node.module else [])])
+
+    def _resolved(self, name: str) -> str:
+        """The module that a dotted name stands for or lies in, or the package of others."""
+        parts = name.split(".")
+        known = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        return next((one for one in known if one in self.files), parts[0])
+
+
+def _name(file: Path) -> str:
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _import_nodes(tree: ast.AST, when_loaded: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports, without those for the eyes of a type checker alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        elif not (when_loaded and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from _import_nodes(node, when_loaded)
+
+
+def violations(root: Path) -> list[str]:
+    """Every import below a folder that the table does not allow."""
+    house, found = House(root), []
+    for module in sorted(house.files):
+        name = house.room_of(module)
+        room, own = ROOMS[name], {name, *ROOMS[name].rooms}
+        named, loaded = house.imports(module, False), house.loaded(module)
+        if module not in COMMAND_LINES:
+            ours = {one for one in named | loaded if one in house.files and not f"{module}.".startswith(f"{one}.")}
+            rooms = {one for one in ours if house.room_of(one) not in own and one.count(".")}  # all come with their packages
+            found += [f"{module} imports {one}" for one in sorted(rooms)]
+        foreign = loaded - set(house.files) - room.loads
+        foreign |= named - set(house.files) - room.loads - room.asks_for
+        found += [f"{module} imports {one}" for one in sorted(foreign - sys.stdlib_module_names)]
+    return found
+
+
+# -- tests ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_room_imports_what_it_may_and_nothing_else():
+    assert violations(ROOT) == []
+
+
+def test_rooms_of_the_table_are_those_of_the_house():
+    folders = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for name in ROOMS
+        for file in ROOT.joinpath(*name.split(".")).glob("*.py")
+    }
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("file", "planted", "found"),
+    [
+        ("edge/device/image.py", "import transformers", "edge.device.image imports transformers"),
+        ("edge/device/parity.py", "def f():\n    import datasets", "edge.device.parity imports datasets"),
+        ("edge/device/runner.py", "from ..deploy import form", "edge.device.runner imports edge.deploy.form"),
+        ("edge/files.py", "import accelerate", "edge.apps.writer imports accelerate"),  # through another module
+        ("edge/__init__.py", "import transformers", "edge.device.image imports transformers"),  # by its package
+        (
+            "edge/lower/recipes.py",
+            "def f():\n    from edge.export.export import export",
+            "edge.lower.recipes imports edge.export.export",
+        ),
+        ("swin_hf/windows.py", "from edge.files import write_whole", "swin_hf.windows imports edge.files"),
+        ("distill/data/sources.py", "import executorch.runtime", "distill.training.finetune imports executorch"),
+        (
+            "distill/training/trainer.py",
+            "import distill.pipeline.stages",
+            "distill.training.trainer imports distill.pipeline.stages",
+        ),
+        ("edge/export/bounds.py", "import distill", "edge.export.bounds imports distill"),
+    ],
+)
+def test_a_planted_import_is_found(file, planted, found, tmp_path):
+    for package in ("swin_hf", "edge", "distill"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=lambda folder, names: [n for n in names if n == "__pycache__"]
+        )
+    (tmp_path / file).write_text((tmp_path / file).read_text() + f"\n{planted}\n")
+    assert found in violations(tmp_path)
+
+
+def test_scripts_are_imported_by_nobody():
+    scripts = {file.stem for file in (ROOT / "scripts").glob("*.py")}
+    house = House(ROOT)
+    assert not {one for module in house.files for one in house.imports(module, False)} & scripts
 
 
 def test_no_module_hides_a_library():
     # A file run as a script puts its folder first on sys.path.
-    libraries = {"datasets", "evaluate", "accelerate", "distill", "edge", "torch", "transformers", "types", "copy", "random"}
-    modules = {file.stem for package in ("distill", "scripts") for file in (ROOT / package).glob("*.py")}
-    assert not modules & libraries
+    libraries = {"datasets", "evaluate", "accelerate", "distill", "edge", "torch", "transformers", *sys.stdlib_module_names}
+    paths = [path for folder in ("distill", "scripts") for path in (ROOT / folder).iterdir()]
+    names = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    assert not names & (libraries | {"compression"})  # a module of Python's from 3.14 on

@@ -98,7 +98,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     (root / "classifier" / "metrics.json").write_text('{"accuracy": 0.75, "by_class": [1, 2]}')
     (root / "classifier" / "optimizer.pt").write_bytes(b"not for the Hub")
     photos = write_image_folder(root / "photos")
-    export(root / "classifier", root / "program", ExportSettings(recipe="fp32", data=photos))
+    export(root / "classifier", root / "program", ExportSettings(recipe="fp32", dataset=photos))
     return {path.name: path for path in root.iterdir()}
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, SegformerImageProcessorPil, ViTImageProcessorPil, pipeline
 
 import swin_hf
-from edge.device.image import UnreadableImageError, find_images, load_image, to_pixel_values
+from edge.device.image import UnreadableImageError, image_files, load_image, to_pixel_values
 
 
 def saved(image: Image.Image, **options) -> io.BytesIO:
@@ -109,9 +109,9 @@ def test_unreadable_images_are_named(tmp_path):
 
 def test_empty_and_missing_folders_are_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no images"):
-        find_images(tmp_path)
+        image_files(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        find_images(tmp_path / "nowhere")
+        image_files(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("sizes", [None, [(20, 30), (8, 5)]])

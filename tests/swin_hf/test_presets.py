@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from swin_hf import SwinHfForImageClassification
 from swin_hf.presets_swin_hf import PRESETS, swin_edge_small
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 # Millions of parameters and billions of multiply-adds, as the authors' repository lists them for 1,000 classes.
 PUBLISHED = {
     "swin_tiny": (28, 4.5),

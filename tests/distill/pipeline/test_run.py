@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ cutmix_alpha: 0.0
 """
 
 
+STAGES = {  # folder, and what in its working folder shows that the stage has begun
+    "data": ("data", ""),
+    "teacher": ("teacher", "checkpoint-*/trainer_state.json"),
+    "student": ("student", "checkpoint-*/trainer_state.json"),
+    "prune": ("pruned", ""),
+    "recover": ("recovered", "checkpoint-*/trainer_state.json"),
+    "edge": ("edge", ""),
+    "report": ("report", ""),
+}
+
+
 @pytest.fixture
 def command(image_folder, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
@@ -56,6 +68,24 @@ def lasting_figures(run_dir: Path) -> dict:
     report = json.loads((run_dir / "report.json").read_text())
     rows = [{key: value for key, value in row.items() if key != "latency"} for row in report["rows"]]
     return {"rows": rows, "confusion": report["confusion"], "program_agreement": report["program_agreement"]}
+
+
+def kill_inside(command: list[str], run_dir: Path, stage: str, folder: str, begun: str) -> None:
+    """Kill a run as soon as a stage has begun, and check that this was before the stage ended."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        heading = next(line for line in process.stdout if f"] {stage}:" in line)
+        deadline = time.monotonic() + 60
+        while not list(run_dir.glob(f".{folder}.*.partial/{begun}".rstrip("/"))):
+            assert process.poll() is None and time.monotonic() < deadline, f"{stage} was not seen at work"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    rest = process.stdout.read()
+    process.stdout.close()
+    assert f"] {stage}:" in heading and "done in" not in rest and process.returncode == -signal.SIGKILL
+    assert list(run_dir.glob(f".{folder}.*.partial")) and not (run_dir / folder).exists()
 
 
 def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
@@ -77,20 +107,12 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
     again = subprocess.run(command("whole"), capture_output=True, text=True)
     assert again.stdout.count("up to date in") == 7
 
-    for stage in ("data", "teacher", "student", "prune", "recover", "edge", "report"):
-        process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in process.stdout:
-            if f"] {stage}:" in line:
-                break
-        try:
-            process.wait(timeout=0.4)  # into the stage
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+    killed = tmp_path / "runs" / "killed"
+    for stage, (folder, begun) in STAGES.items():
+        kill_inside(command("killed"), killed, stage, folder, begun)
     done = subprocess.run(command("killed"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    killed = tmp_path / "runs" / "killed"
+    assert "going on from an interrupted run" in done.stdout  # in the report, the last stage that was killed
     assert lasting_figures(killed) == report
     assert (killed / "edge" / "model.pte").read_bytes() == (whole / "edge" / "model.pte").read_bytes()
     assert not list(killed.glob(".*.partial"))
