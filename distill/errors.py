@@ -1,4 +1,4 @@
-"""Settings that cannot be used, said in one sentence; trainings that were stopped."""
+"""Errors of settings, explained in one sentence; trainings that were stopped."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class SettingsError(ExplainedError):
 
 
 def require(condition: bool, name: str, rule: str, value: Any, hint: str = "") -> None:
-    """Raise the error that says which setting breaks which rule, unless `condition` holds."""
+    """Raise an error that names the setting and the rule that it breaks, unless `condition` holds."""
     if not condition:
         raise SettingsError(f"--{name} must {rule}, got {value!r}{'; ' + hint if hint else ''}")
 

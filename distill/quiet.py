@@ -1,4 +1,4 @@
-"""Silence for what other packages print about every small file that is read or written."""
+"""Less output from libraries that report every small file they read or write."""
 
 import datasets
 from transformers.utils import logging as transformers_logging

@@ -14,15 +14,15 @@ from edge.quiet import quieten
 
 
 def main() -> int:
-    """Run the stages; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
-    quieten()  # before the imports that have something to say
+    """Run the stages; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
+    quieten()  # before the imports that print warnings
     from distill.pipeline.pipeline import run_pipeline
     from distill.pipeline.settings import parse_settings
     from distill.quiet import quieten_libraries
     from distill.training.command_line import explained
 
     quieten_libraries()
-    return explained(lambda: print(run_pipeline(parse_settings())), "start again to go on from there")
+    return explained(lambda: print(run_pipeline(parse_settings())), "run the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What makes models small: teachers and pruning."""
+"""Making models small: teachers and pruning."""

@@ -1,7 +1,7 @@
 """Structured pruning of attention heads and MLP channels: torch-pruning ranks them, the config records the new widths.
 
-The pruned model is an ordinary model of a smaller config. The width of the residual stream stays, so that a pruned student
-still matches its teacher's stages.
+The pruned model is an ordinary model of a smaller config. The width of the residual stream does not change, so that a pruned
+student still matches its teacher's stages.
 """
 
 # h heads, d head width, C channels of the stage
@@ -22,18 +22,18 @@ MLP_MULTIPLE = 8  # matrix kernels work in tiles of 8 channels
 
 
 class PruningError(ExplainedError):
-    """The requested share cannot be removed from this model; the message says how much can."""
+    """The requested share cannot be removed from this model; the message says how much can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """What stays: for every block, in order, sorted indices of its heads and of its hidden MLP channels."""
+    """What is kept: for every block, in order, the sorted indices of its heads and of its hidden MLP channels."""
 
     heads: list[list[int]]
     mlp_channels: list[list[int]]
 
     def removed_shares(self, importance: list["BlockImportance"]) -> dict[str, float]:
-        """Shares of all the heads and of all the MLP channels that go."""
+        """Shares of all heads and of all MLP channels that are removed."""
         heads, channels = sum(len(block.heads) for block in importance), sum(len(block.mlp_channels) for block in importance)
         return {
             "removed_heads": 1 - sum(map(len, self.heads)) / heads,
@@ -56,10 +56,10 @@ def blocks_of(model: SwinHfForImageClassification) -> list[SwinHfBlock]:
 def measure_importance(model: SwinHfForImageClassification, losses: Iterable[torch.Tensor]) -> list[BlockImportance]:
     """First-order Taylor importance |w * dL/dw| of torch-pruning, averaged over the losses (Molchanov et al. 2019).
 
-    losses: one for each batch, best the distillation loss; made one at a time, each from a forward pass of `model`.
+    losses: one per batch, ideally the distillation loss; computed one at a time, each by a forward pass of `model`.
 
     Raises:
-        PruningError: queries and values have different widths, so that their channels do not belong together.
+        PruningError: queries and values have different widths, so that their channels do not correspond.
     """
     if any(block.attention.head_dim != block.attention.value_head_dim for block in blocks_of(model)):
         raise PruningError("heads whose queries and values have different widths cannot be ranked")
@@ -89,9 +89,9 @@ def _mlp_group(block: SwinHfBlock) -> tp.Group:
 
 
 class _HeadChannels(nn.Module):
-    """How the channels of the heads hang together, for torch-pruning to trace: q, k and v side by side into the output.
+    """How the channels of the heads depend on each other, for torch-pruning to trace: q, k and v multiplied into the output.
 
-    Attention itself mixes tokens, never channels, so a product of q, k and v has the dependencies of the real thing.
+    Attention mixes tokens, never channels, so that a product of q, k and v has the same dependencies.
     """
 
     def __init__(self, attention: SwinHfAttention):
@@ -113,13 +113,13 @@ def _head_group(attention: SwinHfAttention) -> tp.Group:
 
 
 def make_plan(importance: list[BlockImportance], prune_heads: float, prune_mlp: float) -> PruningPlan:
-    """Keep the most important heads and MLP channels, each kind ranked over all blocks, and something in every block.
+    """Keep the most important heads and MLP channels, each kind ranked over all blocks, and at least one unit in every block.
 
-    prune_heads, prune_mlp: shares of all heads and of all MLP channels that go.
+    prune_heads, prune_mlp: shares of all heads and of all MLP channels to remove.
     MLP widths are multiples of 8 where the dense width allows it.
 
     Raises:
-        PruningError: so much was asked for that blocks would be empty.
+        PruningError: the shares are so large that blocks would be empty.
     """
     return PruningPlan(
         heads=_keep([block.heads for block in importance], prune_heads, multiple=1, kind="heads"),
@@ -129,7 +129,7 @@ def make_plan(importance: list[BlockImportance], prune_heads: float, prune_mlp: 
 
 def _keep(scores: list[torch.Tensor], share: float, multiple: int, kind: str) -> list[list[int]]:
     """Indices to keep in each block: repeatedly drop the globally least important unit of `multiple` channels."""
-    # The channels of a block leave in the order of their importance, in units whose score is their mean.
+    # The channels of a block are dropped in ascending order of importance, in units scored by the mean of their channels.
     total = sum(map(len, scores))
     to_remove = int(share * total / multiple + 1e-9) * multiple
     units = []
@@ -142,7 +142,7 @@ def _keep(scores: list[torch.Tensor], share: float, multiple: int, kind: str) ->
     if to_remove > len(units) * multiple:
         raise PruningError(
             f"prune_{kind} must leave something in every block: at most {len(units) * multiple / total:.2f} of the "
-            f"{total} can go, got {share}"
+            f"{total} can be removed, got {share}"
         )
     dropped: list[set[int]] = [set() for _ in scores]
     for _, block, unit in sorted(units, key=lambda entry: (entry[0], entry[1]))[: to_remove // multiple]:
@@ -151,7 +151,7 @@ def _keep(scores: list[torch.Tensor], share: float, multiple: int, kind: str) ->
 
 
 def prune(model: SwinHfForImageClassification, plan: PruningPlan) -> SwinHfForImageClassification:
-    """A new model with only what the plan keeps; `model` is left as it is."""
+    """A new model with only what the plan keeps; `model` is not changed."""
     config = copy.deepcopy(model.config)
     config.block_num_heads = _by_stage(map(len, plan.heads), config.depths)
     config.block_mlp_dim = _by_stage(map(len, plan.mlp_channels), config.depths)

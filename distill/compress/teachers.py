@@ -1,4 +1,4 @@
-"""Classifiers behind their own input view, as a teacher and a student that look at the same pixels need them."""
+"""Classifiers with their own resizing and normalisation, so that teacher and student can be given the same pixels."""
 
 # B batch, H W image in pixels
 
@@ -14,13 +14,13 @@ from edge.device.errors import ExplainedError
 
 
 class TeacherError(ExplainedError):
-    """A checkpoint cannot teach these classes; the message says why."""
+    """A checkpoint cannot be a teacher for these classes; the message says why."""
 
 
 class Classifier(nn.Module):
-    """A classifier behind its own input view: pixels in [0, 1] of any size to logits in the order of the data's classes.
+    """A classifier with its own preprocessing: pixels in [0, 1] of any size to logits in the order of the data's classes.
 
-    Teacher and student get the same augmented pixels; each then sees them in its own size and normalisation.
+    Teacher and student get the same augmented pixels; each resizes and normalises them as its own processor does.
     """
 
     def __init__(self, model: PreTrainedModel, processor, class_order: list[int] | None = None):
@@ -43,7 +43,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
     """Load an image classifier from a folder or the Hub, its outputs in the order of `class_names`.
 
     Raises:
-        TeacherError: the checkpoint cannot be loaded, or its classes are not the data's.
+        TeacherError: the checkpoint cannot be loaded, or its classes differ from the data's.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint)
@@ -61,7 +61,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
 
 
 def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
-    """Whether a checkpoint is an image classifier of just these classes, in whatever order.
+    """Whether a checkpoint is an image classifier of exactly these classes, in any order.
 
     Raises:
         TeacherError: there is no such checkpoint.
@@ -77,7 +77,7 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
 
 
 def _class_order(model_names: list[str], class_names: list[str], checkpoint: str | Path) -> list[int] | None:
-    """Where each of the data's classes stands in the model's output; None if the order is the same."""
+    """The index of each of the data's classes in the model's output; None if the order is the same."""
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
     if model_names == class_names or (unnamed and len(model_names) == len(class_names)):
         return None

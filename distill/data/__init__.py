@@ -1,1 +1,1 @@
-"""Images: found, split, streamed and changed; the embedded digit scenes."""
+"""Finding, splitting, streaming and augmenting images; the embedded digit scenes."""

@@ -1,4 +1,4 @@
-"""Digit scenes: real handwritten digits in photographs, with class, box and mask, made from what scikit-learn ships."""
+"""Digit scenes: real handwritten digits in photographs, with class, box and mask, made from scikit-learn's data sets."""
 
 import io
 
@@ -10,18 +10,18 @@ from sklearn.model_selection import train_test_split
 
 SIDE = 64
 SCENES = {"train": 6000, "validation": 1000, "test": 2000}
-DIGITS = {"train": 1078, "validation": 270, "test": 449}  # each digit is seen in one split only
-MASK_LEVEL = 0.4  # a pixel belongs to a digit if its ink covers it to more than this share
+DIGITS = {"train": 1078, "validation": 270, "test": 449}  # each digit appears in one split only
+MASK_LEVEL = 0.4  # a pixel belongs to a digit if ink covers more than this share of it
 
 
 class DigitScenes(datasets.GeneratorBasedBuilder):
     """9,000 scenes of 64 x 64 pixels, each with one of scikit-learn's 1,797 handwritten digits (UCI ML).
 
-    The digit is 30 to 57 pixels high, turned by up to 25 degrees, of a colour at least 0.3 brighter or darker than what it
-    covers, and lets up to a fifth of that shine through. It lies over a random crop of one of scikit-learn's two photographs
-    and over up to two smaller fragments of other digits. The splits share no digit, and a seed fixes everything.
+    The digit is 30 to 57 pixels high, rotated by up to 25 degrees, in a colour at least 0.3 brighter or darker than what it
+    covers, and up to a fifth transparent. It lies on a random crop of one of scikit-learn's two photographs and on up to two
+    smaller fragments of other digits. The splits share no digit, and a fixed seed makes the scenes reproducible.
 
-    Columns: `image`; `label`, the digit; `box`, left, top, right and bottom of the digit in pixels, the latter two exclusive;
+    Columns: `image`; `label`, the digit; `box`, left, top, right and bottom of the digit in pixels, the last two exclusive;
     `mask`, 0 for the background and 1 + label for the pixels of the digit.
     """
 
@@ -57,7 +57,8 @@ class DigitScenes(datasets.GeneratorBasedBuilder):
 def split_digits() -> dict[str, list[int]]:
     """Numbers of the digits that each split may use, stratified by class.
 
-    They are those of the training configuration `digits`, so that what was trained on these digits may go on with the scenes.
+    They are the splits of the training configuration `digits`, so that a model trained on these digits can be fine-tuned on
+    the scenes.
     """
     labels = load_digits().target
     rest, test = train_test_split(range(len(labels)), test_size=DIGITS["test"], stratify=labels, random_state=0)
@@ -67,7 +68,7 @@ def split_digits() -> dict[str, list[int]]:
 
 
 class ScenePainter:
-    """Paints scenes with some of the digits."""
+    """Paints scenes from the digits with these numbers."""
 
     def __init__(self, numbers: list[int]):
         digits = load_digits()
@@ -114,9 +115,10 @@ class ScenePainter:
         opacity: float,
         colour: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Lay ink on the scene at a random place, up to an eighth of it outside; the cover (SIDE, SIDE) before opacity.
+        """Lay ink on the scene at a random place, up to an eighth of it outside; returns its coverage (SIDE, SIDE).
 
-        colour: of the ink, (3,) in [0, 1]; by default one that stands out from what it covers.
+        opacity: not included in the returned coverage.
+        colour: of the ink, (3,) in [0, 1]; by default one that contrasts with what it covers.
         """
         height, width = ink.shape
         top = int(random.integers(-(height // 8), max(SIDE - height + height // 8, -(height // 8)) + 1))
@@ -135,12 +137,12 @@ class ScenePainter:
 
 
 def digit_image(levels: np.ndarray) -> Image.Image:
-    """One of scikit-learn's digits, grey levels (8, 8) of 0 to 16, with levels of 0 to 255."""
+    """One of scikit-learn's digits as an image: grey levels (8, 8) of 0 to 16 become 0 to 255."""
     return Image.fromarray(np.round(levels * (255 / 16)).astype(np.uint8))
 
 
 def encode(image: Image.Image) -> dict[str, bytes | None]:
-    """An image as a PNG that a `datasets` row can hold."""
+    """An image as a PNG in a `datasets` row."""
     content = io.BytesIO()
     image.save(content, format="PNG")
     return {"bytes": content.getvalue(), "path": None}

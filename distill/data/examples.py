@@ -1,4 +1,4 @@
-"""Images with their targets as rows to train and to judge on, decoded and cropped as they are asked for."""
+"""Images with their targets as rows for training and evaluation, decoded and cropped when they are needed."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from edge.device.image import UnreadableImageError
 
 @dataclass(frozen=True)
 class Example:
-    """An image that is still to be loaded, with its class and, in segmentation, its mask.
+    """An image that is not loaded yet, with its class and, for segmentation, its mask.
 
-    reduce_labels: 0 in the mask means nothing, and the classes count from 1.
+    reduce_labels: 0 in the mask means "ignored", and the classes count from 1.
     """
 
     source: ImageSource
@@ -26,7 +26,7 @@ class Example:
     reduce_labels: bool = False
 
     def load_mask(self) -> Image.Image | None:
-        """The mask in 8-bit levels, if there is one; what is to be left out of learning and judging is `IGNORED`."""
+        """The mask in 8-bit levels, if there is one; pixels left out of training and evaluation are `IGNORED`."""
         if self.mask is None:
             return None
         mask = self.mask.load_mask()
@@ -34,14 +34,14 @@ class Example:
 
 
 class TrainingImages(Dataset):
-    """Random crops of the images, each image `repeats` times an epoch."""
+    """Random crops of the images, each image `repeats` times per epoch."""
 
     def __init__(self, examples: list[Example], crop: RandomCrop, repeats: int = 1):
         self.examples, self.crop, self.repeats = examples, crop, repeats
         self.epoch = 0
 
     def begin_epoch(self, epoch: int) -> None:
-        """Not `set_epoch`, which accelerate would call, with the number of epochs since the training was resumed."""
+        """Set the epoch; not called `set_epoch`, which accelerate would call with the number of epochs since a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """The images as the model's processor gives them, before the normalisation; masks at the same size."""
+    """The images as the model's processor resizes them, without normalisation; masks at the same size."""
 
     def __init__(self, examples: list[Example], processor):
         self.examples, self.processor = examples, processor
@@ -71,7 +71,7 @@ class EvaluationImages(Dataset):
 
 
 class BeginEpoch(TrainerCallback):
-    """Tells the training images which epoch it is, before the workers of the epoch start."""
+    """Tells the training images which epoch it is, before the workers of that epoch start."""
 
     def __init__(self, images: TrainingImages):
         self.images = images
@@ -94,12 +94,12 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def _targets(label: int, mask: Image.Image | None) -> torch.Tensor:
-    """A class (), or the classes of pixels (H, W)."""
+    """A class (), or the class of each pixel (H, W)."""
     return torch.tensor(label) if mask is None else torch.from_numpy(np.array(mask)).long()
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W); and, of a stream, "position" (B, 4)."""
+    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W); for a stream also "position" (B, 4)."""
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -107,7 +107,7 @@ def check_mask(example: Example, image: Image.Image, mask: Image.Image, num_clas
     """The classes in a mask.
 
     Raises:
-        UnreadableImageError: it does not fit its image, or has numbers of no class.
+        UnreadableImageError: its size differs from its image's, or it has numbers that are no class.
     """
     if mask.size != image.size:
         sizes = f"{mask.width} x {mask.height}, its image {image.width} x {image.height} pixels"

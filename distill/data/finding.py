@@ -14,13 +14,13 @@ FEWEST_IMAGES = 4
 
 
 def find_images(dataset: str, targets: Targets, class_names: Path | None = None) -> FoundImages:
-    """Find the images behind `--dataset`, with what a task needs to know of them, without decoding them.
+    """Find the images behind `--dataset` and their targets, without decoding them.
 
-    targets: what the images have to come with.
-    class_names: a text file with the name of each class in a line of its own, if there are masks and the data does not know.
+    targets: the kind of target that each image must have.
+    class_names: a text file with one class name per line, for masks whose data set does not name its classes.
 
     Raises:
-        DataError: there is no such data set, its images have no classes or masks, or there are hardly any.
+        DataError: there is no such data set, its images lack classes or masks, or there are too few of them.
     """
     place = _open(dataset)
     in_folder = isinstance(place, Path)
@@ -60,7 +60,7 @@ def _open(dataset: str) -> Path | dict[str, datasets.Dataset]:
         return _by_split(datasets.load_dataset(dataset))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"--dataset {dataset} is neither digits, nor a folder here, nor a data set that the Hub gives: {error}"
+            f"--dataset {dataset} is neither digits, nor a local folder, nor a data set that the Hub provides: {error}"
         ) from error
 
 
@@ -73,7 +73,7 @@ def _by_split(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, data
 
 
 def _open_table(path: Path) -> dict[str, datasets.Dataset]:
-    """A table of paths, relative to its folder, or of images; a column "split" says what each row is for."""
+    """A table of images, or of paths relative to its folder; a column "split" may name the split of each row."""
     try:
         rows = datasets.Dataset.from_csv(str(path)) if path.suffix == ".csv" else datasets.Dataset.from_parquet(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
@@ -89,7 +89,7 @@ def _open_table(path: Path) -> dict[str, datasets.Dataset]:
         return {"all": rows}
     unknown = sorted(set(map(str, rows["split"])) - set(SPLIT_NAMES))
     if unknown or "train" not in {SPLIT_NAMES[name] for name in rows["split"]}:
-        raise DataError(f'column "split" of {path} must hold {", ".join(SPLITS)}, train among them, got {", ".join(unknown)}')
+        raise DataError(f'column "split" of {path} must hold {", ".join(SPLITS)}, including train, got {", ".join(unknown)}')
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(rows["split"]):
         numbers.setdefault(SPLIT_NAMES[name], []).append(number)

@@ -1,4 +1,4 @@
-"""Images in folders: one folder per class, a folder of images beside one of masks, or images alone."""
+"""Images in folders: one folder per class, a folder of images and one of masks, or only images."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -27,7 +27,7 @@ def images_in_class_folders(folder: Path) -> FoundImages:
 
 
 def images_in_mask_folders(folder: Path, class_names: Path | None) -> FoundImages:
-    """Images and masks of the same names; `class_names` or classes.txt in the folder names the classes."""
+    """Images and masks with the same names; `class_names`, or classes.txt in the folder, names the classes."""
     images, masks = _paired(folder)
     names = read_class_names(class_names or folder / "classes.txt", str(folder))
     labels = {split: [0] * len(sources) for split, sources in images.items()}
@@ -35,14 +35,14 @@ def images_in_mask_folders(folder: Path, class_names: Path | None) -> FoundImage
 
 
 def images_alone(folder: Path) -> FoundImages:
-    """All images of a folder, whatever folders they lie in, but for those of splits."""
+    """All images of a folder and its subfolders, by split if there are split folders."""
     images = {split: _from_files(_files(root)) for split, root in (_split_folders(folder) or {"all": folder}).items()}
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     return FoundImages(images=images, labels=labels, class_names=["image"])
 
 
 def _paired(folder: Path) -> tuple[dict[str, list[ImageSource]], dict[str, list[ImageSource]]]:
-    """Folders "images" and "masks" with files of the same names, each with or inside of train / validation / test folders."""
+    """Folders "images" and "masks" with files of the same names, with train / validation / test folders in or around them."""
     pairs = {}
     image_root, mask_root = _subfolder(folder, IMAGE_NAMES), _subfolder(folder, MASK_NAMES)
     if image_root and mask_root:
@@ -53,7 +53,7 @@ def _paired(folder: Path) -> tuple[dict[str, list[ImageSource]], dict[str, list[
     if not pairs or not all(root and root.is_dir() for pair in pairs.values() for root in pair):
         raise DataError(
             f"--dataset {folder} must have a folder images and a folder masks (or annotations) with files of the same names, "
-            "both with the same split folders, if with any"
+            "both with the same split folders, if there are any"
         )
     images, masks = {}, {}
     for split, (image_root, mask_root) in pairs.items():
@@ -86,10 +86,10 @@ def _from_files(files: list[Path]) -> list[ImageSource]:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of splits, if one is for training and there are no others.
+    """The folders of splits, if one of them is for training and there are no other folders.
 
     Raises:
-        DataError: there are folders of two or more splits and others beside them.
+        DataError: there are folders of two or more splits and other folders beside them.
     """
     splits = {SPLIT_NAMES[path.name.lower()]: path for path in _subfolders(folder) if path.name.lower() in SPLIT_NAMES}
     others = [path.name for path in _subfolders(folder) if path.name.lower() not in SPLIT_NAMES]

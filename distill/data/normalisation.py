@@ -1,11 +1,11 @@
-"""Pixels in [0, 1] to what a model sees, and back."""
+"""From pixels in [0, 1] to a model's input, and back."""
 
 import torch
 from torch import nn
 
 
 class Normalisation(nn.Module):
-    """An image processor's mean and deviation on pixels (B, 3, H, W) in [0, 1]; nothing if it does not normalise."""
+    """Normalises pixels (B, 3, H, W) in [0, 1] as an image processor does; changes nothing if that does not normalise."""
 
     def __init__(self, processor):
         super().__init__()
@@ -17,5 +17,5 @@ class Normalisation(nn.Module):
         return (pixels - self.mean) / self.std
 
     def undo(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels in [0, 1] from what a model sees."""
+        """Pixels in [0, 1] from a model's input."""
         return pixel_values * self.std + self.mean

@@ -1,4 +1,4 @@
-"""Images in rows: tables, data sets of the Hub, saved ones, and the columns in which they have what a task needs."""
+"""Images in rows: tables, data sets of the Hub and saved data sets, and the columns that a task needs."""
 
 import io
 from functools import partial
@@ -31,7 +31,7 @@ def rows_with_masks(splits: Rows, dataset: str, class_names: list[str]) -> Found
 
 
 def rows_of_images(splits: Rows, dataset: str) -> FoundImages:
-    """Images alone."""
+    """Only images."""
     images = _images(splits, dataset)
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     return FoundImages(images=images, labels=labels, class_names=["image"])
@@ -43,7 +43,7 @@ def _images(splits: Rows, dataset: str) -> dict[str, list[ImageSource]]:
 
 
 def label_column(features: datasets.Features, dataset: str) -> str:
-    """The column of classes: a ClassLabel, or names or numbers in a column that is called like one."""
+    """The column of classes: a ClassLabel, or a column of names or numbers with one of the usual names."""
     column = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
     column = column or next((key for key in LABEL_NAMES if key in features), None)
     if column is None:
@@ -60,7 +60,7 @@ def mask_column(features: datasets.Features, dataset: str) -> str:
         if isinstance(feature, datasets.Image) and key in MASK_NAMES:
             return key
     raise DataError(
-        f"--dataset {dataset} must have, beside its images, an image column called {', '.join(MASK_NAMES)}; "
+        f"--dataset {dataset} must have, besides its images, an image column called {', '.join(MASK_NAMES)}; "
         f"got {dict(features)}"
     )
 
@@ -79,7 +79,7 @@ def image_column(features: datasets.Features, dataset: str) -> str:
 def _check_labels(labels: dict[str, list[int]], dataset: str) -> None:
     for split, own in labels.items():
         if min(own, default=0) < 0:
-            raise DataError(f"--dataset {dataset} has a class of {min(own)} among its {split} images; leave those out")
+            raise DataError(f"--dataset {dataset} has {split} images of class {min(own)}; leave them out")
 
 
 def _labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[dict[str, list[int]], list[str]]:

@@ -1,4 +1,4 @@
-"""Images of a training: looked through once, split, and the split kept."""
+"""Images of a training: checked once and split, and the split recorded."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ READING_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """Where the images come from; without parts of their own, validation and test are cut from the training images."""
+    """Where the images come from; missing validation and test splits are taken from the training images."""
 
     dataset: str = field(
         default="digits",
@@ -30,23 +30,23 @@ class ImageSettings:
         },
     )
     class_names: str = field(
-        default="", metadata={"help": "Text file with one class in a line, for masks; by default classes.txt in the folder."}
+        default="", metadata={"help": "Text file with one class per line, for masks; by default classes.txt in the folder."}
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Train on the images as they come, without a copy of them on disk; counts steps."}
+        default=False, metadata={"help": "Train on images as they arrive, without a copy on disk; needs --max_steps."}
     )
-    shuffle_buffer: int = field(default=2000, metadata={"help": "Streamed images that are mixed with each other."})
-    reduce_labels: bool = field(default=False, metadata={"help": "Masks count classes from 1, and 0 means nothing (ADE20K)."})
+    shuffle_buffer: int = field(default=2000, metadata={"help": "Number of streamed images that are shuffled together."})
+    reduce_labels: bool = field(default=False, metadata={"help": "Masks count classes from 1, and 0 is ignored (ADE20K)."})
     validation_share: float = field(default=0.1, metadata={"help": "Share of the images held out for validation."})
     test_share: float = field(default=0.1, metadata={"help": "Share of the images held out for the final test."})
-    split_seed: int = field(default=0, metadata={"help": "Seed of the split, apart from the training's."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the split; independent of the training's seed."})
     max_unreadable_share: float = field(
         default=0.05, metadata={"help": "Stop when more than this share of the images cannot be read."}
     )
 
     def __post_init__(self):
         missing = self.class_names and not Path(self.class_names).is_file()
-        require(not missing, "class_names", "be a text file with one class in a line", self.class_names)
+        require(not missing, "class_names", "be a text file with one class per line", self.class_names)
         for name in ("validation_share", "test_share"):
             require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
         require(self.shuffle_buffer >= 1, "shuffle_buffer", "be positive", self.shuffle_buffer)
@@ -56,10 +56,10 @@ class ImageSettings:
 def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, known: bool) -> dict[str, list[Example]]:
     """Readable images by split; the split and what was skipped are written to `record`.
 
-    known: the record was written before, by the run that is resumed or by another process, and must fit.
+    known: the record already exists, from the run that is resumed or from another process, and must match.
 
     Raises:
-        DataError: too many images cannot be used, a split has none left, or the images are not those of the record.
+        DataError: too many images cannot be used, a split has none left, or the images differ from the record.
     """
     splits = {
         split: (source, indices)
@@ -75,7 +75,7 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
         former = json.loads(record.read_text())
         if content != {name: former.get(name) for name in content}:
             raise DataError(
-                f"the images or their split are not those that {record} tells of; give another --output_dir, or that run's "
+                f"the images or their split are not those recorded in {record}; give another --output_dir, or that run's "
                 "--dataset, --reduce_labels, --validation_share, --test_share and --split_seed"
             )
         skipped = former["skipped"]
@@ -99,14 +99,14 @@ def split_images(
 ) -> list[tuple[str, list[int], str]]:
     """(split, indices, where the indices point) for the three splits: stratified by class and fixed by the seed.
 
-    Splits that the data set brings are kept; what is missing is cut from its training images, if it has any.
+    Splits that the data set has are kept; missing ones are taken from its training images, if it has any.
     """
     whole = found.whole
     if whole not in found.images:
         return [(split, list(range(len(images))), split) for split, images in found.images.items()]
     given = {split: list(range(len(found.labels[split]))) for split in ("validation", "test") if found.labels.get(split)}
     if "validation" in given and "test" not in given:
-        # One held-out part: it is the test, and validation is cut from the training images.
+        # The only held-out split becomes the test, and validation is taken from the training images.
         result = [("test", given["validation"], "validation")]
         given = {"test": given["validation"]}
     else:
@@ -124,7 +124,7 @@ def split_images(
 
 
 def check_unreadable(errors: list[str], total: int, max_share: float) -> None:
-    """Raise the error that names the first unreadable image if more than `max_share` of `total` are."""
+    """Raise an error that names the first unreadable image if more than `max_share` of `total` images are unreadable."""
     if len(errors) > max_share * total:
         raise DataError(
             f"{len(errors)} of {total} images cannot be read, more than the allowed share of {max_share:.0%}; repair or "
@@ -138,10 +138,10 @@ def _example(found: FoundImages, split: str, number: int, settings: ImageSetting
 
 
 def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str | int]]:
-    """Load every image and mask once, and tell which ones cannot be used and why.
+    """Load every image and mask once; returns which ones cannot be used, and why.
 
     Raises:
-        DataError: there are too many of them, or the masks know one class only.
+        DataError: there are too many of them, or the masks have only one class.
     """
     places = [(split, number) for split, images in found.images.items() for number in range(len(images))]
     classes: set[int] = set()
@@ -157,7 +157,7 @@ def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str
         return None
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        errors = list(tqdm(pool.map(error_of, places), total=len(places), desc="looking through", mininterval=1.0))
+        errors = list(tqdm(pool.map(error_of, places), total=len(places), desc="checking images", mininterval=1.0))
     skipped = []
     for (split, number), error in zip(places, errors):
         if error:
@@ -167,7 +167,7 @@ def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str
     if found.masks is not None and len(classes) < 2:
         names = ", ".join(found.class_names[number] for number in classes) or "none"
         raise DataError(
-            f"the masks of --dataset {settings.dataset} know one class only ({names}); pixels must be numbers of classes, "
-            f"0 to {len(found.class_names) - 1}, and {IGNORED} for what is not to be learned: write 1, not 255, for an object"
+            f"the masks of --dataset {settings.dataset} have only one class ({names}); pixels must be class numbers, 0 to "
+            f"{len(found.class_names) - 1}, or {IGNORED} for pixels to ignore: write 1, not 255, for an object"
         )
     return skipped

@@ -1,4 +1,4 @@
-"""Training images as a stream: shards of a data set that is never on disk as a whole, split over processes and workers."""
+"""Training images as a stream: shards of a data set that is never stored as a whole, divided among processes and workers."""
 
 import hashlib
 import io
@@ -26,14 +26,14 @@ from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
 from edge.files import move_into_place
 
-FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is looked at
+FEWEST_JUDGED = 1000  # images to read before the share of unreadable ones is checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Rows to train on as they come, and the images that are held out, which are files here.
+    """Streamed rows to train on, and the held-out images, which are stored on disk.
 
-    columns: names of the columns with the image, its class, and its mask; None for what the task does not look at.
+    columns: names of the columns with the image, its class and its mask; None for what the task does not use.
     """
 
     rows: datasets.IterableDataset
@@ -44,7 +44,7 @@ class Stream:
 def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stream:
     """Open `--dataset` for streaming.
 
-    folder: where its validation and test rows are kept; they are fetched if they are not there.
+    folder: where its validation and test rows are stored; they are downloaded if they are not there yet.
 
     Raises:
         DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
@@ -67,7 +67,7 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
     label, mask = targets.columns(rows.features, dataset)
     if label is not None and not isinstance(rows.features[label], datasets.ClassLabel):
         raise DataError(
-            f"--streaming needs a ClassLabel column, whose classes are known before they come; got {rows.features}"
+            f"--streaming needs a ClassLabel column, so that all classes are known from the start; got {rows.features}"
         )
     columns = [column for column in (image, label, mask) if column]
     kept = folder / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
@@ -81,7 +81,7 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
 
 
 def _fetch(streams: dict[str, datasets.IterableDataset], folder: Path) -> None:
-    """Write all rows of some streams to a folder, which appears when it is complete."""
+    """Write all rows of some streams to a folder, which appears only when it is complete."""
     partial_folder = folder.with_name(f".{folder.name}.partial")
     partial_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
@@ -103,14 +103,14 @@ def undecoded(rows: datasets.IterableDataset, columns: list[str]) -> datasets.It
 
 
 def _in_two_parts(found: FoundImages, seed: int) -> FoundImages:
-    """Validation and test images; where only one of them is given, halves of it, stratified by class."""
+    """Validation and test images; if there is only one of the two splits, its halves, stratified by class."""
     if len(found.images) == 2:
         return found
     if not found.images:
         raise DataError("--streaming needs held-out images with classes; the data hides those of its test split")
     (split,) = found.images
     numbers, labels = range(len(found.images[split])), found.labels[split]
-    stratified = labels if min(Counter(labels).values()) > 1 else None  # with one image of a class there are no halves
+    stratified = labels if min(Counter(labels).values()) > 1 else None  # a class with a single image cannot be divided
     validation, test = train_test_split(numbers, test_size=0.5, stratify=stratified, random_state=seed)
 
     def parts(values: dict[str, list]) -> dict[str, list]:
@@ -122,13 +122,13 @@ def _in_two_parts(found: FoundImages, seed: int) -> FoundImages:
 
 
 class StreamedImages(IterableDataset):
-    """Random crops of the images of a stream, pass after pass without end.
+    """Random crops of the images of a stream, in endless passes.
 
-    Each process and each of its workers reads shards of its own, in an order that the seed and the pass fix; within them,
-    images are mixed in a buffer. With fewer shards than processes, each of these reads all of them.
+    Each worker of each process reads its own shards, in an order determined by the seed and the pass; the images are
+    shuffled in a buffer. With fewer shards than processes, every process reads all shards.
 
-    positions: for each worker the pass, the rows seen in it and the number of the last image, where it is to go on.
-    first: the worker whose batch comes next; the others follow in turn.
+    positions: for each worker the pass, the rows read in it and the number of its last image, from which it resumes.
+    first: the worker that supplies the next batch; the others follow in turn.
     """
 
     def __init__(self, stream: Stream, settings: ImageSettings, crop: RandomCrop, process_index: int, num_processes: int):
@@ -138,7 +138,7 @@ class StreamedImages(IterableDataset):
         self.first = 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Samples with their "position": worker, pass, rows seen in it, number."""
+        """Samples with their "position": worker, pass, rows read in it, number."""
         worker = get_worker_info()
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
         readers = workers * self.num_processes
@@ -167,7 +167,7 @@ class StreamedImages(IterableDataset):
 
     @property
     def max_workers(self) -> int:
-        """More would have no shard to read."""
+        """The largest number of workers that all have a shard to read."""
         return max(self.stream.rows.num_shards // self.num_processes, 1)
 
     def _sample(self, row: dict, epoch: int, number: int) -> dict[str, torch.Tensor]:
@@ -179,7 +179,7 @@ class StreamedImages(IterableDataset):
 
 
 def example_of(row: dict, stream: Stream, number: int, reduce_labels: bool = False) -> Example:
-    """An image of a stream, whose row was the `number`th.
+    """The image in the `number`th row of a stream.
 
     Raises:
         UnreadableImageError: the row has no image.

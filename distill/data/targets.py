@@ -1,4 +1,4 @@
-"""What the images of a data set come with, and how that is found in folders and in rows."""
+"""The kinds of target that images have, and how they are found in folders and in rows."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,9 +21,9 @@ class Targets:
 
     in_folder: the images in a folder of files, with a file of class names or None.
     in_rows: the images in rows, by split, of a data set with this name, with a file of class names or None.
-    columns: the columns of classes and of masks that a streamed row is asked for; None for what is not needed.
-    check: raises a `DataError` for images that there is nothing to learn from.
-    have_classes, have_masks: whether models are told names of classes; whether crops have to take masks along.
+    columns: the columns of classes and of masks that are read from a streamed row; None for what is not needed.
+    check: raises a `DataError` for images that cannot be learned from.
+    have_classes, have_masks: whether models store names of classes; whether masks are cropped along with their images.
     """
 
     in_folder: Callable[[Path, Path | None], FoundImages]
@@ -35,7 +35,7 @@ class Targets:
 
 
 def _check_classes(found: FoundImages, dataset: str) -> None:
-    """Check that there are classes to tell apart and images of each to learn from."""
+    """Check that there are two classes or more and enough images of each."""
     counts = Counter(found.labels[found.whole])
     if len(counts) < 2:
         names = ", ".join(found.class_names[label] for label in counts)
@@ -65,7 +65,7 @@ MASKS = Targets(
     check=lambda found, dataset: None,
     have_masks=True,
 )
-NOTHING = Targets(  # images alone
+NOTHING = Targets(  # only images
     in_folder=lambda folder, class_names: images_alone(folder),
     in_rows=lambda splits, dataset, class_names: rows_of_images(splits, dataset),
     columns=lambda features, dataset: (None, None),

@@ -1,4 +1,4 @@
-"""Random changes of training images: a crop of each by its worker, everything else on whole batches by their device."""
+"""Augmentation of training images: workers crop single images, and everything else runs on whole batches on the device."""
 
 # B batch, H W image in pixels, K classes
 
@@ -16,19 +16,19 @@ from torch import nn
 from distill.errors import require
 
 CROP_TRIALS = 10
-IGNORED = 255  # the value of mask pixels that are neither learned nor judged
+IGNORED = 255  # the value of mask pixels that training and evaluation ignore
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformSettings:
-    """Random changes of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1).
+    """Augmentation of the training images; the defaults are those of Swin on ImageNet (Liu et al. 2021, appendix A2.1).
 
-    But for RandAugment, which is Kornia's: it draws its operations for a whole batch, and its colour operations go one way,
-    down below a magnitude of 15 and up above it.
+    The exception is RandAugment, which is Kornia's: it draws its operations for a whole batch, and its colour operations
+    change in one direction only, down below a magnitude of 15 and up above it.
     """
 
     initial_image_size: int = field(
-        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
+        default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: no growth."}
     )
     crop_min_area: float = field(default=0.08, metadata={"help": "Smallest share of the image that a crop keeps; 1: no crop."})
     crop_max_aspect: float = field(default=4 / 3, metadata={"help": "Largest change of aspect ratio by a crop; 1: none."})
@@ -41,11 +41,11 @@ class TransformSettings:
     scale_share: float = field(default=0.0, metadata={"help": "Largest change of size, as a share."})
     shear_degrees: float = field(default=0.0, metadata={"help": "Largest shear to either side, in degrees."})
     random_erasing: float = field(default=0.25, metadata={"help": "Share of the images that lose a rectangle."})
-    mixup_alpha: float = field(default=0.8, metadata={"help": "Mixup's beta distribution; 0: no mixup."})
-    cutmix_alpha: float = field(default=1.0, metadata={"help": "CutMix's beta distribution; 0: no CutMix."})
+    mixup_alpha: float = field(default=0.8, metadata={"help": "Parameter of mixup's beta distribution; 0: no mixup."})
+    cutmix_alpha: float = field(default=1.0, metadata={"help": "Parameter of CutMix's beta distribution; 0: no CutMix."})
     mix_share: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "Times that an epoch shows each image, each time changed anew."}
+        default=1, metadata={"help": "How often an epoch shows each image, augmented differently each time."}
     )
 
     def __post_init__(self):
@@ -67,10 +67,10 @@ class TransformSettings:
 class RandomCrop:
     """Random resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6) and mirror of a PIL image and its mask.
 
-    What happens to an image depends on (seed, epoch, number of the image) alone, so neither on the worker or process that
-    happens to load it nor on where a training was interrupted.
+    The crop depends only on (seed, epoch, number of the image), so that it does not matter which worker or process loads the
+    image, or where a training was interrupted.
 
-    num_epochs: those in which `initial_image_size` grows to `image_size`, by steps of `multiple` pixels.
+    num_epochs: epochs in which `initial_image_size` grows to `image_size`, in steps of `multiple` pixels.
     """
 
     resample = Image.Resampling.BICUBIC
@@ -100,7 +100,7 @@ class RandomCrop:
         return round(size / self.multiple) * self.multiple
 
     def sample_box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of a crop, of the whole image if none fits in ten trials."""
+        """Left, top, right and bottom of a crop; the whole image if none of ten trials fits."""
         least, most = math.log(1 / self.settings.crop_max_aspect), math.log(self.settings.crop_max_aspect)
         for _ in range(CROP_TRIALS):
             area, aspect, x, y = random.random(4).tolist()
@@ -116,8 +116,8 @@ class RandomCrop:
 class BatchTransform(nn.Module):
     """Kornia's augmentations of images (B, 3, H, W) in [0, 1], and of masks (B, H, W) together with them.
 
-    The randomness is that of PyTorch's global generator, which a checkpoint of the Trainer stores, so a resumed training
-    draws the same numbers. Mask pixels that come from outside the image, or were erased, are `IGNORED`.
+    Random numbers come from PyTorch's global generator, whose state the Trainer's checkpoints store, so that a resumed
+    training draws the same numbers. Mask pixels from outside the image, and erased ones, are `IGNORED`.
     """
 
     def __init__(self, settings: TransformSettings):
@@ -135,7 +135,7 @@ class BatchTransform(nn.Module):
             steps.append(affine)
         if settings.randaugment_ops:
             steps.append(RandAugment(n=settings.randaugment_ops, m=settings.randaugment_magnitude))
-        elif settings.color_jitter:  # RandAugment has colours of its own
+        elif settings.color_jitter:  # RandAugment has its own colour operations
             steps.append(K.ColorJitter(*[settings.color_jitter] * 3, p=0.8))
         if settings.random_erasing:
             steps.append(K.RandomErasing(p=settings.random_erasing))
@@ -150,7 +150,7 @@ class BatchTransform(nn.Module):
             return pixels if masks is None else (pixels, masks)
         if masks is None:
             return self.steps(pixels, data_keys=["input"]).clamp(0, 1)
-        shifted = (masks[:, None] + 1) % (IGNORED + 1)  # Kornia fills with 0, which so stands for IGNORED
+        shifted = (masks[:, None] + 1) % (IGNORED + 1)  # Kornia fills with 0, which stands for IGNORED here
         pixels, shifted = self.steps(pixels, shifted.float(), data_keys=["input", "mask"])
         return pixels.clamp(0, 1), (shifted[:, 0].round().long() + IGNORED) % (IGNORED + 1)
 
@@ -158,7 +158,7 @@ class BatchTransform(nn.Module):
 class BatchMix(nn.Module):
     """Mixup (Zhang et al. 2018, arXiv:1710.09412) or CutMix (Yun et al. 2019, arXiv:1905.04899) of a batch with itself.
 
-    Each image gets the one at the mirrored place of the batch; one share holds for the whole batch.
+    Each image is mixed with the one at the mirrored position of the batch; all pairs of a batch use the same share.
     """
 
     def __init__(self, settings: TransformSettings):
@@ -187,7 +187,7 @@ class BatchMix(nn.Module):
 
 
 def _cut_span(length: int, share: float) -> tuple[int, int]:
-    """Start and end of a random stretch of about `share` of a side, cut off at the ends."""
+    """Start and end of a random interval of about `share` of a side, clipped at both ends."""
     half = round(length * share) // 2
     centre = int(torch.randint(length, ()))
     return max(centre - half, 0), min(centre + half, length)

@@ -1,1 +1,1 @@
-"""The stages from images to a report."""
+"""The pipeline: its stages, from images to a report."""

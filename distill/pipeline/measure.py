@@ -1,4 +1,4 @@
-"""What a classifier or a program says of images, and what it costs."""
+"""The logits of a classifier or a program for images, and its size and cost."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from edge.device.runner import Runner
 
 @torch.no_grad()
 def classifier_logits(classifier: Classifier, examples: list[Example], batch_size: int = 64) -> np.ndarray:
-    """Logits (n, K) of images as they are stored."""
+    """Logits (n, K) of a classifier for images, without augmentation."""
     classifier.eval()
     rows = []
     for start in range(0, len(examples), batch_size):
@@ -21,7 +21,7 @@ def classifier_logits(classifier: Classifier, examples: list[Example], batch_siz
 
 
 def program_logits(runner: Runner, examples: list[Example]) -> np.ndarray:
-    """Logits (n, K) of a program for images as they are stored."""
+    """Logits (n, K) of a program for images, without augmentation."""
     return np.stack([runner.logits(runner.manifest.input.pixel_values(example.source.load())) for example in examples])
 
 

@@ -53,10 +53,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything the pages show.
+    """Everything that the report shows.
 
-    program_agreement: share of the test images on which the program and the model it was made from have the same top class.
-    confusion: counts (K, K) of the program, true classes in rows.
+    program_agreement: share of the test images on which the program and its model have the same top class.
+    confusion: confusion matrix (K, K) of the program, true classes in rows.
     """
 
     name: str
@@ -92,7 +92,7 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
     rows = []
     for step in top:
         is_program = step == program_step
-        model_step = "recovered" if is_program else step  # the program is this model's
+        model_step = "recovered" if is_program else step  # the program was exported from this model
         file = run_dir / "edge" / "model.pte" if is_program else run_dir / step / "model.safetensors"
         measured = accuracy_with_interval(top[step], labels)
         rows.append(
@@ -128,7 +128,7 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
 def _latency(
     classifiers: dict[str, Classifier], runner: Runner, program_step: str, pixel_values: np.ndarray, settings: ReportSettings
 ) -> dict[str, Latency]:
-    """Latency of one image through every step, in turn, with the same number of threads."""
+    """Latency of one image in the model of every step, timed in turn with the same number of threads."""
     pixels = torch.from_numpy(pixel_values)
 
     def run_model(classifier: Classifier) -> Callable[[], torch.Tensor]:
@@ -146,7 +146,7 @@ def _latency(
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write `report.json`, `report.md`, `report.html` and their two pictures."""
+    """Write `report.json`, `report.md`, `report.html` and their two plots."""
     plot_accuracy_against_latency(report, folder / "report_accuracy_latency.png")
     plot_confusion(report, folder / "report_confusion.png")
     (folder / "report.json").write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
@@ -165,14 +165,14 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def read_table(path: Path) -> str:
-    """The table of a finished `report.json` for a terminal."""
+    """The table of a finished `report.json`, formatted for a terminal."""
     content = json.loads(path.read_text())
     rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
     return text_table(Report(**(content | {"rows": rows})))
 
 
 def table(report: Report) -> list[dict[str, str]]:
-    """The rows as people read them; sizes, MACs and latencies with their ratio to the teacher's."""
+    """The rows as text; MACs and file sizes with their ratio to the teacher's."""
     teacher = report.rows[0]
 
     def ratio(value: float, reference: float) -> str:
@@ -197,7 +197,7 @@ def table(report: Report) -> list[dict[str, str]]:
 
 
 def text_table(report: Report) -> str:
-    """The table for a terminal."""
+    """The table, formatted for a terminal."""
     rows = table(report)
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -205,7 +205,7 @@ def text_table(report: Report) -> str:
 
 
 def plot_accuracy_against_latency(report: Report, path: Path) -> None:
-    """Each step as a point: median latency to the right on a logarithmic scale, accuracy with its interval upwards."""
+    """Each step as a point: median latency on a logarithmic x axis, accuracy with its interval on the y axis."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for index, row in enumerate(report.rows):
         interval = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
@@ -231,7 +231,7 @@ def plot_accuracy_against_latency(report: Report, path: Path) -> None:
 
 
 def plot_confusion(report: Report, path: Path) -> None:
-    """Confusion matrix of the program, true classes in rows, counts written into cells that are not too many."""
+    """Confusion matrix of the program, true classes in rows, with counts in the cells for up to 30 classes."""
     counts, names = np.array(report.confusion), report.class_names
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(4 + 0.35 * len(names), 16)

@@ -1,4 +1,4 @@
-"""A run: its settings, its folder, and what its stages find there."""
+"""A run: its settings, its folder, and what its stages read there."""
 
 import json
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ class Run:
 
     @cached_property
     def stream(self) -> Stream | None:
-        """The stream to train on, if there is one; its held-out rows are kept in the run's folder."""
+        """The stream to train on, if there is one; its held-out rows are stored in the run's folder."""
         if not self.settings.images.streaming:
             return None
         return open_stream(CLASSES, self.settings.images, self.folder)
 
     @property
     def class_names(self) -> list[str]:
-        """Of the images that the data stage stored."""
+        """Names of the classes of the stored images."""
         return json.loads((self.folder / "data" / "data.json").read_text(encoding="utf-8"))["class_names"]
 
     def data(self) -> TrainingData:

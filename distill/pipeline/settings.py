@@ -1,4 +1,4 @@
-"""Settings of a run: those of a training, which all its trainings share, and those of each stage; checked before any work."""
+"""Settings of a run: those that all its trainings share, and those of each stage; checked before any work starts."""
 
 import sys
 from dataclasses import asdict, dataclass, field
@@ -24,12 +24,12 @@ from swin_hf.presets_swin_hf import PRESETS
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
 CONFIG_DIR = Path(__file__).parent / "configs"
-# What a stage decides on itself, and what has no bearing on a classifier.
+# Options that a stage sets itself, and those that do not concern a classifier.
 LEFT_OUT = {
     FinetuneArguments: frozenset({"output_dir", "num_train_epochs", "learning_rate"}),
     TaskSettings: frozenset({"task", "mask_share", "mask_patch_size", "evaluation_crop", "resume"}),
 }
-# Arguments of the Trainer that say how a training is carried out, without any bearing on what comes out.
+# Arguments of the Trainer that do not affect the result of a training.
 WITHOUT_BEARING = {
     *("output_dir", "logging_dir", "run_name", "project", "report_to", "disable_tqdm", "log_level", "log_level_replica"),
     *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
@@ -49,10 +49,10 @@ ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     output_dir: str = field(
-        default="", metadata={"help": "Folder of the run. Default: runs/demo, or runs/ and the data set's own name."}
+        default="", metadata={"help": "Folder of the run. Default: runs/demo for digits, else runs/ and the data set's name."}
     )
     stages: str = field(default=",".join(STAGES), metadata={"help": "Comma-separated stages to run."})
-    force: bool = field(default=False, metadata={"help": "Run the chosen stages again even where nothing changed."})
+    force: bool = field(default=False, metadata={"help": "Run the chosen stages again even if nothing changed."})
 
     def __post_init__(self):
         unknown = [stage for stage in self.stage_names if stage not in STAGES]
@@ -69,7 +69,7 @@ class TeacherSettings:
         default="swin_tiny",
         metadata={
             "help": f"{CHOICE_HELP}. A preset is trained from scratch, a checkpoint of other classes is fine-tuned first, and "
-            "one that knows the classes is taken as it is."
+            "one that knows the classes is used unchanged."
         },
     )
     teacher_args: str = field(default="", metadata={"help": ARGS_HELP})
@@ -86,7 +86,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSettings:
-    student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}, of a Swin of ours."})
+    student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}; must be a swin_hf model."})
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
     student_epochs: float = field(default=150, metadata={"help": "Passes over the training images."})
     student_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
@@ -103,7 +103,7 @@ class StudentSettings:
 class PruneSettings:
     prune_heads: float = field(default=0.2, metadata={"help": "Share of all attention heads to remove."})
     prune_mlp: float = field(default=0.4, metadata={"help": "Share of all hidden MLP channels to remove."})
-    prune_batches: int = field(default=20, metadata={"help": "Batches that importance is accumulated over."})
+    prune_batches: int = field(default=20, metadata={"help": "Batches over which importance is averaged."})
 
     def __post_init__(self):
         for name in ("prune_heads", "prune_mlp"):
@@ -122,7 +122,7 @@ class RecoverSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeSettings:
-    recipe: str = field(default="int8", metadata={"help": "Export recipe, as of `python -m edge export`."})
+    recipe: str = field(default="int8", metadata={"help": "Export recipe, as in `python -m edge export`."})
 
     def __post_init__(self):
         runnable = [name for name, recipe in RECIPES.items() if recipe.executable]
@@ -132,7 +132,7 @@ class EdgeSettings:
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
     repeats: int = field(default=300, metadata={"help": "Timed runs per row of the report."})
-    threads: int = field(default=1, metadata={"help": "Threads of every timed run."})
+    threads: int = field(default=1, metadata={"help": "Threads in every timed run."})
 
     def __post_init__(self):
         require(self.repeats >= 10, "repeats", "be at least 10", self.repeats)
@@ -141,7 +141,7 @@ class ReportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of a run, one part per concern; a stage depends on the parts it names and on nothing else."""
+    """All settings of a run, one part per concern; a stage depends only on the parts that it names."""
 
     task: TaskSettings
     images: ImageSettings
@@ -192,7 +192,7 @@ def check_schedule(stage: str, epochs: float, learning_rate: float) -> None:
 
 
 def parse_settings(argv: list[str] | None = None) -> Settings:
-    """Read `--config FILE_OR_NAME` and the command line, which wins over the file.
+    """Read `--config FILE_OR_NAME` and the command line, which overrides the file.
 
     Raises:
         SettingsError: unknown key, wrong type, value out of range, or a file that cannot be read.

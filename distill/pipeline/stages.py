@@ -1,8 +1,8 @@
-"""Stages of a run: each writes one folder, is skipped while nothing it depends on changed, and survives a kill.
+"""Stages of a run: each writes one folder, is skipped if nothing it depends on has changed, and resumes after a kill.
 
-A stage works in a hidden folder beside its own and is moved into place when it is complete, so that a folder with its
-plain name is always whole. `stage.json` in it records the fingerprint: a hash of the settings the stage depends on, of the
-files it reads from outside the run and of the fingerprints of the stages before it.
+A stage works in a hidden folder, which is renamed when the stage is complete, so that a folder with the plain name is always
+complete. `stage.json` in it records the fingerprint: a hash of the settings that the stage depends on, of the files that it
+reads from outside the run and of the fingerprints of the stages before it.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from edge.device.errors import ExplainedError
 from edge.files import move_into_place, write_whole
 
 MANIFEST = "stage.json"
-FULL_DISK_BYTES = 2**20  # what is left of a disk that a write has just failed on
+FULL_DISK_BYTES = 2**20  # less free space than this after a failed write: the disk is full
 
 
 class StageError(ExplainedError):
-    """A stage cannot run as asked; the message says what to run first."""
+    """A stage cannot run; the message says why and what to do first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step: `build(work_dir)` fills a folder from the folders of the stages named in `inputs`.
 
-    title: what the step does, for the reader of the log.
+    title: what the step does, for the log.
     folder: name of the folder under the run.
     settings: everything else the outcome depends on, as JSON values.
     """
@@ -45,7 +45,7 @@ class Stage:
 
 
 def fingerprints(stages: list[Stage]) -> dict[str, str]:
-    """Fingerprint of every stage, in order: a change in one reaches all that depend on it."""
+    """Fingerprint of every stage, in order; a change of one changes those of all stages that depend on it."""
     result = {}
     for stage in stages:
         content = [stage.name, stage.settings, [result[name] for name in stage.inputs]]
@@ -54,7 +54,7 @@ def fingerprints(stages: list[Stage]) -> dict[str, str]:
 
 
 def file_listing(folder: Path) -> list[list]:
-    """Names, sizes and change times of all files under a folder: what a fingerprint keeps of data outside the run."""
+    """Names, sizes and modification times of all files under a folder, for the fingerprint of data outside the run."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
@@ -99,7 +99,7 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
 
 
 def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
-    """Fill the stage's folder aside, going on from what an interrupted run with the same settings left, and move it."""
+    """Build a stage in its hidden folder, resuming an interrupted run with the same settings, and move it into place."""
     started = time.monotonic()
     work_dir = folder.with_name(f".{folder.name}.{fingerprint[:12]}.partial")
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
@@ -111,11 +111,11 @@ def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
     try:
         if _built_fingerprint(work_dir) != fingerprint:
             stage.build(work_dir)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own words for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk with their own errors
         if shutil.disk_usage(folder.parent).free < FULL_DISK_BYTES:
             raise StageError(
                 f"the disk that holds {folder.parent} is full, stage {stage.name} was not finished; free some space and "
-                "start again: the run goes on from its last whole stage or checkpoint"
+                "start again: the run resumes from its last complete stage or checkpoint"
             ) from error
         raise
     seconds = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""The images of a run, resized once and stored: every stage reads the same ones, whatever becomes of their source."""
+"""The images of a run, resized once and stored, so that all stages read the same images even if the source changes."""
 
 import json
 from collections import Counter
@@ -17,18 +17,18 @@ from swin_hf import SwinHfImageProcessorPil
 
 NUM_SAMPLES = 20
 NUM_CALIBRATION_IMAGES = 128
-NUM_STREAMED_IMAGES = 1024  # that are stored to prune and to calibrate on
+NUM_STREAMED_IMAGES = 1024  # stored for pruning and calibration
 
 
 def store_images(
     found: FoundImages, settings: ImageSettings, image_size: int, work_dir: Path, stream: Stream | None = None
 ) -> None:
-    """Fill a folder with the three splits, 20 test images to try and training images to calibrate on.
+    """Fill a folder with the three splits, 20 test images as samples, and training images for calibration.
 
-    stream: of the training images, the first of which are stored.
+    stream: of the training images, if there is one; its first images are stored.
 
     Raises:
-        DataError: too many images cannot be read, or a class has no readable ones left in a split.
+        DataError: too many images cannot be read, or a class has no readable images left in a split.
     """
     examples = prepare_splits(found, settings, work_dir / "data.json", known=False)
     if stream is not None:
@@ -42,7 +42,7 @@ def store_images(
         empty = set(range(len(found.class_names))) - set(dataset["label"])
         if empty and split != "validation" and stream is None:
             names = ", ".join(found.class_names[label] for label in sorted(empty))
-            raise DataError(f"the {split} images hold none of class {names}; add images or change the shares")
+            raise DataError(f"there are no {split} images of class {names}; add images or change the shares")
     datasets.DatasetDict(splits).save_to_disk(work_dir)
     for split in splits:
         (work_dir / f"resized-{split}.arrow").unlink()
@@ -54,11 +54,11 @@ def store_images(
 
 
 def _resized(split: str, examples: list[Example], names: list[str], image_size: int, work_dir: Path) -> datasets.Dataset:
-    """The images of one split, resized whole with the arithmetic of our image processor."""
+    """The images of one split, resized without a crop as our image processor does."""
     processor = SwinHfImageProcessorPil(size={"height": image_size, "width": image_size})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     path = work_dir / f"resized-{split}.arrow"
-    with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, whatever their number
+    with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, so that any number fits in memory
         for example in tqdm(examples, desc=f"      {split} images", mininterval=1.0):
             pixels = processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
             row = {"image": Image.fromarray(pixels.transpose(1, 2, 0)), "label": example.label}
@@ -68,7 +68,7 @@ def _resized(split: str, examples: list[Example], names: list[str], image_size: 
 
 
 def _write_examples(dataset: datasets.Dataset, class_names: list[str], count: int, folder: Path) -> None:
-    """Write up to `count` images as `<label>_<n>.png`, the classes in turn, so that all are there."""
+    """Write up to `count` images as `<label>_<n>.png`, taking the classes in turn so that all are present."""
     folder.mkdir(exist_ok=True)
     labels = dataset["label"]
     by_class = [[index for index in range(len(labels)) if labels[index] == label] for label in range(len(class_names))]

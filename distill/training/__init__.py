@@ -1,1 +1,1 @@
-"""The one Trainer: tasks, settings, models, optimisation, progress, fine-tuning."""
+"""Training with transformers' Trainer: tasks, settings, models, optimisation, progress, fine-tuning."""

@@ -1,4 +1,4 @@
-"""Command lines over frozen dataclasses: a YAML file gives values, the command line wins, and every mistake is explained."""
+"""Command lines from frozen dataclasses: a YAML file gives values, the command line overrides them, mistakes are explained."""
 
 import argparse
 import dataclasses
@@ -19,37 +19,37 @@ from transformers import HfArgumentParser
 from distill.errors import SettingsError, TrainingStopped
 from edge.device.errors import ExplainedError
 
-OPTION = "config"  # which names the YAML file
+OPTION = "config"  # names the YAML file
 
 
 def explained(work: Callable[[], None], how_to_resume: str) -> int:
-    """Run a program; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
+    """Run a program; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
     try:
         work()
     except Timeout as error:
         folder = Path(error.lock_file).parent
-        print(f"error: another run is at work in {folder}; wait for it or give another --output_dir", file=sys.stderr)
+        print(f"error: another run is using {folder}; wait for it or give another --output_dir", file=sys.stderr)
         return 1
     except TrainingStopped as stop:
         print(f"\n{stop}; {how_to_resume}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except (ExplainedError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
+        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was interrupted
         return 1
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """A program's options: the fields of some dataclasses, and `--config`, which names a YAML file of them.
+    """A program's options: the fields of some dataclasses, and `--config`, which names a YAML file with values for them.
 
     Every option has one spelling, that of its field, with underscores.
 
-    folder: where files are looked for that are given by their bare name.
-    left_out: fields of parts that are no options, since the program itself sets them. A later part may have a field of the
-        same name.
-    companions: options of a file that describe another one of it, by which they are left aside where the command line gives
-        that one anew: what a file says of its own teacher does not hold for another.
+    folder: where YAML files given by their bare name are looked up.
+    left_out: fields of parts that are not options, since the program itself sets them. A later part may have a field with
+        the same name.
+    companions: options that describe another option, by its name; their values in a file are ignored if the command line
+        sets that other option: `teacher_args` in a file do not apply to another `--teacher`.
     """
 
     program: str
@@ -80,11 +80,11 @@ class CommandLine:
         return parser
 
     def _fields(self, part: type) -> set[str]:
-        """The fields of a part that are options."""
+        """The names of the fields of a part that are options."""
         return {field.name for field in dataclasses.fields(part) if field.init} - self.left_out.get(part, frozenset())
 
     def glance(self, argv: list[str], name: str) -> str | None:
-        """The value of one option alone, without a check of the others."""
+        """The value of one option, without checking the others."""
         known, _ = self.parser.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
         return getattr(known, name)
 
@@ -104,7 +104,7 @@ class CommandLine:
             raise SettingsError(_unknown_key("the command line", unknown[0], self._options))
         try:
             return [part(**{name: getattr(values, name) for name in self._fields(part)}) for part in self.parts]
-        except (ValueError, ImportError) as error:  # TrainingArguments checks what depends on each other, and the device
+        except (ValueError, ImportError) as error:  # TrainingArguments checks combinations and the device
             raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
 
     @property
@@ -112,7 +112,7 @@ class CommandLine:
         return list(self.parser._option_string_actions)
 
     def _arguments_of(self, file: str, argv: list[str]) -> list[str]:
-        """The keys of a file as command-line arguments, so that both are checked and typed by the same parser."""
+        """The keys of a file as command-line arguments, so that the same parser checks and converts both."""
         path = Path(file)
         if path.suffix not in (".yaml", ".yml"):
             path = self.folder / f"{file}.yaml"
@@ -137,7 +137,7 @@ class CommandLine:
 
 
 def _remove(parser: HfArgumentParser, action: argparse.Action, spellings: list[str]) -> None:
-    """Take away some spellings of an option, and the option itself with its last one."""
+    """Remove some spellings of an option, and the option itself with its last spelling."""
     for spelling in list(spellings):
         if spelling not in ("-h", "--help"):
             parser._handle_conflict_resolve(None, [(spelling, action)])

@@ -1,4 +1,4 @@
-"""Figures that a training leaves behind, with what they were measured on."""
+"""Figures of a finished training, with the data that they were measured on."""
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Share of right answers among n images with its 95 % interval (Wilson 1927)."""
+    """Share of correct answers for n images with its 95 % interval (Wilson 1927)."""
 
     correct: int
     n: int
@@ -18,7 +18,7 @@ class Accuracy:
     high: float
 
     def as_evaluation(self, dataset: str) -> dict[str, Any]:
-        """As `metrics.json` has it under "evaluation", from where a model card takes it."""
+        """The "evaluation" of `metrics.json`, which model cards quote."""
         interval = {"low": self.low, "high": self.high}
         return {"dataset": dataset, "metric": "accuracy", "value": self.accuracy, **interval, "n": self.n}
 
@@ -31,7 +31,7 @@ def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accurac
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share, good also near 0 and 1 and for small n (Wilson 1927)."""
+    """Score interval of a share, accurate also near 0 and 1 and for small n (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = correct / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -40,7 +40,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 
 def evaluation_of(metric: str, value: float, n: int, dataset: str) -> dict[str, Any]:
-    """A figure of n test images as `metrics.json` has it under "evaluation"; an accuracy with its interval."""
+    """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy comes with its interval."""
     evaluation = {"dataset": dataset, "metric": metric, "value": value, "n": n}
     if metric == "accuracy":
         low, high = wilson_interval(round(value * n), n)

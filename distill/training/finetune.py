@@ -1,4 +1,4 @@
-"""From settings to a trained model: data, model, training, the figures of the test images, and a folder to load."""
+"""From settings to a trained model: data, model, training, figures of the test images, and a checkpoint folder."""
 
 import json
 import math
@@ -36,9 +36,9 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Images that were found, split and looked through.
+    """Images that were found, split and checked.
 
-    examples: by split; those for training are missing where there is a stream of them.
+    examples: by split; without those for training if they come from a stream.
     """
 
     class_names: list[str]
@@ -49,7 +49,7 @@ class TrainingData:
 def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, float]:
     """Train, write the model with its processor, figures and card to `--output_dir`, and return the figures.
 
-    callbacks: of the Trainer, beside our own.
+    callbacks: of the Trainer, in addition to our own.
 
     Raises:
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
@@ -66,10 +66,10 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
 
 
 def build_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
-    """The model to train, its first stages frozen where that was asked for, its new weights as the seed has them.
+    """The model to train, with frozen stages if there are any, and new weights initialised from the seed.
 
     Raises:
-        ModelError, SettingsError, LayerError: it cannot be had like this.
+        ModelError, SettingsError, LayerError: the model cannot be built with these settings.
     """
     set_seed(settings.trainer.seed)
     model = load_model(settings.model, settings.kind, class_names, settings.task.image_size)
@@ -89,14 +89,14 @@ def train_model(
     """Train a model and write it with its processor and figures to the output folder; returns the figures.
 
     teacher: pixels (B, 3, H, W) in [0, 1] to logits, to distil from.
-    checkpoint: from which the training goes on.
+    checkpoint: from which the training resumes.
 
     Raises:
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
     settings = settled(settings)
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
-    crops = settings.task.evaluation_crop and not settings.kind.targets.have_masks  # masks stay whole
+    crops = settings.task.evaluation_crop and not settings.kind.targets.have_masks  # masks are not cropped
     processor = load_processor(settings.model, settings.task.image_size, crops)
     objective = make_objective(settings, model.config, processor, data)
     if teacher is not None:
@@ -140,7 +140,7 @@ def write_metrics(folder: Path, figures: dict[str, Any]) -> None:
 
 
 def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
-    """The stream to train on, if there is one, and the images that lie here."""
+    """The stream to train on, if there is one, and the stored images."""
     images, targets = settings.images, settings.kind.targets
     with settings.trainer.main_process_first(desc="finding the images"):
         if images.streaming:
@@ -150,9 +150,9 @@ def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
 
 
 def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: FoundImages, known: bool) -> TrainingData:
-    """The images by split, without those that cannot be read. known: this was done before the training was interrupted."""
+    """The images by split, without unreadable ones. known: the split was recorded before the training was interrupted."""
     arguments = settings.trainer
-    with arguments.main_process_first(desc="looking through the images"):
+    with arguments.main_process_first(desc="checking the images"):
         known = known or arguments.local_process_index > 0
         examples = prepare_splits(found, settings.images, Path(arguments.output_dir) / "data.json", known)
     if arguments.process_index == 0:
@@ -162,7 +162,7 @@ def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: Fo
 
 
 def _training_images(settings: FinetuneSettings, data: TrainingData) -> TrainingImages | StreamedImages:
-    """Random crops of the training images, of which there must be enough for a step."""
+    """Random crops of the training images; there must be enough images for one step."""
     arguments, repeats = settings.trainer, settings.transforms.repeated_augmentation
     multiple = settings.kind.size_multiple(settings.task)
     crop = partial(RandomCrop, settings.transforms, settings.task.image_size, arguments.seed, multiple=multiple)
@@ -178,16 +178,16 @@ def _training_images(settings: FinetuneSettings, data: TrainingData) -> Training
 
 
 def settled(settings: FinetuneSettings) -> FinetuneSettings:
-    """Settings whose open points are decided: which figure tells the best checkpoint, and the batch of each device.
+    """Settings with defaults resolved: the metric that selects the best checkpoint, and the batch size of each device.
 
     Raises:
-        SettingsError: there is no such figure, or the global batch cannot be divided.
+        SettingsError: there is no such metric, or the global batch cannot be divided.
     """
     return _with_batch_size(_with_judge(settings))
 
 
 def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
-    """Let the task say which checkpoint is best, unless the user did."""
+    """Let the task choose the metric for the best checkpoint, unless the user did."""
     arguments, task = settings.trainer, settings.kind
     judge = arguments.metric_for_best_model or task.best_by.name
     higher_is_better = {metric.name: metric.higher_is_better for metric in task.judged_by} | {"loss": False}
@@ -199,7 +199,7 @@ def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, processor, data: TrainingData) -> Objective:
-    """What is learned, with weights of the classes if they are to be balanced."""
+    """The task's objective, with class weights if the classes are to be balanced."""
     examples = data.examples.get("train", [])
     balanced = settings.optimisation.class_weights == "balanced"
     setting = Setting(
@@ -216,7 +216,7 @@ def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, process
 
 
 def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
-    """The inverse frequencies of classes of images or, where there are masks, of pixels; a class that is never seen gets 0."""
+    """The inverse frequencies of classes of images or, where there are masks, of pixels; 0 for a class that does not occur."""
     counts = np.bincount([example.label for example in examples if example.mask is None], minlength=num_classes)
     for example in examples:
         if example.mask is not None:
@@ -226,7 +226,7 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
 
 
 def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
-    """A model card with what was trained on what, and the figures measured here."""
+    """Write a model card that says what was trained on which data, and the figures measured."""
     data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
@@ -251,14 +251,14 @@ def _with_batch_size(settings: FinetuneSettings) -> FinetuneSettings:
     arguments, whole = settings.trainer, settings.optimisation.global_batch_size
     if not whole:
         return settings
-    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process on several GPUs, where nothing launched more
+    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process uses all GPUs if no launcher started more
     parts = devices * arguments.gradient_accumulation_steps
     require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
     return settings.changed(per_device_train_batch_size=whole // parts)
 
 
 def _checkpoint_to_resume(settings: FinetuneSettings) -> str | None:
-    """The last checkpoint if `--resume`; else make sure that nothing is there to be overwritten."""
+    """The last checkpoint with `--resume`; otherwise None, after checking that nothing would be overwritten."""
     output_dir = Path(settings.trainer.output_dir)
     checkpoint = last_whole_checkpoint(output_dir)
     if settings.task.resume:

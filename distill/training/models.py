@@ -1,4 +1,4 @@
-"""The model to train and its image processor: a preset, or a checkpoint with a head for other classes at another size."""
+"""The model to train and its image processor: a preset or a checkpoint, with a head for the classes and an image size."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.weight_files import ConversionError
 
-FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # where only the backbone comes from a checkpoint
+FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 
 
 class ModelError(ExplainedError):
@@ -28,11 +28,11 @@ class ModelError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """A preset, to be trained from scratch, or a checkpoint folder or Hub id.
+    """A preset to be trained from scratch, or a checkpoint folder or Hub id.
 
     args: fields of its config to change.
-    head_args: fields of the head that it becomes the backbone of, if it does.
-    flag: what the command line calls it, for messages.
+    head_args: fields of the head's config, if the model becomes the backbone of another one.
+    flag: its name on the command line, for messages.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ModelChoice:
         """From the values of `--FLAG`, `--FLAG_args` and `--head_args`, the latter two YAML.
 
         Raises:
-            SettingsError: no name, or no YAML mapping.
+            SettingsError: the name is empty, or a value is not a YAML mapping.
         """
         require(bool(name.strip()), flag, "name a preset, a checkpoint folder or a Hub id", name)
         return cls(name=name, args=_fields(args, f"{flag}_args"), head_args=_fields(head_args, "head_args"), flag=flag)
@@ -70,13 +70,13 @@ def _fields(text: str, name: str) -> dict[str, Any]:
 def load_model(
     choice: ModelChoice, task: Task, class_names: list[str], image_size: int, announce: bool = True
 ) -> PreTrainedModel:
-    """The chosen model with a head for these classes: a checkpoint's at `image_size`, or a preset's, untrained.
+    """The chosen model with a head for these classes: a checkpoint at `image_size`, or an untrained preset.
 
     announce: whether to print which weights are new.
 
     Raises:
-        ModelError: it cannot be loaded, or the checkpoint lacks weights that are not its head's.
-        SettingsError: what is to be changed are no fields of its config.
+        ModelError: it cannot be loaded, or the checkpoint lacks weights outside its head.
+        SettingsError: `args` or `head_args` has unknown fields.
     """
     try:
         config = _load_config(choice, task, class_names, image_size)
@@ -101,10 +101,10 @@ def load_model(
 def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
     """The checkpoint's image processor at `image_size`, or ours for a preset.
 
-    crops: whether it may cut away a border, as the checkpoint's may do; otherwise images are resized whole.
+    crops: whether it keeps the checkpoint's centre crop; otherwise images are resized without a crop.
 
     Raises:
-        ModelError: the checkpoint's crop is of a kind that cannot be had at another size.
+        ModelError: the checkpoint's crop cannot be adapted to another size.
     """
     size = {"height": image_size, "width": image_size}
     if choice.is_preset:
@@ -115,7 +115,7 @@ def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
         return SwinHfImageProcessorPil(size=size)
     if crops and getattr(processor, "do_center_crop", False):
         saved = AutoImageProcessor.from_pretrained(choice.name, backend="pil").to_dict()
-        try:  # a crop of another image size is another crop
+        try:  # the crop must fit the new image size
             return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved)), image_size)
         except ConversionError as error:
             raise ModelError(f"--{choice.flag} {choice.name}: {error}") from error
@@ -127,7 +127,7 @@ def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
 
 
 def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_size: int) -> PreTrainedConfig:
-    """The config of the chosen model with its changes, for these classes and this size."""
+    """The config of the chosen model with its changes, for these classes and this image size."""
     changes = dict(choice.args)
     if task.targets.have_classes:
         changes |= named_classes(class_names)
@@ -147,7 +147,7 @@ def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_
 def _over_backbone(
     choice: ModelChoice, task: Task, config: SwinHfConfig, class_names: list[str], announce: bool
 ) -> PreTrainedModel:
-    """A new head over a Swin, whose weights come from the checkpoint if one was chosen."""
+    """A new head on a Swin backbone, with the backbone's weights from the checkpoint if one was chosen."""
     model = task.over_backbone(config, class_names, choice.head_args)
     if not choice.is_preset:
         backbone, report = SwinHfBackbone.from_pretrained(
@@ -161,12 +161,12 @@ def _over_backbone(
 def _check_weights(
     choice: ModelChoice, model: PreTrainedModel, report: dict[str, Any], may_be_new: re.Pattern, announce: bool
 ) -> None:
-    """Say which weights are new, and that there are none too many.
+    """Print which weights are new, and check that only weights of the head are.
 
     Raises:
-        ModelError: the checkpoint lacks weights that are not its head's.
+        ModelError: the checkpoint lacks weights outside its head.
     """
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}  # alone, or with both shapes
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}  # a name, or (name, shapes)
     fresh = sorted(set(report["missing_keys"]) | mismatched)
     lacking = [key for key in fresh if not may_be_new.search(key)]
     if lacking:

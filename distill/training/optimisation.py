@@ -1,4 +1,4 @@
-"""What is trained and how fast: groups of parameters that know Swin's stages, frozen stages, and the mean of the weights."""
+"""What is trained and how fast: layer-wise parameter groups, frozen stages and averaged weights."""
 
 import re
 from collections import defaultdict
@@ -23,14 +23,14 @@ BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
 @dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
     global_batch_size: int = field(
-        default=0, metadata={"help": "Images of a step over all processes and accumulated batches; 0: as many as they make."}
+        default=0, metadata={"help": "Images per step over all processes and accumulated batches; 0: not fixed."}
     )
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of a block over that of the next one (0.7 to 0.9 for fine-tuning)."}
+        default=1.0, metadata={"help": "Ratio of a block's learning rate to the next block's (0.7 to 0.9 for fine-tuning)."}
     )
-    lamb: bool = field(default=False, metadata={"help": "LAMB in place of --optim, for batches of thousands."})
-    frozen_stages: int = field(default=0, metadata={"help": "First stages, and the embeddings, that keep their weights."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights, which are then evaluated and kept."})
+    lamb: bool = field(default=False, metadata={"help": "Use LAMB instead of --optim, for batches of thousands."})
+    frozen_stages: int = field(default=0, metadata={"help": "Number of first stages to freeze, with the embeddings."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights, which are evaluated and saved."})
     class_weights: str = field(default="none", metadata={"help": "none, or balanced: by the inverse frequency of a class."})
 
     def __post_init__(self):
@@ -42,15 +42,15 @@ class OptimisationSettings:
 
 
 class LayerError(ExplainedError):
-    """A model has no stages to tell apart; the message says which setting needs them."""
+    """A model has no stages, or not enough; the message says which setting needs them."""
 
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
-    """Groups for an optimiser: by depth, each block `layer_decay` times as fast as the next one, and by weight decay.
+    """Groups for an optimiser: by depth, each block with `layer_decay` times the next one's rate, and by weight decay.
 
-    The heads have `learning_rate`, the embeddings the least (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022,
+    The heads have `learning_rate`, the embeddings the lowest rate (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022,
     arXiv:2106.08254). Vectors, position tables and temperatures get no weight decay.
     """
     depth_of = _depths(model) if layer_decay < 1 else lambda name: 0
@@ -67,7 +67,7 @@ def parameter_groups(
 
 
 def _depths(model: nn.Module):
-    """A function from a parameter's name to its depth: 0 for the embeddings, one more for every block, then the heads."""
+    """A function from a parameter's name to its depth: 0 for the embeddings, 1 more for each block, the heads last."""
     blocks = sorted({tuple(map(int, match.groups())) for name, _ in model.named_parameters() if (match := BLOCK.search(name))})
     if not blocks:
         raise LayerError(f"--layer_decay needs a Swin with encoder.layers.*.blocks.*, {type(model).__name__} has none; use 1")
@@ -86,10 +86,10 @@ def _depths(model: nn.Module):
 
 
 def freeze_stages(model: nn.Module, num_stages: int) -> None:
-    """Keep the embeddings and the first stages of a Swin as they are.
+    """Freeze the embeddings and the first stages of a Swin.
 
     Raises:
-        LayerError: the model is no Swin, or has no stage left to train.
+        LayerError: the model is not a Swin, or no stage would be left to train.
     """
     if num_stages == 0:
         return
@@ -117,12 +117,12 @@ class WeightAverage:
         torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + steps) / (10 + steps)))
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Include the weights after a step."""
         self.averaged.update_parameters(model)
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Lend the averaged weights to `model`, whatever wraps it."""
+        """Replace the weights of `model` by the averaged ones inside a `with` block; wrappers of `model` use them too."""
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.averaged.module.state_dict())
         try:

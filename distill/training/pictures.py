@@ -1,4 +1,4 @@
-"""Pictures of what a model predicts for some validation images, for the folder of a training and its trackers."""
+"""Pictures of predictions for some validation images, for the output folder of a training and its trackers."""
 
 import math
 from pathlib import Path
@@ -20,9 +20,9 @@ PANEL_INCHES = 1.5
 
 
 class PredictionPictures(TrainerCallback):
-    """After every evaluation, a picture of predictions in `predictions/` of the output folder.
+    """Draws predictions after every evaluation, as a picture in `predictions/` of the output folder.
 
-    TensorBoard, Weights & Biases and Trackio are sent it too, where `--report_to` names them.
+    It is also sent to TensorBoard, Weights & Biases and Trackio if `--report_to` names them.
     """
 
     def __init__(self, trainer: TaskTrainer, images: Dataset, count: int):
@@ -33,7 +33,7 @@ class PredictionPictures(TrainerCallback):
         self.batch = {name: torch.stack([row[name] for row in rows]) for name in ("pixels", "targets")}
 
     def on_evaluate(self, args, state, control, **kwargs):
-        panels = self.trainer.draw(self.batch)  # by all processes, since they may share the weights
+        panels = self.trainer.draw(self.batch)  # on all processes, since the weights may be sharded
         if state.is_world_process_zero:
             path = Path(args.output_dir) / "predictions" / f"step-{state.global_step:07}.png"
             path.parent.mkdir(exist_ok=True)

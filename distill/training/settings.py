@@ -1,4 +1,4 @@
-"""Settings of a training: what is trained on what, beside the arguments of `transformers.Trainer`."""
+"""Settings of a training: the task, the model, the data and the arguments of `transformers.Trainer`."""
 
 import copy
 import os
@@ -26,16 +26,16 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
     task: str = field(default="image-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
-    image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
+    image_size: int = field(default=224, metadata={"help": "Height and width in pixels at which the model is trained."})
     evaluation_crop: bool = field(
-        default=True, metadata={"help": "Judge on the middle of images where the checkpoint's processor does."}
+        default=True, metadata={"help": "Evaluate on centre crops if the checkpoint's processor makes them."}
     )
     mask_share: float = field(default=0.6, metadata={"help": "Share of the image that SimMIM masks."})
     mask_patch_size: int = field(default=32, metadata={"help": "Side in pixels of the squares that SimMIM masks."})
     num_pictures: int = field(
         default=16, metadata={"help": "Validation images whose predictions are drawn after each evaluation; 0: none."}
     )
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+    resume: bool = field(default=False, metadata={"help": "Resume from the last checkpoint in --output_dir."})
 
     def __post_init__(self):
         require(self.task in TASKS, "task", f"be one of {', '.join(TASKS)}", self.task)
@@ -55,7 +55,7 @@ class ModelSettings:
         default="", metadata={"help": 'Fields of the model\'s config to change, as YAML: "{depths: [1, 2], window_size: 4}".'}
     )
     head_args: str = field(
-        default="", metadata={"help": 'Fields of SwinHfUperNetConfig, which segments with a Swin: "{hidden_size: 256}".'}
+        default="", metadata={"help": 'Fields of SwinHfUperNetConfig, for segmentation, as YAML: "{hidden_size: 256}".'}
     )
     teacher: str = field(
         default="", metadata={"help": "Checkpoint folder or Hub id of a model of the same classes to distil from."}
@@ -69,8 +69,8 @@ class FinetuneArguments(TrainingArguments):
     output_dir: str | None = field(default="runs/finetune", metadata={"help": "Folder of the model and its checkpoints."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of all but norms, biases and position tables."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps with a rising learning rate; below 1 their share."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, polynomial, ... of transformers."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps with a rising learning rate; below 1: as a share."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of transformers: cosine, polynomial, ..."})
     max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the training images."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and batch."})
@@ -78,29 +78,29 @@ class FinetuneArguments(TrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch, steps or no."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps, best or no."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: epoch, steps or no."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept: the best and the last."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep: the best and the last."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: batches are pixels and targets."})
     dataloader_drop_last: bool = field(
         default=True,
-        metadata={"help": "Leave out the last, smaller batch of an epoch: all steps see as many images."},
+        metadata={"help": "Leave out the last, smaller batch of an epoch, so that all steps have the same size."},
     )
     report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pin memory for the device."})
 
     ddp_timeout: int = field(
-        default=12 * 3600, metadata={"help": "Seconds that processes wait for the first one, which looks through the images."}
+        default=12 * 3600, metadata={"help": "Seconds that processes wait for the first one, which checks the images."}
     )
 
     def __post_init__(self):
         chosen = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
-        self.metric_for_best_model, self.greater_is_better = chosen  # the task decides, where transformers would take the loss
-        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must hear of a new epoch
+        self.metric_for_best_model, self.greater_is_better = chosen  # the task chooses; transformers would take the loss
+        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must be told of a new epoch
             require(not getattr(self, name), name, "be false", getattr(self, name))
 
     def changed(self, **changes: Any) -> "FinetuneArguments":
-        """A copy with other values. `dataclasses.replace` would derive again what is derived already."""
+        """A copy with other values; `dataclasses.replace` would run `__post_init__` again."""
         copied = copy.copy(self)
         for name, value in changes.items():
             setattr(copied, name, value)
@@ -136,14 +136,14 @@ SHARED_PARTS = (ImageSettings, TransformSettings, OptimisationSettings, Distilla
 
 
 def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
-    """Read `--config FILE_OR_NAME` and the command line, which wins over the file.
+    """Read `--config FILE_OR_NAME` and the command line, which overrides the file.
 
     Raises:
         SettingsError: unknown key, wrong type, value out of range, or a file that cannot be read.
     """
     command_line = CommandLine(
         program="accelerate launch scripts/finetune.py",
-        description="Train or fine-tune an image model on your images; beside these, every argument of transformers.Trainer.",
+        description="Train or fine-tune an image model on your images. All arguments of transformers.Trainer work too.",
         folder=CONFIG_DIR,
         parts=[TaskSettings, ModelSettings, *SHARED_PARTS],
     )
@@ -164,17 +164,17 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
 
 
 def check_together(settings: FinetuneSettings) -> None:
-    """Check what settings ask of each other.
+    """Check that the settings fit together.
 
     Raises:
-        SettingsError: two of them do not go together.
+        SettingsError: two settings cannot be combined.
     """
     trainer, transforms, optimisation = settings.trainer, settings.transforms, settings.optimisation
     launched = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"}
     sharded = bool(trainer.fsdp) or trainer.deepspeed is not None or bool(launched)
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
     partial = trainer.save_only_model and optimisation.ema_decay > 0
-    require(not partial, "save_only_model", "be false with --ema_decay, whose weights are saved beside the model's", True)
+    require(not partial, "save_only_model", "be false with --ema_decay, whose weights are saved besides the model's", True)
     require(
         transforms.initial_image_size <= settings.task.image_size,
         "initial_image_size",

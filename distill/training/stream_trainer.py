@@ -1,4 +1,4 @@
-"""Training on a stream: which worker comes next, and how far each of them has come, are kept in checkpoints."""
+"""Training on a stream: checkpoints record which worker is next and how far each worker has read."""
 
 import itertools
 import json
@@ -13,9 +13,9 @@ from distill.training.trainer import TaskTrainer
 
 
 class StreamLoader(DataLoader):
-    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0.
+    """A loader that begins with the batch of worker `dataset.first`; PyTorch's always begins with worker 0.
 
-    is_finished: whether the training has all its steps, so that none is loaded.
+    is_finished: whether the training has done all its steps, so that no batch is loaded.
     """
 
     def __init__(self, *args, is_finished: Callable[[], bool], **kwargs):
@@ -32,14 +32,14 @@ class StreamLoader(DataLoader):
 
 
 class StreamTrainer(TaskTrainer):
-    """Trains on `StreamedImages`, and notes in each checkpoint how far every reader of the stream has come."""
+    """Trains on `StreamedImages`, and records in each checkpoint how far every reader of the stream has read."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.args.ignore_data_skip = True  # the Trainer would load, cut and drop everything that was seen
+        self.args.ignore_data_skip = True  # the Trainer would load, crop and discard all images seen before
 
     def get_train_dataloader(self) -> DataLoader:
-        """Not prepared by accelerate, which would divide what is divided already."""
+        """A loader that is not prepared by accelerate, which would divide the stream among processes once more."""
         return StreamLoader(
             self.train_dataset,
             batch_size=self.args.train_batch_size,
@@ -48,7 +48,7 @@ class StreamTrainer(TaskTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             drop_last=True,
             is_finished=lambda: self.state.global_step >= self.args.max_steps,
-            generator=torch.Generator(),  # of its own, so that a resumed training draws no number more than another
+            generator=torch.Generator(),  # its own, so that a resumed training draws the same random numbers
         )
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -69,7 +69,7 @@ class StreamTrainer(TaskTrainer):
         require(
             record["readers"] == self._readers,
             "resume",
-            f"go on with as many processes and --dataloader_num_workers as {checkpoint} was written by, {record['readers']}",
+            f"use as many processes and --dataloader_num_workers as the run that wrote {checkpoint}, {record['readers']}",
             self._readers,
         )
         self.train_dataset.positions = {int(worker): position for worker, position in record["positions"].items()}

@@ -1,4 +1,4 @@
-"""The one training loop: `transformers.Trainer` around a task, with layer-wise rates, averaged weights and safe stops."""
+"""The training loop: `transformers.Trainer` for any task, with layer-wise rates, averaged weights and safe stops."""
 
 import json
 import shutil
@@ -20,17 +20,17 @@ from distill.training.tasks.task import Objective, Output, Panels, Task
 from edge.device.errors import ExplainedError
 
 AVERAGE_FILE = "averaged_weights.pt"
-CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: they, Adam's two moments, their average, and some room
+CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: the weights, Adam's two moments, the average, and a margin
 
 
 class DivergenceError(ExplainedError):
-    """The loss is no number any more; the message says since when and what is left."""
+    """The loss became NaN or infinite; the message names the step and the best checkpoint."""
 
 
 class TaskTrainer(Trainer):
     """Trains a model for a task on batches of uint8 "pixels" (B, 3, H, W) and "targets".
 
-    With averaged weights, evaluations use those, and a checkpoint holds both.
+    With averaged weights, evaluations use the average, and checkpoints store both.
     """
 
     def __init__(self, *args, task: Task, objective: Objective, optimisation: OptimisationSettings, **kwargs):
@@ -38,7 +38,7 @@ class TaskTrainer(Trainer):
         self.objective = objective.to(self.args.device)
         self.optimisation = optimisation
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
-        self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step with a loss that is no number
+        self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step whose loss is NaN or infinite
         self.loss_parts: dict[str, list[torch.Tensor]] = {}
         self._drop_last = self.args.dataloader_drop_last
         self._watch = AfterEveryStep(self)
@@ -51,8 +51,8 @@ class TaskTrainer(Trainer):
         """Train to the end.
 
         Raises:
-            TrainingStopped: SIGTERM came before; a checkpoint was written.
-            DivergenceError: the loss is infinite or not a number.
+            TrainingStopped: SIGTERM came before the end; a checkpoint was written.
+            DivergenceError: the loss is NaN or infinite.
             OSError: a checkpoint does not fit on the disk.
         """
         former_handler = signal.signal(signal.SIGTERM, self._watch.request_stop)
@@ -65,15 +65,15 @@ class TaskTrainer(Trainer):
         return result
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
-        # A training may leave out the last, smaller batch, whose images would depend on the number of processes; an
-        # evaluation leaves out nothing. The Trainer has one argument for both.
+        # Training may leave out the last, smaller batch, whose images would depend on the number of processes; evaluation
+        # leaves out nothing. The Trainer has one argument for both.
         self.args.dataloader_drop_last = is_training and self._drop_last
         return super()._get_dataloader(*args, is_training=is_training, **kwargs)
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 
     def run_objective(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Output:
-        """The objective's output for a batch whose images have come as bytes."""
+        """The objective's output for a batch of uint8 images."""
         return self.objective(model, inputs["pixels"].float() / 255, inputs["targets"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -90,13 +90,13 @@ class TaskTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.run_objective(model, inputs)
         targets = inputs["targets"]
-        if targets.ndim > 1:  # masks, which the predictions have been compared with; nothing is gathered that nobody reads
+        if targets.ndim > 1:  # masks, already compared with the predictions; they need not be gathered
             targets = targets.new_zeros(len(targets))
         return output.loss.detach(), output.predictions.detach(), targets
 
     @torch.no_grad()
     def draw(self, batch: dict[str, torch.Tensor]) -> list[Panels]:
-        """Pictures of what the model, as it is, predicts for a batch."""
+        """Pictures of what the model predicts for a batch."""
         inputs = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
             return self.objective.draw(self.model, inputs["pixels"].float() / 255, inputs["targets"])
@@ -121,7 +121,7 @@ class TaskTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args, **kwargs):
-        with self._averaged_weights(), torch.random.fork_rng():  # the training goes on as if nothing had been evaluated
+        with self._averaged_weights(), torch.random.fork_rng():  # evaluating must not change the training
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
@@ -134,7 +134,7 @@ class TaskTrainer(Trainer):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Write a checkpoint if it fits; one that is there already is only then removed.
+        """Write a checkpoint if there is room for it; only then are older ones removed.
 
         Raises:
             OSError: the disk is too full.
@@ -145,12 +145,12 @@ class TaskTrainer(Trainer):
         if free < needed:
             raise OSError(
                 f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
-                f"{free / 1e6:.0f} MB left; the checkpoints before it are untouched: make room and resume"
+                f"{free / 1e6:.0f} MB left; earlier checkpoints are untouched: free some space and resume"
             )
         super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        self.check_loss()  # a checkpoint of numbers that are none would push out a good one
+        self.check_loss()  # a checkpoint with NaN weights would replace a good one
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None and self.args.should_save:
             torch.save(self.average.averaged.state_dict(), Path(output_dir) / AVERAGE_FILE)
@@ -170,17 +170,17 @@ class TaskTrainer(Trainer):
             self.average.averaged.load_state_dict(state)
 
     def save_averaged_model(self, output_dir: Path) -> None:
-        """Write the model that was evaluated, with its processor."""
+        """Write the model as it was evaluated, with its processor."""
         with self._averaged_weights():
             self.save_model(str(output_dir))
 
     def check_loss(self) -> None:
-        """Stop if the loss of any step since the start was infinite or not a number.
+        """Check that the loss of every step so far was finite.
 
         Raises:
-            DivergenceError: it was.
+            DivergenceError: it was not.
         """
-        steps = self.accelerator.gather(self.diverged_at)  # all processes stop, whichever saw it
+        steps = self.accelerator.gather(self.diverged_at)  # all processes stop, whichever of them had it
         if (steps >= 0).any():
             step, best = int(steps[steps >= 0].min()), self.state.best_model_checkpoint
             raise DivergenceError(
@@ -190,7 +190,7 @@ class TaskTrainer(Trainer):
 
 
 class AfterEveryStep(TrainerCallback):
-    """Averages the weights, looks whether the loss is still a number, and ends the training in order on SIGTERM."""
+    """Averages the weights, checks the loss, and stops the training cleanly on SIGTERM."""
 
     def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
@@ -201,7 +201,7 @@ class AfterEveryStep(TrainerCallback):
         self.stop_requested = True
 
     def on_train_begin(self, args, state, control, **kwargs):
-        torch.manual_seed(args.seed + args.process_index)  # processes augment their images each in its own way
+        torch.manual_seed(args.seed + args.process_index)  # each process augments with its own random numbers
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.average is not None:
@@ -213,7 +213,7 @@ class AfterEveryStep(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stop_requested:  # the epoch is cut off and its checkpoint written
+        if self.stop_requested:  # the epoch is incomplete and its checkpoint is written already
             control.should_evaluate = control.should_save = False
 
     def on_log(self, args, state, control, **kwargs):
@@ -221,9 +221,9 @@ class AfterEveryStep(TrainerCallback):
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half ones, left by a kill, are removed.
+    """The newest complete checkpoint; incomplete ones, left by a kill, are removed.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that file can be read.
+    The Trainer writes `trainer_state.json` last, so that a checkpoint is complete if that file can be read.
     """
     numbered = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     while numbered:
@@ -231,7 +231,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
         try:
             json.loads((newest / "trainer_state.json").read_text())
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(newest, ignore_errors=True)  # another process of the run may be at it too
+            shutil.rmtree(newest, ignore_errors=True)  # another process of the run may be removing it too
         else:
             return str(newest)
     return None

@@ -1,4 +1,4 @@
-"""The tasks: a file and a line of this table each."""
+"""The tasks: each has a file of its own and an entry in this table."""
 
 from distill.training.tasks.classification import IMAGE_CLASSIFICATION
 from distill.training.tasks.masked_images import MASKED_IMAGE_MODELING

@@ -1,4 +1,4 @@
-"""Image classification: a class for every image."""
+"""Image classification: one class per image."""
 
 # B batch, H W image in pixels, K classes
 
@@ -17,7 +17,7 @@ NUM_CALIBRATION_BINS = 15
 
 
 class ImageClassification(Objective):
-    """Cross-entropy with smoothed, mixed labels; in evaluation against the label as it is."""
+    """Cross-entropy with smoothed and mixed labels; in evaluation with the plain label."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ImageClassification(Objective):
         self.register_buffer("class_weights", class_weights)
 
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Classes (B,) become probabilities (B, K), which are mixed with their images."""
+        """Classes (B,) become probabilities (B, K), which are mixed together with the images."""
         probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
         return self.mix(self.transform(pixels), probabilities)
 
@@ -57,7 +57,7 @@ class ImageClassification(Objective):
         return panels
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Top-1 and top-5 accuracy, the worst class's, and the expected calibration error.
+        """Top-1 and top-5 accuracy, the accuracy of the worst class, and the expected calibration error.
 
         Guo et al. 2017, arXiv:1706.04599, equation 3, with 15 bins.
         """
@@ -76,7 +76,7 @@ class ImageClassification(Objective):
         }
 
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
-        """The accuracy of every class that was evaluated."""
+        """The accuracy of every class that occurs in the images."""
         right, labels = prediction.predictions.argmax(axis=1) == prediction.label_ids, prediction.label_ids
         return {
             "accuracy_by_class": {self.class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}

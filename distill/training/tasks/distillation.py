@@ -1,4 +1,4 @@
-"""Distillation: another objective, learned from its targets and from a teacher that looks at the very same pixels."""
+"""Distillation: another objective, learned from its targets and from a teacher that gets the same pixels."""
 
 # B batch, H W image in pixels, K classes
 
@@ -17,7 +17,7 @@ from swin_hf.distillation_losses import LOSSES
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
     kd_loss: str = field(default="kl", metadata={"help": f"Distillation loss: {', '.join(LOSSES)}."})
-    kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss beside the task's own."})
+    kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss, added to the task's."})
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature that softens the probabilities of both."})
 
     def __post_init__(self):
@@ -29,7 +29,7 @@ class DistillationSettings:
 class Distillation(Objective):
     """The loss of another objective plus `kd_weight` times a distillation loss.
 
-    The augmented batch is made once and shown to both (Beyer et al. 2022, arXiv:2106.05237, "consistent teaching").
+    A batch is augmented once and given to both models (Beyer et al. 2022, arXiv:2106.05237, "consistent teaching").
     Evaluations and pictures are those of the other objective.
 
     teacher: pixels (B, 3, H, W) in [0, 1] to logits, frozen and never in training mode.

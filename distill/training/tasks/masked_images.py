@@ -1,4 +1,4 @@
-"""Masked image modelling: images from their unmasked parts, to begin without labels."""
+"""Masked image modelling: images are predicted from their unmasked parts, for pre-training without labels."""
 
 # B batch, H W image in pixels
 
@@ -18,7 +18,7 @@ from swin_hf import SwinHfConfig
 
 
 class MaskedImageModeling(Objective):
-    """SimMIM (Xie et al. 2022, arXiv:2111.09886): the pixels of masked squares from the rest of the image."""
+    """SimMIM (Xie et al. 2022, arXiv:2111.09886): predicts the pixels of masked squares from the rest of the image."""
 
     def __init__(self, processor, patch_size: int, mask_patch_size: int, mask_share: float):
         super().__init__()
@@ -26,7 +26,7 @@ class MaskedImageModeling(Objective):
         self.patch_size, self.mask_patch_size, self.mask_share = patch_size, mask_patch_size, mask_share
 
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch as it is: what is masked is what changes."""
+        """The batch unchanged: only the masked squares are random."""
         return pixels, targets
 
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
@@ -71,7 +71,7 @@ def make_objective(setting: Setting) -> MaskedImageModeling:
 
 
 def reconstruct_every_token(config: SwinHfConfig, changes: dict[str, Any]) -> None:
-    """Let the decoder of a preset enlarge its last feature map to whole images."""
+    """Make the decoder of a preset enlarge its last feature map to the size of the image."""
     if "encoder_stride" not in changes:
         config.encoder_stride = config.token_height_width[0]
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel."""
+"""Semantic segmentation: one class per pixel."""
 
 # B batch, H W image in pixels, K classes
 
@@ -23,9 +23,9 @@ GOLDEN_RATIO = 0.618034
 
 
 class SemanticSegmentation(Objective):
-    """The model's own loss, its cross-entropy perhaps with weights of the classes.
+    """The model's own loss, whose cross-entropy may have class weights.
 
-    Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows: it need not keep logits of all pixels.
+    Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows, so that no logits have to be kept.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SemanticSegmentation(Objective):
         if self.class_weights is not None:
             plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
             weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
-            loss = loss - plain + weighted  # what an auxiliary head adds stays
+            loss = loss - plain + weighted  # the part of an auxiliary head does not change
         return Output(loss=loss, predictions=logits)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
@@ -72,7 +72,7 @@ class SemanticSegmentation(Objective):
         ]
 
     def count_pixels(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Confusion matrices (B, K, K) of classes of pixels (B, H, W)."""
+        """Confusion matrices (B, K, K) from the classes of pixels (B, H, W)."""
         batch_size, num_classes = len(targets), len(self.class_names)
         known = targets != IGNORED
         cells = torch.where(known, targets * num_classes + predicted, num_classes**2).flatten(1)
@@ -81,7 +81,7 @@ class SemanticSegmentation(Objective):
         return counts[:, :-1].view(batch_size, num_classes, num_classes)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Mean intersection over union of the classes, and the share of pixels that are right."""
+        """Mean intersection over union of the classes, and the share of correct pixels."""
         confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
         return {
             "mean_iou": mean_iou(confusion),
@@ -89,20 +89,20 @@ class SemanticSegmentation(Objective):
         }
 
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
-        """The intersection over union of every class that is in masks or predictions."""
+        """The intersection over union of every class that occurs in masks or predictions."""
         ious = class_ious(prediction.predictions.sum(axis=0, dtype=np.int64))
         return {"iou_by_class": {name: float(iou) for name, iou in zip(self.class_names, ious) if not np.isnan(iou)}}
 
 
 def _at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits (B, K, h, w) at (height, width), which some models give themselves."""
+    """Logits (B, K, h, w) resized to (height, width); some models return them at that size."""
     if logits.shape[2:] == size:
         return logits
     return nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def class_colours(num_classes: int) -> np.ndarray:
-    """A colour for each number of a mask (256, 3): 0, often the background, dark, the others hues far apart, no class grey."""
+    """Colours of the numbers of a mask (256, 3): dark for 0, often the background; hues for other classes; else grey."""
     colours = np.full((IGNORED + 1, 3), 0.5)
     colours[0] = 0.1
     for number in range(1, num_classes):
@@ -111,20 +111,20 @@ def class_colours(num_classes: int) -> np.ndarray:
 
 
 def class_ious(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union (Jaccard 1912) of each class from a confusion matrix (K, K); NaN for one that is nowhere."""
+    """Intersection over union (Jaccard 1912) of each class from a confusion matrix (K, K); NaN if it does not occur."""
     intersection = confusion.diagonal()
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
     return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """The mean over the classes that are in masks or predictions; 0 if there are none."""
+    """The mean over the classes that occur in masks or predictions; 0 if there are none."""
     ious = class_ious(confusion)
     return float(np.nanmean(ious)) if not np.isnan(ious).all() else 0.0
 
 
 def uper_net_over(config: SwinHfConfig, class_names: list[str], head: dict[str, Any]) -> SwinHfForSemanticSegmentation:
-    """A new UperNet (Xiao et al. 2018, arXiv:1807.10221) over the feature maps of all stages of a Swin.
+    """A new UperNet (Xiao et al. 2018, arXiv:1807.10221) on the feature maps of all stages of a Swin.
 
     head: fields of `SwinHfUperNetConfig`.
 

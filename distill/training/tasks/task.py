@@ -1,4 +1,4 @@
-"""What a task is, and what is learned and judged in it."""
+"""What a task consists of: its objective, metrics, targets and models."""
 
 # B batch, H W image in pixels, K classes
 
@@ -25,7 +25,7 @@ HEAD_WEIGHTS = re.compile(r"(^|_head\.)(classifier|decoder)\.|mask_token$")
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """loss: what is minimised. predictions: one row per image, for `metrics`. parts: of the loss, by name, to be logged."""
+    """loss: is minimised. predictions: one row per image, for `metrics`. parts: of the loss, by name, for the log."""
 
     loss: torch.Tensor
     predictions: torch.Tensor
@@ -34,7 +34,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Panels:
-    """Pictures (H, W, 3) in [0, 1] of one image and what was predicted for it; `right`: whether that is true."""
+    """Pictures (H, W, 3) in [0, 1] of one image and its prediction; `right`: whether the prediction is correct."""
 
     pictures: list[np.ndarray]
     caption: str
@@ -42,35 +42,35 @@ class Panels:
 
 
 class Objective(nn.Module, ABC):
-    """What a model learns from a batch of pixels (B, 3, H, W) in [0, 1] and targets, and how it is judged.
+    """What a model learns from a batch of pixels (B, 3, H, W) in [0, 1] and targets, and how it is evaluated.
 
-    A batch is augmented once, whatever looks at it then: a student and its teacher see the same pixels.
+    A batch is augmented once, so that a student and its teacher get the same pixels.
     """
 
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        """What is learned from the augmented batch if the model is in training mode, else how it is judged."""
+        """`learn` from the augmented batch if the model is in training mode, else `judge`."""
         if model.training:
             return self.learn(model, *self.augment(pixels, targets))
         return self.judge(model, pixels, targets)
 
     @abstractmethod
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch, changed at random."""
+        """The batch, augmented at random."""
 
     @abstractmethod
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        """The loss of a batch as `augment` gives it; `predictions` are logits (B, K) or (B, K, H, W), if there are any."""
+        """The loss of an augmented batch; `predictions` are logits (B, K) or (B, K, H, W), if there are any."""
 
     @abstractmethod
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        """Loss and predictions of a batch as it is."""
+        """Loss and predictions of a batch without augmentation."""
 
     @abstractmethod
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Figures of an evaluation."""
 
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
-        """Figures of parts of an evaluation."""
+        """Figures of an evaluation in detail, such as one per class."""
         return {}
 
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
@@ -80,7 +80,7 @@ class Objective(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure of an evaluation. shown_as: its name at the progress bar, if it is shown there."""
+    """A figure of an evaluation. shown_as: its name in the progress bar, if it is shown there."""
 
     name: str
     higher_is_better: bool = True
@@ -91,7 +91,7 @@ class Metric:
 class Setting:
     """What an objective is made from.
 
-    examples: of the training, where they are known before it starts.
+    examples: for training, if they are known before it starts.
     """
 
     task: "TaskSettings"
@@ -106,21 +106,21 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Everything in which one task differs from another.
+    """Everything that differs between tasks.
 
-    auto_class: of transformers, which loads its models.
-    targets: what its images come with.
+    auto_class: class of transformers that loads its models.
+    targets: the kind of target of its images.
     collate: rows of a data set to a batch of "pixels" and "targets".
-    make_objective: what is learned, with its figures and pictures.
-    judged_by: the figures of `Objective.metrics`; the first one tells the best checkpoint.
-    load_teacher: a checkpoint and the names of the classes to what teaches them, pixels in [0, 1] to logits like those of
-        `Objective.learn`; None where there is no such teacher.
+    make_objective: builds the objective, with its figures and pictures.
+    judged_by: the figures of `Objective.metrics`; the first one selects the best checkpoint.
+    load_teacher: from a checkpoint and the class names to a teacher, a module from pixels in [0, 1] to logits like those of
+        `Objective.learn`; None if the task has no teachers.
     pipeline_tag: of a model card on the Hub.
-    fresh_weights: names of weights that a checkpoint need not have.
+    fresh_weights: names of weights that a checkpoint may lack.
     adapt_config: changes the config of a preset before its model is built, given the fields that the user set.
-    over_backbone: builds the model over a Swin of ours as its backbone, from that one's config, the names of the classes
-        and the fields of its head that the user set; None where a Swin of ours has a head for the task itself.
-    size_multiple: image sizes are multiples of so many pixels.
+    over_backbone: builds the model on a backbone of swin_hf, from the backbone's config, the class names and the fields of
+        the head that the user set; None if swin_hf has a model for the task itself.
+    size_multiple: image sizes are multiples of this number of pixels.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Task:
 
     @property
     def shown_figures(self) -> dict[str, str]:
-        """Keys of a Trainer's log, and what they are called at the progress bar."""
+        """Keys of a Trainer's log, and their names in the progress bar."""
         return {"loss": "loss"} | {f"eval_{metric.name}": metric.shown_as for metric in self.judged_by if metric.shown_as}
 
 

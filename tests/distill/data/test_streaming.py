@@ -1,4 +1,4 @@
-"""Streams: shards split over readers, pictures mixed anew each pass, resumed bit for bit, and what cannot be streamed."""
+"""Streams: shards divided among readers, a new order in each pass, exact resuming, and what cannot be streamed."""
 
 import datasets
 import pytest
@@ -51,7 +51,7 @@ def test_processes_read_shards_of_their_own(parquet_folder):
 
 def test_one_held_out_part_is_halved(parquet_folder):
     held_out = images_of(parquet_folder).stream.held_out
-    assert not list((parquet_folder.parent / "cache").rglob("*.arrow"))  # nothing of the stream was prepared on disk
+    assert not list((parquet_folder.parent / "cache").rglob("*.arrow"))  # no part of the stream was stored on disk
     assert {split: len(images) for split, images in held_out.images.items()} == {"validation": 4, "test": 5}
     assert sorted(held_out.labels["validation"] + held_out.labels["test"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -63,7 +63,7 @@ def test_a_streamed_training_resumes_bit_for_bit(parquet_folder, tmp_path, worke
     finetune(settings_for(tmp_path / "whole", *data))
     with pytest.raises(TrainingStopped, match="step 5 of 7"):
         finetune(settings_for(tmp_path / "stopped", *data), [StopAfter(5)])
-    with pytest.raises(SettingsError, match="--resume must go on with as many processes and --dataloader_num_workers"):
+    with pytest.raises(SettingsError, match="--resume must use as many processes and --dataloader_num_workers"):
         finetune(settings_for(tmp_path / "stopped", *data, "--resume", "true", "--dataloader_num_workers", "3"))
     figures = finetune(settings_for(tmp_path / "stopped", *data, "--resume", "true"))
     assert figures["num_test_images"] == 5

@@ -71,7 +71,7 @@ def test_given_splits_are_kept(image_folder, tmp_path):
             for number in numbers:
                 (folder / f"{number}.png").rename(target / f"{number}.png")
     data = prepare(tmp_path / "split", tmp_path, validation_share=0.2)
-    # One held-out part: it becomes the test; validation is cut from the training images.
+    # The only held-out split becomes the test; validation is taken from the training images.
     assert {split: len(rows) for split, rows in data.items()} == {"train": 24, "validation": 6, "test": 18}
 
 
@@ -122,5 +122,5 @@ def test_missing_and_empty_folders_are_errors(tmp_path):
 
 
 def test_unknown_hub_id_is_explained():
-    with pytest.raises(DataError, match="neither digits, nor a folder here, nor a data set that the Hub gives"):
+    with pytest.raises(DataError, match="neither digits, nor a local folder, nor a data set that the Hub provides"):
         find_images("nobody/nothing", CLASSES)

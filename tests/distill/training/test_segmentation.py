@@ -154,7 +154,7 @@ def test_any_segmenter_of_transformers_is_taken(mask_folder, tmp_path):
 def test_black_and_white_masks_are_refused(mask_folder, tmp_path):
     for file in (mask_folder / "masks").iterdir():
         Image.open(file).point(lambda level: 255 * level).save(file)
-    with pytest.raises(DataError, match=r"know one class only \(left\); .* write 1, not 255, for an object"):
+    with pytest.raises(DataError, match=r"have only one class \(left\); .* write 1, not 255, for an object"):
         finetune(settings_for(tmp_path, "--dataset", str(mask_folder), *SEGMENT))
 
 
