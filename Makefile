@@ -10,31 +10,31 @@ demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned ->
 	@echo "== Running the demo: handwritten digits, from a teacher to a .pte (python distill/run.py)"
 	@$(BIN)/python distill/run.py
 
-test: $(VENV)/.installed  ## all tests; no network, no GPU
+test: $(VENV)/.installed  ## all tests; need no network and no GPU
 	@echo "== Running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-test-arm64: $(VENV)/.installed  ## programs on emulated AArch64 processors against this one; fetches the emulator to build/ or skips
+test-arm64: $(VENV)/.installed  ## compare programs on emulated AArch64 processors with this one; downloads one or skips
 	@$(BIN)/python tests/arm64/arm64.py
 
 SOURCE := build/transformers
-conformance: $(VENV)/.installed  ## the tests that transformers holds its own models to; fetches its source distribution
+conformance: $(VENV)/.installed  ## run transformers' own model tests on ours; downloads its source distribution
 	@rm -rf $(SOURCE) && mkdir -p $(SOURCE)
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(SOURCE) \
 		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
 	@tar -xzf $(SOURCE)/*.tar.gz --strip-components 1 -C $(SOURCE)
 	@TRANSFORMERS_SOURCE=$(SOURCE) $(BIN)/python -m pytest tests/swin_hf/test_transformers_mixins.py -rs
 
-lint: $(VENV)/.installed  ## style and formatting
+lint: $(VENV)/.installed  ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
 clean:  ## remove the environment, the demo run and caches
 	rm -rf $(VENV) runs/demo build *.egg-info .pytest_cache .ruff_cache
 
-# PyTorch comes first and alone: pip then takes a CPU build that PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL names.
+# PyTorch is installed first and alone, so that pip takes a CPU build if PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL names one.
 $(VENV)/.installed: pyproject.toml
-	@echo "== Making $(VENV) and installing swin-hf with all its extras (some minutes the first time)"
+	@echo "== Making $(VENV) and installing swin-hf with all its extras (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swin-hf needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch>=2.13,<2.14"

@@ -8,7 +8,7 @@ python distill/run.py --config my.yaml --stages edge,report
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where the packages are, installed or not
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # works without installing the package
 
 from edge.quiet import quieten
 

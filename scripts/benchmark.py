@@ -1,10 +1,10 @@
-"""Measure this project against its peers, interleaved in one run, and write what was found as JSON and as a table.
+"""Measure this project against its peers, interleaved in one run, and write the results as JSON and as a table.
 
 python scripts/benchmark.py model                                  # forward and training of Swin-T and SwinV2-T
-python scripts/benchmark.py model --batch_sizes 1 --modes eager    # a part of it
+python scripts/benchmark.py model --batch_sizes 1 --modes eager    # some of the cases
 python scripts/benchmark.py train                                  # trainings against the loop of transformers' example
-python scripts/benchmark.py edge                                   # programs for the device against other engines
-python scripts/benchmark.py edge --frontier                        # ... and against timm's models for phones
+python scripts/benchmark.py edge                                   # programs for the device compared with other engines
+python scripts/benchmark.py edge --frontier                        # programs compared with timm's models for phones
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -14,11 +14,11 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # also where the package is not installed
+sys.path.insert(0, str(Path(__file__).parent.parent))  # works without installing the package
 
 from edge.quiet import quieten
 
-quieten()  # before the imports that have something to say
+quieten()  # before the imports that print warnings
 
 import torch
 from benchmark_edge import EDGE_PARTS, benchmark_edge
@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     command.add_argument("--works", nargs="+", default=["forward", "training"], choices=["forward", "training"])
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--threads", type=int, default=os.cpu_count(), help="of a CPU")
-    command.add_argument("--seconds", type=float, default=20.0, help="for all contenders of a case, after warm-up")
+    command.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    command.add_argument("--seconds", type=float, default=20.0, help="per case, for all contenders together, after warm-up")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
     command.set_defaults(run=benchmark_models)
     command = commands.add_parser("weight-init", help="training curves of a narrow model from two initialisations")
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--epochs", type=int, default=30)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
-    command = commands.add_parser("worker", help="one contender; runs a pass for every quantity that it reads (internal)")
+    command = commands.add_parser("worker", help="one contender; runs a pass for every line that it reads (internal)")
     command.add_argument("case", type=json.loads)
     command.add_argument("side", choices=SIDES)
     command.add_argument("attention")
@@ -65,8 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="images per second and memory of a training against transformers' example")
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS))
     command.add_argument("--per_device_train_batch_size", type=int, default=8)
-    command.add_argument("--steps", type=int, default=13, help="of each training; the first three are not counted")
-    command.add_argument("--repeats", type=int, default=3, help="trainings of each contender, in turns")
+    command.add_argument("--steps", type=int, default=13, help="steps of each training; the first three are not counted")
+    command.add_argument("--repeats", type=int, default=3, help="trainings of each contender, in turn")
     command.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images")
     command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
@@ -81,13 +81,13 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("edge", help="programs for the device against other engines and models")
     command.add_argument("--parts", nargs="+", default=["peers", "students"], choices=list(EDGE_PARTS))
     command.add_argument(
-        "--checkpoints", nargs="+", type=Path, default=[], metavar="DIR", help="of accuracy: fine-tuned classifiers"
+        "--checkpoints", nargs="+", type=Path, default=[], metavar="DIR", help="fine-tuned classifiers, for --parts accuracy"
     )
     command.add_argument("--recipes", nargs="+", default=["int8", "int8-static", "int8-dynamic"], choices=list(RECIPES))
     command.add_argument(
-        "--frontier", dest="parts", action="store_const", const=["frontier"], help="the models of timm, alone"
+        "--frontier", dest="parts", action="store_const", const=["frontier"], help="only the comparison with timm's models"
     )
-    command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS), help="of the comparison with engines")
+    command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS), help="model to compare across engines")
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.add_argument("--repeats", type=int, default=100)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")

@@ -1,4 +1,4 @@
-"""Programs for the device against other engines, students against each other and against the models of other projects."""
+"""Programs for the device compared with other engines; students compared with each other and with other projects' models."""
 
 import argparse
 import json
@@ -36,10 +36,10 @@ from edge.lower.recipes import RECIPES, Recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 from swin_hf.presets_swin_hf import PRESETS
 
-NUM_CROPS = 16  # of the photographs that scikit-learn ships
+NUM_CROPS = 16  # of scikit-learn's photographs
 RUNS_OF_OURS = ("fp32", "fp16", "int8", "int8-static", "int8-dynamic")
 STUDENTS = ("swin_edge_small", "swin_edge_medium", "swin_edge_large")
-VARIANTS = {  # of swin_edge_medium: what its parts cost
+VARIANTS = {  # of swin_edge_medium, to measure the cost of its parts
     "relu": {"hidden_act": "relu"},
     "hardswish": {"hidden_act": "hardswish"},
     "RMSNorm": {"norm": "rms"},
@@ -50,7 +50,7 @@ VARIANTS = {  # of swin_edge_medium: what its parts cost
     "a block more in stage 3": {"depths": [1, 1, 6, 1]},
     "a block more in stage 4": {"depths": [1, 1, 5, 2]},
 }
-PUBLISHED = {"swin_tiny": 81.3}  # top-1 of ImageNet-1k in percent by Liu et al. 2021, table 1: ours has the same layers
+PUBLISHED = {"swin_tiny": 81.3}  # top-1 of ImageNet-1k in percent by Liu et al. 2021, table 1; ours has the same layers
 RIVALS = {  # timm's name: side of the image, and top-1 of ImageNet-1k in percent as published
     "mobilenetv4_conv_medium": (256, 79.9),  # Qin et al. 2024, arXiv:2404.10518, table 5
     "repvit_m1_1": (224, 81.2),  # Wang et al. 2024, arXiv:2307.09283: distilled for 450 epochs
@@ -61,7 +61,7 @@ RIVALS = {  # timm's name: side of the image, and top-1 of ImageNet-1k in percen
 
 @dataclass(frozen=True)
 class Made:
-    """A program of ours: its contender, size, what it was made of."""
+    """A program of ours: its contender, its size, the size of its weights and its delegates."""
 
     contender: Contender
     size_bytes: int
@@ -70,7 +70,7 @@ class Made:
 
 
 def benchmark_edge(arguments: argparse.Namespace) -> None:
-    """Measure the parts that were asked for and write them to `arguments.output_file`, beside those that are there already."""
+    """Measure the chosen parts and add them to the report in `arguments.output_file`, which keeps its other parts."""
     measured = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
@@ -87,7 +87,7 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
 
 
 def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
-    """A preset with random weights in our recipes and in every engine that is installed."""
+    """Measure a preset with random weights in our recipes and in every installed engine."""
     model = random_classifier(PRESETS[arguments.model](num_labels=1000))
     processor = _processor(model.config)
     model.save_pretrained(work_dir / "checkpoint")
@@ -122,7 +122,7 @@ def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def measure_students(arguments: argparse.Namespace, work_dir: Path) -> dict:
-    """Students for phones, and what each part of the middle one costs, in fp32 and int8."""
+    """Measure the students for phones, and the cost of each part of the medium one, in fp32 and int8."""
     configs = {name: PRESETS[name](num_labels=1000) for name in STUDENTS}
     configs |= {f"swin_edge_medium, {name}": PRESETS["swin_edge_medium"](num_labels=1000, **changes)
                 for name, changes in VARIANTS.items()}  # fmt: skip
@@ -143,7 +143,7 @@ def measure_students(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
-    """What a developer would take from timm instead, lowered the ordinary way, beside our presets."""
+    """Measure our presets and alternatives from timm, which are lowered as ExecuTorch's tutorials do."""
     contenders, left_out, sizes = [], {}, {}
     for name in ("swin_tiny", *STUDENTS):
         model = random_classifier(PRESETS[name](num_labels=1000))
@@ -156,7 +156,7 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
             file = work_dir / f"{name}-{precision}.pte"
             try:
                 sizes[f"{name}, {precision}"] = lower_rival(name, precision, side, file)
-            except Exception as error:  # whatever goes wrong in another project is the reason why it is left out
+            except Exception as error:  # any failure in another project leaves its model out, with the error as the reason
                 left_out[f"{name}, {precision}"] = f"{type(error).__name__}: {error}"[:200]
                 continue
             contenders.append(_program(f"{name}, {precision}", file, (1, 3, side, side)))
@@ -173,7 +173,7 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
-    """Fine-tuned classifiers and their programs on the test images that scripts/finetune.py held out."""
+    """Measure fine-tuned classifiers and their programs on the test images that scripts/finetune.py held out."""
     results = {}
     print("\n| checkpoint, recipe | model | program | difference in points | same class | n |\n|---|---|---|---|---|---|")
     for checkpoint in arguments.checkpoints:
@@ -184,7 +184,7 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
         model, processor = load_checkpoint(checkpoint)
         contract = input_contract(model.config, processor)
         inputs = method_inputs([LabelledImage(image.load(), None) for image, _ in test], contract, contract.one_image)
-        expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime's threads are there
+        expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime starts its threads
         for recipe in arguments.recipes:
             out = work_dir / f"{checkpoint.name}-{recipe}"
             export(
@@ -204,7 +204,7 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def split_examples(found: FoundImages, record: dict, split: str) -> list[tuple[ImageSource, int]]:
-    """Each image of a split that a fine-tuning recorded, with its class number; of training images 128."""
+    """The images of a split that a fine-tuning recorded, with their class numbers; at most 128 training images."""
     source = split if split in found.images else found.whole
     numbers = record["split"][split]
     if split == "train":
@@ -215,8 +215,8 @@ def split_examples(found: FoundImages, record: dict, split: str) -> list[tuple[I
 def paired_difference(model_is_right: np.ndarray, program_is_right: np.ndarray) -> dict[str, float | int]:
     """Accuracies and their difference with its 95 % interval, for answers to the same images.
 
-    The interval is of Agresti and Min (2005, Statistics in Medicine 24:729): half an image more in each cell of the table,
-    so that it has a width also where both answered alike.
+    The interval is that of Agresti and Min (2005, Statistics in Medicine 24:729), which adds half an image to each cell of the
+    table, so that it has a width even if all answers are the same.
     """
     n = len(model_is_right)
     lost, won = int((model_is_right & ~program_is_right).sum()), int((~model_is_right & program_is_right).sum())
@@ -235,7 +235,7 @@ def paired_difference(model_is_right: np.ndarray, program_is_right: np.ndarray) 
 
 
 def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
-    """A model with random weights, in which nothing is 0: layers of zeros would be stored once for all."""
+    """A model with random weights and no tensor of zeros, since equal tensors would be stored only once."""
     torch.manual_seed(0)
     model = SwinHfForImageClassification(config).eval()
     with torch.no_grad():
@@ -246,7 +246,7 @@ def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
 
 
 def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path) -> Made:
-    """Lower a model by a recipe; its accuracy is not looked at, since its weights are random."""
+    """Lower a model by a recipe; its accuracy is not checked, since its weights are random."""
     processor = _processor(model.config)
     contract = input_contract(model.config, processor)
     images = [torch.from_numpy(array) for array in method_inputs(photograph_crops(), contract, contract.one_image)]
@@ -262,7 +262,7 @@ def make_program(model: SwinHfForImageClassification, recipe: Recipe, file: Path
 
 
 def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
-    """How a program follows its model on crops of photographs."""
+    """How closely a program follows its model on crops of photographs."""
     processor = _processor(model.config)
     contract = input_contract(model.config, processor)
     inputs = method_inputs(photograph_crops(), contract, contract.one_image)
@@ -273,7 +273,7 @@ def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
 
 
 def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
-    """Bytes of the parameters: in int8 the matrices, with a scale for each row, the rest in the recipe's floats."""
+    """Bytes of the parameters: for int8, matrices in int8 with a scale per row; everything else in the recipe's floats."""
     size = 2 if recipe.float_dtype == "float16" else 4
     total = 0
     for name, parameter in model.named_parameters():
@@ -286,7 +286,7 @@ def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
 
 
 def lower_rival(name: str, precision: str, side: int, file: Path) -> int:
-    """A model of timm through the lowering that ExecuTorch's tutorials show, int8 as XNNPACK's quantizer does it globally."""
+    """Lower a model of timm as ExecuTorch's tutorials do, in int8 with XNNPACK's quantizer for the whole model."""
     import timm
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -298,10 +298,10 @@ def lower_rival(name: str, precision: str, side: int, file: Path) -> int:
     model = timm.create_model(name, pretrained=False).eval()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)  # not 0, or layers of zeros would be stored once for all
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # not 0, since equal tensors would be stored only once
     model = reparameterize_model(model)
     pixels = [to_pixel_values(one.image, side, side, Image.Resampling.BICUBIC) for one in photograph_crops()]
-    crops = [2 * torch.from_numpy(values) - 1 for values in pixels]  # about normalised
+    crops = [2 * torch.from_numpy(values) - 1 for values in pixels]  # roughly normalised
     exported = torch.export.export(model, (crops[0],), strict=True)
     if precision == "int8":
         quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
@@ -315,7 +315,7 @@ def lower_rival(name: str, precision: str, side: int, file: Path) -> int:
 
 
 def photograph_crops() -> list[LabelledImage]:
-    """Crops of the two photographs that scikit-learn ships."""
+    """Crops of scikit-learn's two photographs."""
     rng, crops, photographs = np.random.default_rng(0), [], load_sample_images().images
     for number in range(NUM_CROPS):
         photograph = photographs[number % 2]

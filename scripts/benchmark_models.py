@@ -1,4 +1,4 @@
-"""The models against stock transformers and timm: time and memory of a forward pass, and of one with its backward pass."""
+"""The models compared with stock transformers and timm: time and memory of a forward pass, and of forward and backward."""
 
 import argparse
 import json
@@ -24,13 +24,13 @@ from swin_hf.weight_export import stock_swin_config
 BENCHMARK = Path(__file__).with_name("benchmark.py")
 SIDES = ("ours", "stock", "timm")
 TIMM_NAMES = {"swin_tiny": "swin_tiny_patch4_window7_224", "swinv2_tiny": "swinv2_tiny_window8_256"}
-PRODUCTS = re.compile("addmm|::mm|bmm|mkldnn|convolution|gemm|_mm_")  # in the profiler's names of operations
+PRODUCTS = re.compile("addmm|::mm|bmm|mkldnn|convolution|gemm|_mm_")  # names of operations in the profiler
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing to measure: a pass of a model over a batch.
+    """One case to measure: a pass of a model over a batch.
 
     mode: "eager" or "compiled". work: "forward" or "training", which is a forward and a backward pass.
     """
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one contender needed for a case: median milliseconds of a pass and megabytes above the loaded model.
+    """The result of one contender in a case: median milliseconds of a pass, and megabytes in addition to the loaded model.
 
     product_share: the part of a pass, from 0 to 1, that a CPU spends in matrix products and convolutions, which PyTorch's
     libraries compute for every contender alike; None on other devices.
@@ -83,7 +83,7 @@ def benchmark_models(arguments: argparse.Namespace) -> None:
     for case in cases:
         measurements = measure_case(case, device, arguments.threads, arguments.seconds)
         report["cases"].append(asdict(case) | {"measurements": [asdict(measurement) for measurement in measurements]})
-        arguments.output_file.write_text(json.dumps(report, indent=1) + "\n")  # after each case: a long run loses nothing
+        arguments.output_file.write_text(json.dumps(report, indent=1) + "\n")  # after each case, in case a run is interrupted
         print(table_row(case, measurements), flush=True)
     print(
         f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']}\n"
@@ -92,7 +92,7 @@ def benchmark_models(arguments: argparse.Namespace) -> None:
 
 
 def measure_case(case: Case, device: torch.device, threads: int, seconds: float) -> list[Measurement]:
-    """Time all contenders in turn, each in a process of its own, so that none finds the memory that another one left."""
+    """Time all contenders in turn, each in its own process, so that memory left by one does not affect another."""
     contenders = [(side, attention) for side in SIDES for attention in attentions_of(side, case)]
     workers = {}
     for contender in contenders:
@@ -105,7 +105,7 @@ def measure_case(case: Case, device: torch.device, threads: int, seconds: float)
         worker.stdin.flush()
         line = worker.stdout.readline()
         if not line:
-            raise RuntimeError(f"a contender died in {case}; run its command alone to see why: {worker.args}")
+            raise RuntimeError(f"a contender crashed in {case}; run its command alone to see why: {worker.args}")
         return float(line)
 
     peaks = {contender: answer(worker, "peak_megabytes") for contender, worker in workers.items()}
@@ -134,7 +134,7 @@ def measure_case(case: Case, device: torch.device, threads: int, seconds: float)
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Run a pass for every line read, the name of a quantity, and answer with the quantity; memory comes first."""
+    """Run a pass for every line read, which names a quantity, and print that quantity; memory must be the first one."""
     case, device = Case(**arguments.case), arguments.device
     torch.set_num_threads(arguments.threads)
     run = make_pass(build(arguments.side, case.model, arguments.attention).to(device), case, device)
@@ -144,7 +144,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def attentions_of(side: str, case: Case) -> list[str]:
-    """Attention backends among which a contender's best is taken; stock V2 and timm have one each, if timm is there."""
+    """Attention backends of a contender, of which the faster one counts; stock V2 and timm have only one."""
     if side == "timm":
         return ["timm"] if _timm() else []
     if side == "ours" or (side == "stock" and PRESETS[case.model]().version == 1):
@@ -170,7 +170,7 @@ def stock_model(config: SwinHfConfig) -> PreTrainedModel:
 
 
 def make_pass(model: nn.Module, case: Case, device: torch.device) -> Callable[[], None]:
-    """One pass of the case, to its end also on a GPU."""
+    """A function that runs one pass of the case, and on a GPU waits for its end."""
     size = PRESETS[case.model]().image_size
     pixel_values = torch.randn(case.batch_size, 3, size, size, device=device)
     labels = torch.randint(0, 1000, (case.batch_size,), device=device)
@@ -210,7 +210,7 @@ def product_share(run: Callable[[], None], device: torch.device) -> float:
 
 
 def peak_megabytes(run: Callable[[], None], device: torch.device) -> float:
-    """Memory at the peak of a pass, above what the model itself takes; of a compiled model, the compiler's peak too."""
+    """Peak memory of a pass, in addition to the model itself; for a compiled model, including the compiler's peak."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         run()
@@ -225,9 +225,9 @@ HEADER += "\n" + "|---" * 9 + "|"
 
 
 def table_row(case: Case, measurements: list[Measurement]) -> str:
-    """A case as a row of Markdown: each side with the faster of its attentions.
+    """A case as a row of Markdown, each side with its faster attention backend.
 
-    "at most": what stock / ours would be if all but the matrix products of stock took no time.
+    "at most": stock / ours if everything but the matrix products of stock took no time.
     """
     best = {}
     for measurement in sorted(measurements, key=lambda entry: -entry.milliseconds):
@@ -244,7 +244,7 @@ def table_row(case: Case, measurements: list[Measurement]) -> str:
 
 
 def _timm():
-    """timm, if it can be imported: it needs torchvision."""
+    """The module timm, or None if it cannot be imported; it needs torchvision."""
     try:
         import timm
     except (ImportError, RuntimeError):

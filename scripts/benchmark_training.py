@@ -1,4 +1,4 @@
-"""Whole trainings: images per second and memory against the loop of transformers' example, and two initialisations."""
+"""Whole trainings: images per second and memory compared with the loop of transformers' example; two initialisations."""
 
 import argparse
 import json
@@ -41,12 +41,12 @@ CONTENDERS = {
 PLAIN = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0", "--mixup_alpha", "0", "--cutmix_alpha", "0"]
 SETTINGS = ("model", "per_device_train_batch_size", "steps", "dataloader_num_workers", "bf16", "repeats")
 WARMUP_STEPS = 3
-NUM_VALIDATION_DIGITS = 270  # of 1,797, as the configuration "digits" holds them out
+NUM_VALIDATION_DIGITS = 270  # of 1,797; held out by the configuration "digits"
 ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
 
 
 class StepTimes(TrainerCallback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -58,7 +58,7 @@ class StepTimes(TrainerCallback):
 
 
 def benchmark_training(arguments: argparse.Namespace) -> None:
-    """Train with each contender in a process of its own, in turns, and compare images per second and memory."""
+    """Train with all contenders in turn, each in its own process, and compare images per second and memory."""
     report = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else describe_machine(),
@@ -96,7 +96,7 @@ def benchmark_training(arguments: argparse.Namespace) -> None:
 
 
 def training_table(report: dict) -> str:
-    """The contenders as rows of Markdown, speeds beside the first one's."""
+    """The contenders as rows of Markdown, with speeds relative to the example's."""
     rows = ["| contender | images/s | times the example | peak memory, MB |", "|---|---|---|---|"]
     example = report["contenders"]["example"]["images_per_second"]
     for figures in report["contenders"].values():
@@ -106,7 +106,7 @@ def training_table(report: dict) -> str:
 
 
 def work_training(arguments: argparse.Namespace) -> None:
-    """One contender: train some steps and print images per second after the first ones, and the peak of memory, as JSON."""
+    """Train with one contender and print images per second after the first steps, and peak memory, as JSON."""
     quieten_libraries()
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,9 +138,9 @@ def work_training(arguments: argparse.Namespace) -> None:
 
 
 def train_like_the_example(arguments: argparse.Namespace, folder: str, times: StepTimes) -> None:
-    """What `examples/pytorch/image-classification/run_image_classification.py` of transformers does with its defaults.
+    """Train as `examples/pytorch/image-classification/run_image_classification.py` of transformers does with its defaults.
 
-    Its transforms are torchvision's; here they are Pillow's, by which torchvision cuts and resizes PIL images too.
+    Its transforms are torchvision's; here they are Pillow's, which torchvision also uses to crop and resize PIL images.
     """
     set_seed(42)
     config = PRESETS[arguments.model](num_labels=2)
@@ -185,7 +185,7 @@ def train_like_the_example(arguments: argparse.Namespace, folder: str, times: St
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """JPEG crops of about 400 x 300 pixels of scikit-learn's two photographs, one class each."""
+    """Write JPEG crops of about 400 x 300 pixels from scikit-learn's two photographs, one class each."""
     random = np.random.default_rng(0)
     for name, photograph in zip(("temple", "flower"), load_sample_images().images):
         (folder / name).mkdir(parents=True)
@@ -198,14 +198,14 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process had: on the GPU if there is one, else all of its own, as Linux counts it."""
+    """Peak memory of this process: on the GPU if there is one, else the resident memory that Linux reports."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return memory_of_this_process("VmHWM") / 1e6
 
 
 def compare_weight_inits(arguments: argparse.Namespace) -> None:
-    """Train a Swin of width 24 on the digits from both values of `weight_init`, without a teacher; curves as JSON and PNG."""
+    """Train a Swin of width 24 on the digits with both values of `weight_init`, and write the curves as JSON and PNG."""
     quieten_libraries()
     architecture = {"image_size": 32, "patch_size": 2, "window_size": 4}
     architecture |= {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 3, 6]}

@@ -7,14 +7,14 @@ accelerate launch scripts/finetune.py --config photos --dataset my_photos --mode
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # also where the package is not installed
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # works without installing the package
 
 from edge.quiet import quieten
 
 
 def main() -> int:
-    """Train; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
-    quieten()  # before the imports that have something to say
+    """Train; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
+    quieten()  # before the imports that print warnings
     from distill.quiet import quieten_libraries
     from distill.training.command_line import explained
     from distill.training.finetune import finetune
@@ -29,7 +29,7 @@ def main() -> int:
             print(f"model: {settings.trainer.output_dir}")
 
     quieten_libraries()
-    return explained(work, "go on with --resume true")
+    return explained(work, "continue with --resume true")
 
 
 if __name__ == "__main__":
