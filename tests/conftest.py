@@ -27,12 +27,12 @@ STILL = ["--randaugment_ops", "0", "--color_jitter", "0", "--random_erasing", "0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that no process works on it when the others have nothing left."""
+    """Run the longest file first, so that the other processes do not wait for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_run.py")
 
 
 def settings_for(folder: Path, *more: str):
-    """A training of a tiny model that takes seconds."""
+    """Settings for training a tiny model in seconds."""
     config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.1})
     arguments = ["--image_size", "16", "--model_args", config, "--output_dir", str(folder / "out"), "--use_cpu", "true"]
     arguments += ["--num_pictures", "2", "--num_train_epochs", "2", "--per_device_train_batch_size", "8", *HELD_OUT]
@@ -40,7 +40,7 @@ def settings_for(folder: Path, *more: str):
 
 
 class StopAfter(TrainerCallback):
-    """Sends this process a SIGTERM after a step."""
+    """Sends SIGTERM to this process, so that training stops after a step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -65,7 +65,7 @@ def make_config():
 
 @pytest.fixture
 def make_model(make_config):
-    """A tiny classifier in eval mode whose every parameter is random, biases included, so that each of them matters."""
+    """A tiny classifier in eval mode with random values in every parameter, biases included, so that each one matters."""
 
     def make(**changes) -> SwinHfForImageClassification:
         model = SwinHfForImageClassification(make_config(**changes))
@@ -83,13 +83,13 @@ def image_folder(tmp_path) -> Path:
 
 
 def write_image_folder(root: Path) -> Path:
-    """Three classes of 16 small RGB images, told apart by their colour: one folder per class."""
+    """Three classes of 16 small RGB images that differ in colour, one folder per class."""
     rng = np.random.default_rng(0)
     for channel, name in enumerate(("blue", "green", "red")):
         folder = root / name
         folder.mkdir(parents=True)
         for number in range(16):
-            blots = rng.integers(0, 120, (4, 5, 3))  # enlarged, since no image is pure noise
+            blots = rng.integers(0, 120, (4, 5, 3))  # enlarged, since real images are not pure noise
             blots[..., 2 - channel] += 120
             Image.fromarray(blots.astype(np.uint8)).resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return root
@@ -97,7 +97,7 @@ def write_image_folder(root: Path) -> Path:
 
 @pytest.fixture
 def mask_folder(tmp_path) -> Path:
-    """Eight images and masks of two classes, the right and the left half of each image."""
+    """Eight images with masks of two classes, the left and the right half of each image."""
     rng, folder = np.random.default_rng(0), tmp_path / "scenes"
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
@@ -112,7 +112,7 @@ def mask_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def checkpoint(make_model, tmp_path) -> Path:
-    """A saved tiny classifier of the classes of `image_folder`, with its processor."""
+    """A saved tiny classifier for the classes of `image_folder`, with its processor."""
     folder = tmp_path / "checkpoint"
     make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(folder)
     PLAIN_PROCESSOR.save_pretrained(folder)
@@ -127,7 +127,7 @@ def encoded(level: int) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def parquet_folder(tmp_path, monkeypatch):
-    """24 training images in four shards, each of a grey level of its own, and 9 for validation."""
+    """24 training images in four shards, each image with its own grey level, and 9 for validation."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # after each pass
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "mid", "light"])})
@@ -151,7 +151,7 @@ def exported_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def artefact(exported_once, checkpoint, image_folder, tmp_path) -> Path:
-    """An fp32 export of `checkpoint`, which is the same in every test, beside it."""
+    """An fp32 export of `checkpoint`, in the same folder; made once and copied, since it is the same in every test."""
     from edge.export.export import ExportSettings, export
 
     folder = tmp_path / "edge"

@@ -1,10 +1,10 @@
-"""Run exported programs on an emulated AArch64 processor and compare what they say with this machine (`make test-arm64`).
+"""Run exported programs on an emulated AArch64 processor and compare their results with this machine's (`make test-arm64`).
 
 python tests/arm64/arm64.py  # small programs of V1 and V2 in every recipe, on digits
-python tests/arm64/arm64.py runs/demo/edge  # and a program of yours
+python tests/arm64/arm64.py runs/demo/edge  # your own program in addition
 python tests/arm64/arm64.py my_program --images FOLDER --processors cortex-a76
 
-The emulator computes what the processor would, not in its time: nothing here is a latency.
+The emulator computes what the processor would, but not at its speed: nothing here is a latency.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # also where the package is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # works without installing the package
 
 from edge.quiet import quieten
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-quieten()  # before the imports that have something to say
+quieten()  # before the imports that print warnings
 
 import arm64_guest
 import numpy as np
@@ -35,20 +35,20 @@ from edge.lower.recipes import find_recipe
 
 NUM_IMAGES = 50
 MAX_FLOAT_DIFFERENCE = 1e-4  # of logits of an fp32 program, relative to the largest
-MIN_SQNR_DB = 20.0  # of other programs, which round here and there to the other neighbour
+MIN_SQNR_DB = 20.0  # of other programs, in which some values round differently
 MIN_AGREEMENT = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One program on one emulated processor against the same program on this machine.
+    """One program on one emulated processor compared with the same program on this machine.
 
-    same_inputs: whether both made the same numbers of the images, to the last bit.
-    same_logits: share of images whose logits are the same to the last bit.
+    same_inputs: whether both prepared the images bit for bit alike.
+    same_logits: share of images whose logits are bit for bit equal.
     relative_difference: largest difference of logits, relative to the largest logit.
     agreement: share of images with the same top class.
-    error: why there is nothing to compare: the runtime did not take the program, or the logits are no numbers.
-    may_refuse: whether the runtime need not take the program, since it computes in float16 and the processor cannot.
+    error: why there is nothing to compare: the runtime refused the program, or logits are NaN or infinite.
+    may_refuse: whether the runtime may refuse the program, since it computes in float16 and the processor cannot.
     """
 
     artefact: str
@@ -73,12 +73,12 @@ class Comparison:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare and write the record; 1 if a program misses its bound, 0 otherwise, also if there is no emulator."""
+    """Compare and write the record; returns 1 if a program misses its bounds, else 0, also if there is no emulator."""
     parser = argparse.ArgumentParser(prog="tests/arm64/arm64.py", description=__doc__.splitlines()[0])
-    parser.add_argument("artefacts", type=Path, nargs="*", metavar="ARTEFACT_DIR", help="programs beside the small ones")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help=f"the first {NUM_IMAGES} in it (default: digits)")
+    parser.add_argument("artefacts", type=Path, nargs="*", metavar="ARTEFACT_DIR", help="programs besides the small ones")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help=f"its first {NUM_IMAGES} are used (default: digits)")
     parser.add_argument("--processors", nargs="+", default=list(PROCESSORS), choices=list(PROCESSORS))
-    parser.add_argument("--work_dir", type=Path, default=Path("build/arm64"), metavar="DIR", help="machine and programs")
+    parser.add_argument("--work_dir", type=Path, default=Path("build/arm64"), metavar="DIR", help="for machine and programs")
     parser.add_argument("--output_file", type=Path, default=Path("build/arm64/arm64.json"), metavar="FILE")
     arguments = parser.parse_args(argv)
     try:
@@ -108,7 +108,7 @@ def require_classifier(artefact: Path) -> None:
 
 
 def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Comparison]:
-    """Every program on every processor, compared and written to the record."""
+    """Compare every program on every processor, and write the record."""
     digits = write_digits(arguments.work_dir / "digits")
     images = image_files(arguments.images or digits)[:NUM_IMAGES]
     print("== Exporting a small Swin and a small Swin V2 in every recipe")
@@ -140,7 +140,7 @@ def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Compari
 
 
 def write_digits(folder: Path) -> Path:
-    """Write the first real handwritten digits of scikit-learn as image files into a folder, 8 x 8 as they are."""
+    """Write the first handwritten digits of scikit-learn as image files of 8 x 8 pixels."""
     from sklearn.datasets import load_digits
 
     from distill.data.digit_scenes import digit_image
@@ -152,14 +152,14 @@ def write_digits(folder: Path) -> Path:
 
 
 def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
-    """Export seeded, untrained models of both versions in every recipe whose program runs here and needs no training."""
+    """Export seeded, untrained models of both versions in every recipe that runs here and needs no training."""
     import torch
 
     from edge.export.export import ExportSettings, export
     from edge.lower.recipes import RECIPES
     from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
-    torch.set_num_threads(1)  # another pool of threads would only wait for the runtime's
+    torch.set_num_threads(1)  # a second thread pool would only wait for the runtime's
     folders = []
     for version in (1, 2):
         torch.manual_seed(version)
@@ -167,7 +167,7 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
         model = SwinHfForImageClassification(SwinHfConfig(version=version, num_labels=10, weight_init="fan_in", **sizes))
         for name, parameter in model.named_parameters():
             if "bias" in name or "position" in name:
-                torch.nn.init.normal_(parameter, std=0.3)  # they start at zero, where they could not be wrong
+                torch.nn.init.normal_(parameter, std=0.3)  # at their initial zeros, errors in them would not show
         checkpoint = work_dir / f"v{version}"
         model.save_pretrained(checkpoint)
         processor = SwinHfImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -180,14 +180,14 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
 
 
 def ask(machine: Machine, processor: str, request: Path) -> dict:
-    """The answer of a processor of the emulated machine."""
+    """The answer of an emulated processor."""
     answer = request.with_name(f"answer-{processor}.json")
     machine.run(PROCESSORS[processor], Path(arm64_guest.__file__), request, answer)
     return json.loads(answer.read_text())
 
 
 def compare_programs(artefact: Path, processor: str, there: dict, here: dict) -> Comparison:
-    """Compare what a program said on a processor with what it said here, each as in `arm64_guest.answer`."""
+    """Compare a program's answer on a processor with its answer here, both as in `arm64_guest.answer`."""
     recipe = find_recipe(read_artefact(artefact)[0].recipe)
     about = {"artefact": artefact.as_posix(), "recipe": recipe.name, "processor": processor}
     if "error" in there or "error" in here:
@@ -196,7 +196,7 @@ def compare_programs(artefact: Path, processor: str, there: dict, here: dict) ->
     logits, reference = np.array(there["logits"]), np.array(here["logits"])
     num_undefined = int((~np.isfinite(logits)).any(axis=1).sum())
     if num_undefined:
-        return Comparison(**about, error=f"logits of {num_undefined} of {len(logits)} images are no numbers")
+        return Comparison(**about, error=f"logits of {num_undefined} of {len(logits)} images are NaN or infinite")
     parity = compare(logits, reference)
     return Comparison(
         **about,
@@ -210,7 +210,7 @@ def compare_programs(artefact: Path, processor: str, there: dict, here: dict) ->
 
 
 def describe(row: Comparison) -> str:
-    """A comparison in a line."""
+    """A comparison as one line of text."""
     verdict = "MISSED" if not row.within_bounds else "refuses" if row.error else "ok"
     found = row.error or (
         f"largest difference {row.max_difference:.1e} ({row.relative_difference:.1e} of the largest logit), "

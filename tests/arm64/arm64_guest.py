@@ -1,4 +1,4 @@
-"""What runs on both sides: the device's own code over artefacts and images, inside the emulator and on the machine itself.
+"""The part that runs both in the emulator and on this machine: the device's own code on artefacts and images.
 
 python -I arm64_guest.py SITE_PACKAGES REQUEST.json ANSWER.json     # needs only ExecuTorch, torch, NumPy and Pillow
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def answer(artefacts: list[str], images: list[str]) -> dict:
-    """Logits (n, K) of every artefact for all images, the sha256 of its inputs, and what they were computed with.
+    """Logits (n, K) of every artefact for all images, the sha256 of its inputs, and the machine and versions used.
 
-    A program that the runtime does not take has an `error` instead of logits.
+    A program that the runtime refuses has an `error` instead of logits.
     """
     from edge.device.artefact import ArtefactError
     from edge.device.environment import installed_versions
@@ -38,9 +38,9 @@ def answer(artefacts: list[str], images: list[str]) -> dict:
 def main() -> None:
     site_packages, request, out = sys.argv[1:]
     sys.path[:0] = [str(Path(__file__).parents[2]), site_packages]
-    # A build of torch with CUDA names functions of libraries that are not here; unless it is lazy, it looks for them at once.
+    # A build of torch with CUDA refers to functions of missing libraries; without lazy binding, it could not be loaded.
     sys.setdlopenflags(os.RTLD_LAZY)
-    # The runtime wants one decorator of `executorch.exir`, whose `__init__` brings the whole compiler: most of the time here.
+    # The runtime imports one decorator of `executorch.exir`, whose `__init__` would load the whole compiler, which is slow.
     exir = types.ModuleType("executorch.exir")
     exir.__path__ = [str(Path(site_packages) / "executorch" / "exir")]
     sys.modules["executorch.exir"] = exir

@@ -1,6 +1,6 @@
 """An AArch64 machine in a folder: Debian's Python and the wheels of ExecuTorch, run by QEMU's user-mode emulator.
 
-It needs no root and changes nothing outside the folder: apt works in a state of its own, packages are only unpacked.
+It needs no root and changes nothing outside the folder: apt has its own state there, and packages are only unpacked.
 """
 
 import importlib.metadata
@@ -19,23 +19,23 @@ from edge.files import move_into_place
 DEBIAN_PACKAGES = ("python3:arm64", "libgomp1:arm64", "libstdc++6:arm64")
 EMULATOR_PACKAGE = "qemu-user-static"
 EMULATOR = "qemu-aarch64-static"
-WHEELS = ("executorch", "torch", "numpy", "pillow", "typing_extensions")  # what `edge.runner` loads, in the versions used here
+WHEELS = ("executorch", "torch", "numpy", "pillow", "typing_extensions")  # for `edge.device`, in the versions used here
 WHEEL_PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(17, 37)] + ["manylinux2014_aarch64"]  # glibc of Debian 12
-NUM_CORES = 1  # more only wait for each other
+NUM_CORES = 1  # more cores would only wait for each other
 STAMP = "built.json"
 
 
 class NoMachineError(Exception):
-    """The emulated machine cannot be had here; the message says why."""
+    """The emulated machine cannot be built here; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
     """A processor to emulate.
 
-    model: its name and features as QEMU takes them.
+    model: its name and features as an argument of QEMU.
     part: its number in Arm's identification register, by which libraries choose their kernels.
-    has_float16: whether it computes in half precision; programs that do are refused by the runtime where it does not.
+    has_float16: whether it computes in half precision; if not, the runtime refuses programs that do.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Processor:
 
     @property
     def cpuinfo(self) -> str:
-        """What Linux on it would say in /proc/cpuinfo."""
+        """/proc/cpuinfo as Linux would show it on this processor."""
         lines = "CPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x0\n"
         core = f"{lines}CPU part : {self.part:#05x}\nCPU revision : 0\n"
         return "\n".join(f"processor : {number}\n{core}" for number in range(NUM_CORES))
@@ -61,7 +61,7 @@ PROCESSORS = {
     for processor in (
         Processor(name="cortex-a53", model="cortex-a53", part=0xD03, has_float16=False),  # Armv8.0
         Processor(name="cortex-a76", model="cortex-a76", part=0xD0B),  # Armv8.2: also int8 dot products and fp16
-        # QEMU 7.2 has no core of Armv9 under its name: all it can do but matrix tiles, with the number of a Cortex-A710.
+        # QEMU 7.2 has no named Armv9 core, so this is all features but matrix tiles, with the part number of a Cortex-A710.
         Processor(name="armv9", model="max,sme=off", part=0xD47),  # also int8 matrix products
     )
 }
@@ -76,7 +76,7 @@ class Machine:
 
     @property
     def version(self) -> str:
-        """First line of what the emulator says about itself."""
+        """First line of the emulator's --version."""
         said = subprocess.run([self.emulator, "--version"], capture_output=True, text=True, check=True).stdout
         return said.splitlines()[0]
 
@@ -95,10 +95,10 @@ class Machine:
 
 
 def prepare_machine(folder: Path) -> Machine:
-    """The emulated machine in `folder`, built first if it is not there or is of other versions.
+    """The emulated machine in `folder`, built first if it is missing or has other versions.
 
     Raises:
-        NoMachineError: this is not Linux on another processor, or what the machine consists of cannot be had here.
+        NoMachineError: this is not Linux on another processor, or the parts of the machine cannot be downloaded.
     """
     if platform.system() != "Linux" or platform.machine() in ("aarch64", "arm64"):
         raise NoMachineError(f"emulation is for Linux on other processors, this is {platform.system()} {platform.machine()}")
@@ -128,11 +128,11 @@ def prepare_machine(folder: Path) -> Machine:
 
 
 def _version_here(name: str) -> str:
-    return importlib.metadata.version(name).split("+")[0]  # less the name of a build, such as +cpu
+    return importlib.metadata.version(name).split("+")[0]  # without the name of a build, such as +cpu
 
 
 def _unpack_debian(work_dir: Path, with_emulator: bool) -> None:
-    """Unpack Python for AArch64 and what it depends on to `root`, and the emulator beside it."""
+    """Unpack Python for AArch64 and its dependencies to `root`, and the emulator beside it."""
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise NoMachineError(f"{tool}, which fetches Debian's packages for AArch64, is not on this machine")
@@ -140,7 +140,7 @@ def _unpack_debian(work_dir: Path, with_emulator: bool) -> None:
     apt_dir = work_dir / "apt"
     for name in ("state/lists/partial", "cache/archives/partial"):
         (apt_dir / name).mkdir(parents=True)
-    (apt_dir / "status").touch()  # nothing is installed, so apt names all dependencies
+    (apt_dir / "status").touch()  # nothing is installed, so that apt fetches all dependencies
     (apt_dir / "apt.conf").write_text(
         f"""Dir::State "{apt_dir}/state"; Dir::State::status "{apt_dir}/status"; Dir::Cache "{apt_dir}/cache";
 APT::Architecture "arm64"; APT::Architectures {{ "arm64"; "{here}"; }};
@@ -148,11 +148,11 @@ Acquire::Languages "none"; APT::Sandbox::User ""; Debug::NoLocking "true";
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 #clear DPkg::Post-Invoke;
-"""  # in container images the hooks empty the machine's own caches
+"""  # in container images these hooks would empty the real machine's caches
     )
     apt = ["apt-get", "-qq", "-c", str(apt_dir / "apt.conf")]
     packages = [*DEBIAN_PACKAGES, *([f"{EMULATOR_PACKAGE}:{here}"] if with_emulator else [])]
-    updated = subprocess.run([*apt, "update"], capture_output=True, text=True)  # one of its sources may fail and not matter
+    updated = subprocess.run([*apt, "update"], capture_output=True, text=True)  # a failing source may not matter
     remarks = f"apt-get update said {updated.stderr.splitlines()[0]!r}, and then apt-get" if updated.stderr else "apt-get"
     _check([*apt, "install", "--download-only", "--no-install-recommends", "--yes", *packages], remarks)
     for package in sorted((apt_dir / "cache" / "archives").glob("*.deb")):
@@ -164,7 +164,7 @@ Acquire::Languages "none"; APT::Sandbox::User ""; Debug::NoLocking "true";
 
 
 def _install_wheels(work_dir: Path, wheels: list[str], *options: str) -> None:
-    """Install wheels for the machine's Python to `site`; dependencies are listed, since those of torch include CUDA."""
+    """Install wheels for the machine's Python to `site`, by default without dependencies: those of torch include CUDA."""
     python = (work_dir / "root" / "usr" / "bin" / "python3").readlink().name.removeprefix("python")
     platforms = [argument for name in WHEEL_PLATFORMS for argument in ("--platform", name)]
     target = ["--target", str(work_dir / "site"), "--implementation", "cp", "--python-version", python, *platforms]
@@ -174,10 +174,10 @@ def _install_wheels(work_dir: Path, wheels: list[str], *options: str) -> None:
 
 
 def _complete_torch(machine: Machine) -> None:
-    """Let a build of torch with CUDA load without most of CUDA; one without CUDA misses nothing and is left alone.
+    """Make a build of torch with CUDA loadable without most of CUDA; a build without CUDA is not changed.
 
-    Of some gigabytes of libraries it uses two while it loads. The others are only named: a link from each name to a library
-    that is loaded anyway satisfies the linker, and a CPU never calls them.
+    Of several gigabytes of libraries it uses two while loading. For each of the others, a link from its name to a library that
+    is loaded anyway satisfies the linker; a CPU never calls them.
     """
     if not missing_libraries(_trace(machine)):
         return
@@ -190,7 +190,7 @@ def _complete_torch(machine: Machine) -> None:
 
 
 def _trace(machine: Machine) -> str:
-    """What the dynamic linker finds for torch, as `ldd` prints it."""
+    """The libraries that the dynamic linker finds for torch, as `ldd` prints them."""
     root = machine.folder / "root"
     linker, library = root / "lib" / "ld-linux-aarch64.so.1", machine.folder / "site" / "torch" / "lib" / "libtorch_python.so"
     command = [machine.emulator, "-L", root, "-E", "LD_TRACE_LOADED_OBJECTS=1", linker, library]
@@ -203,9 +203,9 @@ def missing_libraries(trace: str) -> set[str]:
 
 
 def _write_identity(work_dir: Path, processor: Processor) -> None:
-    """A root for each processor: the files of the machine, and what Linux would say about the processor.
+    """Make the root folder of a processor: links to the machine's files, and the files in which Linux describes a processor.
 
-    Libraries read there what they run on; from the files of the real machine they would make nonsense, or crash.
+    Libraries read these files to detect the processor; with those of the real machine they would misbehave or crash.
     """
     prefix = work_dir / "processors" / processor.name
     cpus = prefix / "sys" / "devices" / "system" / "cpu"
@@ -225,7 +225,7 @@ def _check(command: list[str], what: str) -> str:
     """Standard output of a command.
 
     Raises:
-        NoMachineError: it failed; the message is the last line of what it said.
+        NoMachineError: it failed; the message ends with the last line of its output.
     """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

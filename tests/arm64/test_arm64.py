@@ -1,4 +1,4 @@
-"""The comparison with emulated processors: its figures, bounds, reasons to skip. No emulator and no network."""
+"""The comparison with emulated processors: its figures, its bounds, and when it is skipped; no emulator, no network."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def answered(logits: np.ndarray, inputs_sha256: str = "a") -> dict:
 
 @pytest.fixture
 def compared(monkeypatch):
-    """Compares a program of a recipe on a processor with `LOGITS`; the artefact itself is never read."""
+    """A function that compares a program's logits on a processor with `LOGITS`, without reading an artefact."""
 
     def compare(there: dict, recipe: str = "int8", processor: str = "cortex-a76"):
         monkeypatch.setattr(arm64, "read_artefact", lambda folder: (SimpleNamespace(recipe=recipe), b""))
@@ -54,7 +54,7 @@ def test_float_difference_is_relative_to_the_largest_logit(compared):
 
 def test_quantized_program_misses_on_agreement_and_on_error(compared):
     swapped = LOGITS.copy()
-    swapped[:2] = np.roll(swapped[:2], 1, axis=1)  # two of twenty images get another top class
+    swapped[:2] = np.roll(swapped[:2], 1, axis=1)  # the top class of two of twenty images changes
     assert compared(answered(swapped)).agreement == 0.9
     assert not compared(answered(swapped)).within_bounds
     noisy = LOGITS * np.where(np.arange(5) % 2, 1.2, 0.8)
@@ -71,7 +71,7 @@ def test_logits_that_are_no_numbers_miss(compared):
     logits = LOGITS.copy()
     logits[4:7, 1] = np.nan
     row = compared(answered(logits))
-    assert row.error == "logits of 3 of 20 images are no numbers"
+    assert row.error == "logits of 3 of 20 images are NaN or infinite"
     assert not row.within_bounds
     assert arm64.describe(row).startswith("MISSED")
 
@@ -87,7 +87,7 @@ def test_only_a_processor_without_float16_may_refuse_a_float16_program(compared,
 
 
 def test_identity_is_what_the_processor_would_say():
-    assert PROCESSORS["cortex-a53"].midr == 0x410FD030  # r0p0 in Arm's reference manual, but for the revision
+    assert PROCESSORS["cortex-a53"].midr == 0x410FD030  # as in Arm's reference manual, except for the revision
     lines = PROCESSORS["cortex-a76"].cpuinfo.splitlines()
     assert "CPU part : 0xd0b" in lines and "CPU implementer : 0x41" in lines
     assert sum(line.startswith("processor") for line in lines) == arm64_machine.NUM_CORES

@@ -1,4 +1,4 @@
-"""What each room may import, said once: other rooms, and packages; checked through everything that a module loads."""
+"""Which rooms and packages each room may import, as one table; checked for everything that a module loads."""
 
 import ast
 import shutil
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 class Room:
     """What the modules of a folder may import.
 
-    rooms: of ours, beside itself.
-    loads: packages of others that come with importing a module of it, directly or through other modules.
-    asks_for: packages that a function of it may import where they are there.
+    rooms: our other rooms.
+    loads: third-party packages that importing one of its modules may load, directly or through other modules.
+    asks_for: packages that its functions may import if they are installed.
     """
 
     rooms: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Room:
     asks_for: frozenset[str] = frozenset()
 
 
-DEVICE = frozenset({"numpy", "PIL", "torch", "executorch"})  # ExecuTorch's wheel needs torch
+DEVICE = frozenset({"numpy", "PIL", "torch", "executorch"})  # ExecuTorch's wheel depends on torch
 MODELS = frozenset({"numpy", "PIL", "torch", "transformers", "huggingface_hub", "safetensors"})
 LOWERING = DEVICE | MODELS | {"torchao"}
 IMAGES = frozenset({"numpy", "PIL", "torch", "datasets", "sklearn", "tqdm", "kornia", "transformers"})
@@ -68,7 +68,7 @@ ROOMS = {
         loads=TRAINING | LOWERING | {"torch_pruning", "jinja2"},
     ),
 }
-COMMAND_LINES = {"edge.__main__", "distill.run"}  # entry points: their functions may import any room of theirs
+COMMAND_LINES = {"edge.__main__", "distill.run"}  # entry points, whose functions may import any room
 
 
 # -- what a module imports -----------------------------------------------------------------------------------------------
@@ -82,12 +82,12 @@ class House:
         self.files = {_name(file.relative_to(root)): file for file in files}
 
     def room_of(self, module: str) -> str:
-        """The room that a module stands in."""
+        """The room that contains a module."""
         return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len)
 
-    @cache  # noqa: B019  as long as the house
+    @cache  # noqa: B019  lives as long as the house
     def imports(self, module: str, when_loaded: bool) -> frozenset[str]:
-        """Modules that are imported when a module is loaded, or also by its functions; those of others by their package."""
+        """What a module imports when it is loaded, or also in its functions; third-party modules by their package."""
         found: set[str] = set()
         for node in _import_nodes(ast.parse(self.files[module].read_text()), when_loaded):
             if isinstance(node, ast.Import):
@@ -99,7 +99,7 @@ class House:
         return frozenset(found - {module})
 
     def loaded(self, module: str) -> frozenset[str]:
-        """Everything that comes with importing a module: ours by their modules, others by their packages."""
+        """Everything that importing a module loads: our modules by their names, others by their packages."""
         seen, waiting = set(), [module]
         while waiting:
             one = waiting.pop()
@@ -119,7 +119,7 @@ class House:
         return ".".join([*base, *([node.module] if node.module else [])])
 
     def _resolved(self, name: str) -> str:
-        """The module that a dotted name stands for or lies in, or the package of others."""
+        """Our module that a dotted name refers to or lies in, or else its third-party package."""
         parts = name.split(".")
         known = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
         return next((one for one in known if one in self.files), parts[0])
@@ -131,7 +131,7 @@ def _name(file: Path) -> str:
 
 
 def _import_nodes(tree: ast.AST, when_loaded: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Imports, without those for the eyes of a type checker alone."""
+    """Imports, without those for type checkers only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -150,7 +150,7 @@ def violations(root: Path) -> list[str]:
         named, loaded = house.imports(module, False), house.loaded(module)
         if module not in COMMAND_LINES:
             ours = {one for one in named | loaded if one in house.files and not f"{module}.".startswith(f"{one}.")}
-            rooms = {one for one in ours if house.room_of(one) not in own and one.count(".")}  # all come with their packages
+            rooms = {one for one in ours if house.room_of(one) not in own and one.count(".")}  # top packages are always loaded
             found += [f"{module} imports {one}" for one in sorted(rooms)]
         foreign = loaded - set(house.files) - room.loads
         foreign |= named - set(house.files) - room.loads - room.asks_for
@@ -181,7 +181,7 @@ def test_rooms_of_the_table_are_those_of_the_house():
         ("edge/device/parity.py", "def f():\n    import datasets", "edge.device.parity imports datasets"),
         ("edge/device/runner.py", "from ..deploy import form", "edge.device.runner imports edge.deploy.form"),
         ("edge/files.py", "import accelerate", "edge.apps.writer imports accelerate"),  # through another module
-        ("edge/__init__.py", "import transformers", "edge.device.image imports transformers"),  # by its package
+        ("edge/__init__.py", "import transformers", "edge.device.image imports transformers"),  # through its package
         (
             "edge/lower/recipes.py",
             "def f():\n    from edge.export.export import export",
@@ -213,8 +213,8 @@ def test_scripts_are_imported_by_nobody():
 
 
 def test_no_module_hides_a_library():
-    # A file run as a script puts its folder first on sys.path.
+    # A file that is run as a script puts its folder first on sys.path.
     libraries = {"datasets", "evaluate", "accelerate", "distill", "edge", "torch", "transformers", *sys.stdlib_module_names}
     paths = [path for folder in ("distill", "scripts") for path in (ROOT / folder).iterdir()]
     names = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
-    assert not names & (libraries | {"compression"})  # a module of Python's from 3.14 on
+    assert not names & (libraries | {"compression"})  # a module of Python itself from 3.14 on

@@ -1,4 +1,4 @@
-"""Figures of the benchmark against hand-worked values; nothing is timed."""
+"""Figures of the benchmark, checked by hand; nothing is timed."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pruning against first principles: importance by hand, a pruned model equal to the dense one with zeros, equal reloads."""
+"""Pruning: importance by hand, pruned models equal to the dense one with zeros, and equal logits after reloading."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Teachers of any kind, size and order of classes, and what is wrong with others."""
+"""Teachers of any architecture, size and class order, and errors for checkpoints that cannot teach."""
 
 import shutil
 

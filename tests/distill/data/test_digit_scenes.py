@@ -1,4 +1,4 @@
-"""Digit scenes: disjoint digits, masks and boxes that fit each other and the image, the same scenes every time."""
+"""Digit scenes: splits without shared digits, masks and boxes that match each other and the image, reproducible scenes."""
 
 import datasets
 import numpy as np
@@ -52,7 +52,7 @@ def test_box_and_mask_fit_the_label_and_each_other(scenes):
 
 
 def test_the_digit_stands_out_from_what_it_covers(scenes):
-    """Its mean brightness differs from that of its box by a part of the 0.3 that its full colour differs by."""
+    """Its mean brightness differs from the rest of its box, by less than the 0.3 of its full colour."""
     differences = []
     for row in scenes["train"]:
         brightness, mask = np.asarray(row["image"], dtype=np.float64).mean(axis=2) / 255, np.asarray(row["mask"]) > 0

@@ -1,4 +1,4 @@
-"""Where images come from: tables of paths, folders of masks, images without labels, and what is said of what is amiss."""
+"""Sources of images: tables of paths, folders of masks, images without labels, and error messages."""
 
 import csv
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_split_folders_with_others_beside_them_are_refused(image_folder):
         (image_folder / name).mkdir()
     with pytest.raises(DataError, match=r"has folders of splits \(test, train\) and others \(blue, green, red\); move"):
         find_images(str(image_folder), CLASSES)
-    (image_folder / "test").rmdir()  # "train" alone may be a class of vehicles
+    (image_folder / "test").rmdir()  # a single folder "train" may be a class of vehicles
     assert find_images(str(image_folder), CLASSES).class_names == ["blue", "green", "red", "train"]
 
 

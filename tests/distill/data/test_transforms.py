@@ -1,4 +1,4 @@
-"""Random changes of whole batches: nothing without limits, half of the images mirrored, rigid turns, the limits asked for."""
+"""Augmentation of whole batches: no change if all are off, half of the images mirrored, rigid rotations, limits kept."""
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def test_half_of_the_images_are_mirrored():
 
 
 def sampled_maps(settings: TransformSettings, height: int, width: int, count: int = 300) -> np.ndarray:
-    """Linear parts (n, 2, 2), in pixels, of the maps of a batch."""
+    """Linear parts (n, 2, 2), in pixels, of the affine maps drawn for a batch."""
     transform = BatchTransform(settings)
     transform(torch.rand(count, 3, height, width))
     (affine,) = transform.steps.children()

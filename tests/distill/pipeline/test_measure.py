@@ -1,4 +1,4 @@
-"""Figures by hand: intervals of accuracies, and operations of a model."""
+"""Figures checked by hand: intervals of accuracies, and operations of a model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Settings: recipes and command line through one parser; whatever is wrong is said before any work."""
+"""Settings: configurations and command line go through one parser, and mistakes are explained before any work starts."""
 
 import pytest
 

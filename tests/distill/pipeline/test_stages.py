@@ -1,4 +1,4 @@
-"""The stage machinery: skipping, invalidation, kills and full disks leave whole folders or none."""
+"""Stages: skipping, invalidation, and kills and full disks, which leave complete folders or none."""
 
 import errno
 import shutil
@@ -15,7 +15,7 @@ class Kill(BaseException):
 
 @pytest.fixture
 def stages(tmp_path):
-    """Two stages that count their builds; `fail` names one that stops half-way."""
+    """Two stages that record their builds; `fail` names a stage that stops half-way, and its exception."""
     built, fail = [], {}
 
     def make(first_setting=1, second_setting=1):
@@ -75,7 +75,7 @@ def test_kill_or_full_disk_leaves_no_half_folder_and_keeps_the_old_one(stages, f
     stages.fail["second"] = failure
     with pytest.raises(type(failure)):
         run(stages, second_setting=2)
-    assert (stages.run_dir / "2nd" / "whole").is_file()  # the former result is still whole
+    assert (stages.run_dir / "2nd" / "whole").is_file()  # the former result is still complete
     with pytest.raises(StageError):
         run(stages, names=["second"], first_setting=9)
     stages.fail.clear()

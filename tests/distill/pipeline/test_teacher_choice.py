@@ -1,4 +1,4 @@
-"""Teachers and students of a run: presets, checkpoints that know the classes and others, streams, trackers."""
+"""Teachers and students of a run: presets, checkpoints with the same or other classes, streams, trackers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Distillation: one tensor for both models, any objective and teacher, and resuming bit for bit."""
+"""Distillation: the same tensor for both models, any objective and teacher, and exact resuming."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ MIXED = ["--randaugment_ops", "0", "--mixup_alpha", "0.4", "--rotation_degrees",
 
 @pytest.fixture
 def taught(image_folder, checkpoint):
-    """Arguments of a distillation from `checkpoint`, which knows the classes."""
+    """Arguments for distilling from `checkpoint`, which knows the classes."""
     return ["--dataset", str(image_folder), "--teacher", str(checkpoint), "--num_pictures", "0", *MIXED]
 
 
@@ -97,7 +97,7 @@ def test_teacher_and_student_see_the_same_augmented_tensor(taught, tmp_path, ima
     monkeypatch.setattr(ImageClassification, "learn", watched_learn)
     monkeypatch.setattr(Classifier, "forward", watched_teach)
     finetune(settings_for(tmp_path, *taught))
-    assert len(seen["teacher"]) == 6  # 28 images in batches of 8, the last of which is left out, twice
+    assert len(seen["teacher"]) == 6  # two epochs of 28 images in batches of 8; the incomplete batch is left out
     for ours, theirs in zip(seen["student"], seen["teacher"], strict=True):
         assert torch.equal(ours, theirs)
     sizes = {

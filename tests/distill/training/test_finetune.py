@@ -1,4 +1,4 @@
-"""Fine-tuning: what is decayed, averaged, mixed, cropped and masked, and trainings that are stopped, split or go wrong."""
+"""Fine-tuning: weight decay, averages, mixing, crops and masks; trainings that are stopped, distributed or fail."""
 
 import json
 import os
@@ -215,7 +215,7 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
 
 
 def test_the_best_checkpoint_is_the_most_accurate_one(image_folder, tmp_path, monkeypatch):
-    """Not the one with the least loss: here the loss rises while the accuracy falls, or the other way round."""
+    """Not the one with the lowest loss: here the first checkpoint has the lowest loss and the second the best accuracy."""
     figures = iter([(1.0, 0.5), (2.0, 0.9), (3.0, 0.7)])
 
     def evaluate(self, *args, **kwargs):
@@ -293,7 +293,7 @@ def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
         arguments += ["--num_train_epochs", "2", "--global_batch_size", "8", *HELD_OUT]
-        # Not AdamW: it makes steps of the rounding in gradients that are zero, those of the keys' biases.
+        # Not AdamW: it would amplify rounding errors in gradients that are zero, those of the keys' biases.
         arguments += [*STILL, "--optim", "sgd", "--learning_rate", "0.1", "--use_cpu", "true", "--ddp_backend", "gloo"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", *launcher, str(script), *arguments]

@@ -1,4 +1,4 @@
-"""What fine-tuning makes of a checkpoint: the image processor for another size, with the crop that the checkpoint has."""
+"""How fine-tuning loads a checkpoint: its image processor at another size, with the checkpoint's crop."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Segmentation: counts of pixels against scikit-learn, masks that move with their images, and whole trainings."""
+"""Segmentation: counts of pixels compared with scikit-learn, masks augmented with their images, and whole trainings."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ SEGMENT += ["--validation_share", "0.25", "--test_share", "0.25"]
 
 
 class Guess(torch.nn.Module):
-    """A model that gives the same logits whatever it sees."""
+    """A model that returns the same logits for any input."""
 
     def __init__(self, logits: torch.Tensor):
         super().__init__()
@@ -41,7 +41,7 @@ class Guess(torch.nn.Module):
 
     def forward(self, pixel_values, labels):
         loss = torch.nn.functional.cross_entropy(self.logits, labels, ignore_index=IGNORED)
-        return type("Output", (), {"logits": self.logits, "loss": loss + 0.25})  # a quarter by an auxiliary head
+        return type("Output", (), {"logits": self.logits, "loss": loss + 0.25})  # 0.25 stands for an auxiliary head
 
 
 def still_task(num_classes: int, weights: torch.Tensor | None = None) -> SemanticSegmentation:
@@ -54,7 +54,7 @@ def test_mean_iou_is_scikit_learns():
     predicted = torch.randint(0, 4, (5, 12, 10), generator=random)
     targets = torch.randint(0, 4, (5, 12, 10), generator=random)
     targets[:, 0] = IGNORED
-    task = still_task(5)  # class 4 is nowhere and does not count
+    task = still_task(5)  # class 4 does not occur and is not counted
     counts = task.count_pixels(predicted, targets)
     figures = task.metrics(EvalPrediction(predictions=counts.numpy(), label_ids=None))
     known = targets != IGNORED

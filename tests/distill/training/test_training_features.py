@@ -1,4 +1,4 @@
-"""What training relies on: stochastic depth, checkpointing, compilation, autocast, several processes, no hidden state."""
+"""Features that training needs: stochastic depth, checkpointing, compilation, autocast, several processes, no hidden state."""
 
 import copy
 import subprocess
@@ -18,7 +18,7 @@ def test_drop_path_skips_both_branches(make_model, version):
     feature_map = torch.randn(64, 4, 4, 32)
     block.drop_path.drop_prob = 0.5
     kept = (block(feature_map)[0] - feature_map).abs().amax(dim=(1, 2, 3)) > 0
-    assert 36 < kept.sum() < 60  # three of four samples keep one branch or both
+    assert 36 < kept.sum() < 60  # about three of four samples keep one branch or both
     block.drop_path.drop_prob = 1 - 1e-7
     assert torch.equal(block(feature_map)[0], feature_map)
 
