@@ -7,7 +7,7 @@ accelerate launch scripts/finetune.py --config photos --dataset my_photos --mode
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # also where the package is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where the package is not installed
 
 from edge.quiet import quieten
 
@@ -15,10 +15,14 @@ from edge.quiet import quieten
 def main() -> int:
     """Train; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
     quieten()  # before the imports that have something to say
-    from distill.quiet import quieten_libraries
-    from distill.training.command_line import explained
-    from distill.training.finetune import finetune
-    from distill.training.settings import parse_finetune_settings
+    try:
+        from distill.quiet import quieten_libraries
+        from distill.training.command_line import explained
+        from distill.training.finetune import finetune
+        from distill.training.settings import parse_finetune_settings
+    except ModuleNotFoundError as error:
+        print(f'error: {error}; pip install "swin-hf[train]"', file=sys.stderr)
+        return 1
 
     def work() -> None:
         settings = parse_finetune_settings()
