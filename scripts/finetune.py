@@ -9,22 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where the package is not installed
 
-from edge.quiet import quieten
+from distill.launch import launch
 
 
 def main() -> int:
     """Train; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
-    quieten()  # before the imports that have something to say
-    try:
-        from distill.quiet import quieten_libraries
-        from distill.training.command_line import explained
-        from distill.training.finetune import finetune
-        from distill.training.settings import parse_finetune_settings
-    except ModuleNotFoundError as error:
-        print(f'error: {error}; pip install "swin-hf[train]"', file=sys.stderr)
-        return 1
 
     def work() -> None:
+        from distill.training.finetune import finetune
+        from distill.training.settings import parse_finetune_settings
+
         settings = parse_finetune_settings()
         figures = finetune(settings)
         if settings.trainer.should_save:
@@ -32,8 +26,7 @@ def main() -> int:
                 print(f"{name:24} {value:.4g}")
             print(f"model: {settings.trainer.output_dir}")
 
-    quieten_libraries()
-    return explained(work, "go on with --resume true")
+    return launch(work, "go on with --resume true")
 
 
 if __name__ == "__main__":

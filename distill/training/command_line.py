@@ -4,39 +4,18 @@ import argparse
 import dataclasses
 import difflib
 import json
-import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import Timeout
 from transformers import HfArgumentParser
 
-from distill.errors import SettingsError, TrainingStopped
-from edge.device.errors import ExplainedError
+from distill.errors import SettingsError
 
 OPTION = "config"  # which names the YAML file
-
-
-def explained(work: Callable[[], None], how_to_resume: str) -> int:
-    """Run a program; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM."""
-    try:
-        work()
-    except Timeout as error:
-        folder = Path(error.lock_file).parent
-        print(f"error: another run is at work in {folder}; wait for it or give another --output_dir", file=sys.stderr)
-        return 1
-    except TrainingStopped as stop:
-        print(f"\n{stop}; {how_to_resume}", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except (ExplainedError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
-        return 1
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
