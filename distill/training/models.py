@@ -95,6 +95,8 @@ def load_model(
             f"{task.auto_class.__name__}: {error}"
         ) from error
     _check_weights(choice, model, report, task.fresh_weights, announce)
+    if task.targets.have_classes:
+        _check_size(choice, model, image_size)
     return model
 
 
@@ -173,3 +175,19 @@ def _check_weights(
         raise ModelError(f"--{choice.flag} {choice.name} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")
     if announce and PartialState().is_main_process:
         print(f"weights from {choice.name}; new: {', '.join(fresh) or 'none'}", flush=True)
+
+
+@torch.no_grad()
+def _check_size(choice: ModelChoice, model: PreTrainedModel, image_size: int) -> None:
+    """Run the model on one image of the size that it is to be trained at, which not every architecture can change.
+
+    Raises:
+        ModelError: it takes images of another size only.
+    """
+    try:
+        model(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"--{choice.flag} {choice.name} must take images of {image_size} x {image_size} pixels: {error}; give the "
+            "--image_size that it was made for"
+        ) from error
