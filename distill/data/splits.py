@@ -22,6 +22,8 @@ READING_THREADS = 8
 class ImageSettings:
     """Where the images come from; without parts of their own, validation and test are cut from the training images."""
 
+    heading = "images"
+
     dataset: str = field(
         default="digits",
         metadata={

@@ -27,6 +27,8 @@ class TransformSettings:
     down below a magnitude of 15 and up above it.
     """
 
+    heading = "augmentation"
+
     initial_image_size: int = field(
         default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: always that."}
     )

@@ -48,6 +48,8 @@ ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
+    heading = "run"
+
     output_dir: str = field(
         default="", metadata={"help": "Folder of the run. Default: runs/demo, or runs/ and the data set's own name."}
     )
@@ -65,6 +67,8 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
+    heading = 'stage "teacher"'
+
     teacher: str = field(
         default="swin_tiny",
         metadata={
@@ -86,6 +90,8 @@ class TeacherSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSettings:
+    heading = 'stage "student"'
+
     student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}, of a Swin of ours."})
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
     student_epochs: float = field(default=150, metadata={"help": "Passes over the training images."})
@@ -101,6 +107,8 @@ class StudentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSettings:
+    heading = 'stage "prune"'
+
     prune_heads: float = field(default=0.2, metadata={"help": "Share of all attention heads to remove."})
     prune_mlp: float = field(default=0.4, metadata={"help": "Share of all hidden MLP channels to remove."})
     prune_batches: int = field(default=20, metadata={"help": "Batches that importance is accumulated over."})
@@ -113,6 +121,8 @@ class PruneSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverSettings:
+    heading = 'stage "recover"'
+
     recover_epochs: float = field(default=40, metadata={"help": "Passes over the training images after pruning."})
     recover_learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
 
@@ -122,6 +132,8 @@ class RecoverSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeSettings:
+    heading = 'stage "edge"'
+
     recipe: str = field(default="int8", metadata={"help": "Export recipe, as of `python -m edge export`."})
 
     def __post_init__(self):
@@ -131,6 +143,8 @@ class EdgeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
+    heading = 'stage "report"'
+
     repeats: int = field(default=300, metadata={"help": "Timed runs per row of the report."})
     threads: int = field(default=1, metadata={"help": "Threads of every timed run."})
 
@@ -204,12 +218,12 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         description="From labelled images to a small Swin in a .pte: data, teacher, student, prune, recover, edge, report. "
         "Every setting of scripts/finetune.py holds for all trainings of the run.",
         folder=CONFIG_DIR,
-        parts=[TaskSettings, *SHARED_PARTS, *stages],
+        parts=[*stages, TaskSettings, *SHARED_PARTS],
         left_out=LEFT_OUT,
         companions={"teacher_args": "teacher", "student_args": "student"},
     )
     config = "digits" if command_line.glance(argv, "dataset") == "digits" else "photos"
-    task, images, transforms, optimisation, distillation, trainer, *own = command_line.parse(argv, file=config)
+    *own, task, images, transforms, optimisation, distillation, trainer = command_line.parse(argv, file=config)
     run, teacher, student, prune, recover, edge, report = own
     settings = Settings(
         task=task,

@@ -1,10 +1,11 @@
 """Command lines over frozen dataclasses: a YAML file gives values, the command line wins, and every mistake is explained."""
 
-import argparse
+import copy
 import dataclasses
 import difflib
 import json
 import sys
+import typing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,8 @@ class CommandLine:
     Every option has one spelling, that of its field, with underscores.
 
     folder: where files are looked for that are given by their bare name.
-    left_out: fields of parts that are no options, since the program itself sets them. A later part may have a field of the
-        same name.
+    parts: dataclasses; `heading` of each, if it has one, is its heading in the help.
+    left_out: fields of parts that are no options, since the program itself sets them.
     companions: options of a file that describe another one of it, by which they are left aside where the command line gives
         that one anew: what a file says of its own teacher does not hold for another.
     """
@@ -45,18 +46,27 @@ class CommandLine:
 
     @cached_property
     def parser(self) -> HfArgumentParser:
-        parser = HfArgumentParser(
-            self.parts, prog=self.program, description=self.description, allow_abbrev=False, conflict_handler="resolve"
-        )
+        usage = f"{self.program} [--{OPTION} NAME_OR_FILE] [--setting VALUE ...]"
+        parser = HfArgumentParser([], prog=self.program, usage=usage, description=self.description, allow_abbrev=False)
         parser.add_argument(f"--{OPTION}", help=f"YAML file, or one of {', '.join(self.files)}.")
+        for part in self.parts:
+            parser._add_dataclass_arguments(self._options_of(part))
         parser.error = _raise_settings_error
-        options = {name for part in self.parts for name in self._fields(part)}
-        for action in list(parser._actions):
-            if action.dest not in options | {OPTION, "help"}:
-                _remove(parser, action, action.option_strings)
-            else:  # HfArgumentParser gives each option a second spelling, with hyphens
-                _remove(parser, action, [option for option in action.option_strings if "-" in option.removeprefix("--")])
+        for action in list(parser._actions):  # HfArgumentParser gives each option a second spelling, with hyphens
+            for option in [option for option in action.option_strings if "-" in option.removeprefix("--")]:
+                if option not in ("-h", "--help"):
+                    parser._handle_conflict_resolve(None, [(option, action)])
         return parser
+
+    def _options_of(self, part: type) -> type:
+        """A dataclass of the fields of a part that are options, for HfArgumentParser to read, under the part's own heading."""
+        types = typing.get_type_hints(part)
+        names = self._fields(part)
+        fields = [
+            (field.name, types[field.name], copy.copy(field)) for field in dataclasses.fields(part) if field.name in names
+        ]
+        namespace = {"_argument_group_name": getattr(part, "heading", "arguments of transformers.Trainer")}
+        return dataclasses.make_dataclass(part.__name__, fields, kw_only=True, namespace=namespace)
 
     def _fields(self, part: type) -> set[str]:
         """The fields of a part that are options."""
@@ -113,13 +123,6 @@ class CommandLine:
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{key}", *(json.dumps(own) if isinstance(own, dict) else str(own) for own in values)]
         return arguments
-
-
-def _remove(parser: HfArgumentParser, action: argparse.Action, spellings: list[str]) -> None:
-    """Take away some spellings of an option, and the option itself with its last one."""
-    for spelling in list(spellings):
-        if spelling not in ("-h", "--help"):
-            parser._handle_conflict_resolve(None, [(spelling, action)])
 
 
 def _raise_settings_error(message: str):

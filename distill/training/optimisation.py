@@ -22,6 +22,8 @@ BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
+    heading = "optimisation"
+
     global_batch_size: int = field(
         default=0, metadata={"help": "Images of a step over all processes and accumulated batches; 0: as many as they make."}
     )

@@ -25,6 +25,8 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
+    heading = "task"
+
     task: str = field(default="image-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels that the model is trained for."})
     evaluation_crop: bool = field(
@@ -47,6 +49,8 @@ class TaskSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
+    heading = "model"
+
     model: str = field(
         default="swin_tiny",
         metadata={"help": f"Checkpoint folder, Hub id, or a preset to train from scratch: {', '.join(PRESETS)}."},

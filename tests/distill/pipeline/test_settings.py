@@ -114,3 +114,19 @@ def test_bad_files_are_named(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(SettingsError, match=message):
         parse_settings(["--config", str(tmp_path / "mine.yaml")])
+
+
+def test_help_begins_with_the_run_and_names_what_can_be_set(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    text = capsys.readouterr().out
+    headings = [
+        "\nrun:",
+        '\nstage "teacher":',
+        '\nstage "report":',
+        "\nimages:",
+        "\naugmentation:",
+        "\narguments of transformers",
+    ]
+    assert [text.index(heading) for heading in headings] == sorted(text.index(heading) for heading in headings)
+    assert "--num_train_epochs" not in text and "--mask_share" not in text and "--per_device_train_batch_size" in text
