@@ -28,7 +28,7 @@ from distill.training.pictures import PredictionPictures
 from distill.training.settings import FinetuneSettings
 from distill.training.stream_trainer import StreamTrainer
 from distill.training.tasks.distillation import Distillation
-from distill.training.tasks.task import Objective, Setting
+from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 
 METRICS = "metrics.json"
@@ -202,17 +202,16 @@ def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, process
     """What is learned, with weights of the classes if they are to be balanced."""
     examples = data.examples.get("train", [])
     balanced = settings.optimisation.class_weights == "balanced"
-    setting = Setting(
+    context = ObjectiveContext(
         task=settings.task,
         transforms=settings.transforms,
         config=config,
         processor=processor,
         class_names=data.class_names,
-        examples=examples,
         label_smoothing=settings.trainer.label_smoothing_factor,
         class_weights=balanced_weights(examples, len(data.class_names)) if balanced else None,
     )
-    return settings.kind.make_objective(setting)
+    return settings.kind.make_objective(context)
 
 
 def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:

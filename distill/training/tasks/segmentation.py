@@ -14,7 +14,7 @@ from distill.data.normalisation import Normalisation
 from distill.data.targets import MASKS
 from distill.data.transforms import IGNORED, BatchTransform, TransformSettings
 from distill.errors import require
-from distill.training.tasks.task import Metric, Objective, Output, Panels, Setting, Task, pictures_of
+from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
 from swin_hf import SwinHfConfig, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
@@ -138,8 +138,8 @@ def uper_net_over(config: SwinHfConfig, class_names: list[str], head: dict[str, 
     return SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, **named_classes(class_names), **head))
 
 
-def make_objective(setting: Setting) -> SemanticSegmentation:
-    return SemanticSegmentation(setting.processor, setting.class_names, setting.transforms, setting.class_weights)
+def make_objective(context: ObjectiveContext) -> SemanticSegmentation:
+    return SemanticSegmentation(context.processor, context.class_names, context.transforms, context.class_weights)
 
 
 SEMANTIC_SEGMENTATION = Task(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel
 
-from distill.data.examples import Example, collate
+from distill.data.examples import collate
 from distill.data.targets import Targets
 from distill.data.transforms import TransformSettings
 
@@ -88,18 +88,14 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What an objective is made from.
-
-    examples: of the training, where they are known before it starts.
-    """
+class ObjectiveContext:
+    """What an objective is made from."""
 
     task: "TaskSettings"
     transforms: TransformSettings
     config: PreTrainedConfig
     processor: Any
     class_names: list[str]
-    examples: list[Example]
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
 
@@ -126,7 +122,7 @@ class Task:
     name: str
     auto_class: type
     targets: Targets
-    make_objective: Callable[[Setting], Objective]
+    make_objective: Callable[[ObjectiveContext], Objective]
     judged_by: tuple[Metric, ...]
     collate: Callable[[list[dict]], dict[str, torch.Tensor]] = collate
     load_teacher: Callable[[str, list[str]], nn.Module] | None = None
