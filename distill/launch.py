@@ -13,7 +13,7 @@ from edge.quiet import quieten
 def launch(work: Callable[[], None], how_to_resume: str) -> int:
     """Run a program; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM.
 
-    work: imports what it needs itself, after PyTorch's packages were told to keep quiet about it.
+    work: imports what it needs itself, after the messages of PyTorch's packages were silenced.
     """
     quieten()
     try:

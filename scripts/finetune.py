@@ -26,7 +26,7 @@ def main() -> int:
                 print(f"{name:24} {value:.4g}")
             print(f"model: {settings.trainer.output_dir}")
 
-    return launch(work, "go on with --resume true")
+    return launch(work, "resume with --resume true")
 
 
 if __name__ == "__main__":

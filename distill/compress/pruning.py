@@ -89,7 +89,7 @@ def _mlp_group(block: SwinHfBlock) -> tp.Group:
 
 
 class _HeadChannels(nn.Module):
-    """How the channels of the heads hang together, for torch-pruning to trace: q, k and v side by side into the output.
+    """How the channels of the heads depend on each other, for torch-pruning to trace: q, k and v into the output.
 
     Attention itself mixes tokens, never channels, so a product of q, k and v has the dependencies of the real thing.
     """

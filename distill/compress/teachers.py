@@ -61,7 +61,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
 
 
 def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
-    """Whether a checkpoint is an image classifier of just these classes, in whatever order.
+    """Whether a checkpoint is an image classifier of exactly these classes, in any order.
 
     Raises:
         TeacherError: there is no such checkpoint.

@@ -14,7 +14,7 @@ FEWEST_IMAGES = 4
 
 
 def find_images(dataset: str, targets: Targets, class_names: Path | None = None) -> FoundImages:
-    """Find the images behind `--dataset`, with what a task needs to know of them, without decoding them.
+    """Find the images behind `--dataset`, with their targets, without decoding them.
 
     targets: what the images have to come with.
     class_names: a text file with the name of each class in a line of its own, if there are masks and the data does not know.
@@ -60,7 +60,7 @@ def _open(dataset: str) -> Path | dict[str, datasets.Dataset]:
         return _by_split(datasets.load_dataset(dataset))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"--dataset {dataset} is neither digits, nor a folder here, nor a data set that the Hub gives: {error}"
+            f"--dataset {dataset} is neither digits, nor a folder here, nor a data set of the Hub: {error}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Images in rows: tables, data sets of the Hub, saved ones, and the columns in which they have what a task needs."""
+"""Images in rows: tables, data sets of the Hub, saved ones, and the columns that hold images and targets."""
 
 import io
 from functools import partial

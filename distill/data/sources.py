@@ -1,4 +1,4 @@
-"""Images that are still to be decoded: where each one is, and what is known of it."""
+"""Images that are not decoded yet: where each one is, and its targets."""
 
 import io
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class ImageSource:
             raise UnreadableImageError(f"{self.name} cannot be read: {error.__cause__}") from error
 
     def load_mask(self) -> Image.Image:
-        """The numbers of classes as 8-bit levels; a palette's colours are left aside.
+        """The numbers of classes as 8-bit levels; the colours of a palette are ignored.
 
         Raises:
             UnreadableImageError: it cannot be decoded, or holds colours or numbers above 255; the message names it.
@@ -58,7 +58,7 @@ class ImageSource:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundImages:
-    """Images that are still to be decoded, by split; the split "all" is still to be divided.
+    """Images that are not decoded yet, by split; the split "all" is not divided yet.
 
     labels: for each image an index into `class_names`; 0 for all where there are masks, or nothing at all, to learn from.
     masks: for each image the one that says which class each of its pixels has, in segmentation.

@@ -1,4 +1,4 @@
-"""Images of a training: looked through once, split, and the split kept."""
+"""Images of a training: checked once, split, and the split recorded."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ READING_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """Where the images come from; without parts of their own, validation and test are cut from the training images."""
+    """Where the images come from. Validation and test images that the data set lacks are cut from the training images."""
 
     heading = "images"
 
@@ -77,7 +77,7 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
         former = json.loads(record.read_text())
         if content != {name: former.get(name) for name in content}:
             raise DataError(
-                f"the images or their split are not those that {record} tells of; give another --output_dir, or that run's "
+                f"the images or their split are not those recorded in {record}; give another --output_dir, or that run's "
                 "--dataset, --reduce_labels, --validation_share, --test_share and --split_seed"
             )
         skipped = former["skipped"]
@@ -140,7 +140,7 @@ def _example(found: FoundImages, split: str, number: int, settings: ImageSetting
 
 
 def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str | int]]:
-    """Load every image and mask once, and tell which ones cannot be used and why.
+    """Load every image and mask once; returns those that cannot be used, with the reason.
 
     Raises:
         DataError: there are too many of them, or the masks know one class only.
@@ -170,6 +170,6 @@ def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str
         names = ", ".join(found.class_names[number] for number in classes) or "none"
         raise DataError(
             f"the masks of --dataset {settings.dataset} know one class only ({names}); pixels must be numbers of classes, "
-            f"0 to {len(found.class_names) - 1}, and {IGNORED} for what is not to be learned: write 1, not 255, for an object"
+            f"0 to {len(found.class_names) - 1}, and {IGNORED} for pixels to ignore: write 1, not 255, for an object"
         )
     return skipped

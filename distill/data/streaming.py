@@ -1,4 +1,4 @@
-"""Training images as a stream: shards of a data set that is never on disk as a whole, split over processes and workers."""
+"""Training images as a stream: shards of a data set that is never stored as a whole, split over processes and workers."""
 
 import hashlib
 import io
@@ -26,12 +26,12 @@ from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
 from edge.files import move_into_place
 
-FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is looked at
+FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Rows to train on as they come, and the images that are held out, which are files here.
+    """Rows to train on as they arrive, and held-out images, which are stored here.
 
     columns: names of the columns with the image, its class, and its mask; None for what the task does not look at.
     """
@@ -66,9 +66,7 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
     image = image_column(rows.features, dataset)
     label, mask = targets.columns(rows.features, dataset)
     if label is not None and not isinstance(rows.features[label], datasets.ClassLabel):
-        raise DataError(
-            f"--streaming needs a ClassLabel column, whose classes are known before they come; got {rows.features}"
-        )
+        raise DataError(f"--streaming needs a ClassLabel column, whose classes are known in advance; got {rows.features}")
     columns = [column for column in (image, label, mask) if column]
     kept = folder / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
     if not kept.is_dir():

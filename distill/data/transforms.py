@@ -16,7 +16,7 @@ from torch import nn
 from distill.errors import require
 
 CROP_TRIALS = 10
-IGNORED = 255  # the value of mask pixels that are neither learned nor judged
+IGNORED = 255  # the value of mask pixels that are ignored in training and evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class TransformSettings:
     cutmix_alpha: float = field(default=1.0, metadata={"help": "CutMix's beta distribution; 0: no CutMix."})
     mix_share: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "Times that an epoch shows each image, each time changed anew."}
+        default=1, metadata={"help": "Times that each image is shown in an epoch, augmented differently each time."}
     )
 
     def __post_init__(self):

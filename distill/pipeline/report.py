@@ -92,7 +92,7 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
     rows = []
     for step in top:
         is_program = step == program_step
-        model_step = "recovered" if is_program else step  # the program is this model's
+        model_step = "recovered" if is_program else step  # the program was exported from this model
         file = run_dir / "edge" / "model.pte" if is_program else run_dir / step / "model.safetensors"
         measured = accuracy_with_interval(top[step], labels)
         rows.append(

@@ -24,13 +24,13 @@ from swin_hf.presets_swin_hf import PRESETS
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
 CONFIG_DIR = Path(__file__).parent / "configs"
-# What a stage decides on itself, and what has no bearing on a classifier.
+# What the stages set themselves, and what does not concern a classifier.
 LEFT_OUT = {
     FinetuneArguments: frozenset({"output_dir", "num_train_epochs", "learning_rate"}),
     TaskSettings: frozenset({"task", "mask_share", "mask_patch_size", "evaluation_crop", "resume"}),
 }
-# Arguments of the Trainer that say how a training is carried out, without any bearing on what comes out.
-WITHOUT_BEARING = {
+# Arguments of the Trainer that do not affect the result.
+WITHOUT_EFFECT = {
     *("output_dir", "logging_dir", "run_name", "project", "report_to", "disable_tqdm", "log_level", "log_level_replica"),
     *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
     *(
@@ -194,7 +194,7 @@ class Settings:
     def training_values(self) -> dict[str, Any]:
         """What the outcome of every training depends on, as JSON values."""
         own, usual = self.trainer.to_dict(), FinetuneArguments(use_cpu=True).to_dict()
-        changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in WITHOUT_BEARING}
+        changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in WITHOUT_EFFECT}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
 

@@ -85,7 +85,7 @@ def build_recovered(run: Run, work_dir: Path) -> None:
 def build_edge(run: Run, work_dir: Path) -> None:
     """Quantize, lower to ExecuTorch, and run the program."""
     data = run.folder / "data"
-    (work_dir / METRICS).unlink(missing_ok=True)  # of an interrupted run: an export wants its folder for itself
+    (work_dir / METRICS).unlink(missing_ok=True)  # left by an interrupted run; an export refuses a folder with other files
     settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=data / "validation")
     manifest = export(run.folder / "recovered", work_dir, settings)
     parity = manifest.parity["program"]
@@ -111,7 +111,7 @@ def is_taken_as_it_is(choice: ModelChoice, class_names: list[str]) -> bool:
 
 
 def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = None) -> None:
-    """Train one model of the run, going on from where an interrupted run was, and tell its validation figure."""
+    """Train one model of the run, resuming an interrupted training, and print its figures."""
     folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
     data, checkpoint = run.data(), last_whole_checkpoint(folder)
     model = build_model(settings, data.class_names)

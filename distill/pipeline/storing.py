@@ -1,4 +1,4 @@
-"""The images of a run, resized once and stored: every stage reads the same ones, whatever becomes of their source."""
+"""The images of a run, resized once and stored: all stages read the same ones, even if their source changes."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from swin_hf import SwinHfImageProcessorPil
 
 NUM_SAMPLES = 20
 NUM_CALIBRATION_IMAGES = 128
-NUM_STREAMED_IMAGES = 1024  # that are stored to prune and to calibrate on
+NUM_STREAMED_IMAGES = 1024  # stored for pruning and calibration
 
 
 def store_images(
@@ -58,7 +58,7 @@ def _resized(split: str, examples: list[Example], names: list[str], image_size: 
     processor = SwinHfImageProcessorPil(size={"height": image_size, "width": image_size})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     path = work_dir / f"resized-{split}.arrow"
-    with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, whatever their number
+    with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, however many there are
         for example in tqdm(examples, desc=f"      {split} images", mininterval=1.0):
             pixels = processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
             row = {"image": Image.fromarray(pixels.transpose(1, 2, 0)), "label": example.label}

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from distill.errors import SettingsError
 
-OPTION = "config"  # which names the YAML file
+OPTION = "config"  # names the YAML file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class CommandLine:
 
     folder: where files are looked for that are given by their bare name.
     parts: dataclasses; `heading` of each, if it has one, is its heading in the help.
-    left_out: fields of parts that are no options, since the program itself sets them.
-    companions: options of a file that describe another one of it, by which they are left aside where the command line gives
-        that one anew: what a file says of its own teacher does not hold for another.
+    left_out: fields of parts that are not options, since the program sets them itself.
+    companions: options of a file that describe another of its options. They are ignored where the command line replaces that
+        one: `teacher_args` in a file belong to the file's own teacher.
     """
 
     program: str
@@ -93,7 +93,7 @@ class CommandLine:
             raise SettingsError(_unknown_key("the command line", unknown[0], self._options))
         try:
             return [part(**{name: getattr(values, name) for name in self._fields(part)}) for part in self.parts]
-        except (ValueError, ImportError) as error:  # TrainingArguments checks what depends on each other, and the device
+        except (ValueError, ImportError) as error:  # TrainingArguments checks combinations, and the device
             raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
 
     @property

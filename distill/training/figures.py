@@ -42,7 +42,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 def evaluation_of(metric: str, value: float, n: int, dataset: str) -> dict[str, Any]:
     """A figure of n test images as `metrics.json` has it under "evaluation"; an accuracy with its interval."""
     path = Path(dataset)
-    name = path.resolve().name if path.exists() else dataset  # where it lies on this machine is nobody else's business
+    name = path.resolve().name if path.exists() else dataset  # a card does not tell where it lies on this machine
     evaluation = {"dataset": name, "metric": metric, "value": value, "n": n}
     if metric == "accuracy":
         low, high = wilson_interval(round(value * n), n)

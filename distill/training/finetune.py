@@ -36,7 +36,7 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Images that were found, split and looked through.
+    """Images that were found, split and checked.
 
     examples: by split; those for training are missing where there is a stream of them.
     """
@@ -66,10 +66,10 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
 
 
 def build_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
-    """The model to train, its first stages frozen where that was asked for, its new weights as the seed has them.
+    """The model to train, with frozen stages if asked for; the seed decides its new weights.
 
     Raises:
-        ModelError, SettingsError, LayerError: it cannot be had like this.
+        ModelError, SettingsError, LayerError: there is no such model.
     """
     set_seed(settings.trainer.seed)
     model = load_model(settings.model, settings.kind, class_names, settings.task.image_size)
@@ -162,7 +162,7 @@ def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: Fo
 
 
 def _training_images(settings: FinetuneSettings, data: TrainingData) -> TrainingImages | StreamedImages:
-    """Random crops of the training images, of which there must be enough for a step."""
+    """Random crops of the training images; there must be enough for one step."""
     arguments, repeats = settings.trainer, settings.transforms.repeated_augmentation
     multiple = settings.kind.size_multiple(settings.task)
     crop = partial(RandomCrop, settings.transforms, settings.task.image_size, arguments.seed, multiple=multiple)
@@ -178,7 +178,7 @@ def _training_images(settings: FinetuneSettings, data: TrainingData) -> Training
 
 
 def settled(settings: FinetuneSettings) -> FinetuneSettings:
-    """Settings whose open points are decided: which figure tells the best checkpoint, and the batch of each device.
+    """Settings with defaults filled in: the figure that selects the best checkpoint, and the batch size of each device.
 
     Raises:
         SettingsError: there is no such figure, or the global batch cannot be divided.
@@ -187,7 +187,7 @@ def settled(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
-    """Let the task say which checkpoint is best, unless the user did."""
+    """Let the task choose the figure that selects the best checkpoint, unless the user did."""
     arguments, task = settings.trainer, settings.kind
     judge = arguments.metric_for_best_model or task.best_by.name
     higher_is_better = {metric.name: metric.higher_is_better for metric in task.judged_by} | {"loss": False}
@@ -199,7 +199,7 @@ def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, processor, data: TrainingData) -> Objective:
-    """What is learned, with weights of the classes if they are to be balanced."""
+    """The objective of the task, with class weights if they are balanced."""
     examples = data.examples.get("train", [])
     balanced = settings.optimisation.class_weights == "balanced"
     context = ObjectiveContext(
@@ -250,7 +250,7 @@ def _with_batch_size(settings: FinetuneSettings) -> FinetuneSettings:
     arguments, whole = settings.trainer, settings.optimisation.global_batch_size
     if not whole:
         return settings
-    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process on several GPUs, where nothing launched more
+    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process drives several GPUs if no launcher started more
     parts = devices * arguments.gradient_accumulation_steps
     require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
     return settings.changed(per_device_train_batch_size=whole // parts)

@@ -31,8 +31,8 @@ class ModelChoice:
     """A preset, to be trained from scratch, or a checkpoint folder or Hub id.
 
     args: fields of its config to change.
-    head_args: fields of the head that it becomes the backbone of, if it does.
-    flag: what the command line calls it, for messages.
+    head_args: fields of the head's config, where the model becomes a backbone.
+    flag: its name on the command line, for messages.
     """
 
     name: str
@@ -76,7 +76,7 @@ def load_model(
 
     Raises:
         ModelError: it cannot be loaded, or the checkpoint lacks weights that are not its head's.
-        SettingsError: what is to be changed are no fields of its config.
+        SettingsError: a field to change is not in its config.
     """
     try:
         config = _load_config(choice, task, class_names, image_size)
@@ -103,10 +103,10 @@ def load_model(
 def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
     """The checkpoint's image processor at `image_size`, or ours for a preset.
 
-    crops: whether it may cut away a border, as the checkpoint's may do; otherwise images are resized whole.
+    crops: whether it may crop the centre, if the checkpoint's does; otherwise whole images are resized.
 
     Raises:
-        ModelError: the checkpoint's crop is of a kind that cannot be had at another size.
+        ModelError: the checkpoint's crop is not defined at another size.
     """
     size = {"height": image_size, "width": image_size}
     if choice.is_preset:
@@ -117,7 +117,7 @@ def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
         return SwinHfImageProcessorPil(size=size)
     if crops and getattr(processor, "do_center_crop", False):
         saved = AutoImageProcessor.from_pretrained(choice.name, backend="pil").to_dict()
-        try:  # a crop of another image size is another crop
+        try:  # the crop depends on the image size
             return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved)), image_size)
         except ConversionError as error:
             raise ModelError(f"--{choice.flag} {choice.name}: {error}") from error
@@ -163,12 +163,14 @@ def _over_backbone(
 def _check_weights(
     choice: ModelChoice, model: PreTrainedModel, report: dict[str, Any], may_be_new: re.Pattern, announce: bool
 ) -> None:
-    """Say which weights are new, and that there are none too many.
+    """Print which weights are new, and check that only a head's are.
 
     Raises:
         ModelError: the checkpoint lacks weights that are not its head's.
     """
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}  # alone, or with both shapes
+    mismatched = {
+        key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]
+    }  # the name alone, or with both shapes
     fresh = sorted(set(report["missing_keys"]) | mismatched)
     lacking = [key for key in fresh if not may_be_new.search(key)]
     if lacking:
@@ -179,7 +181,7 @@ def _check_weights(
 
 @torch.no_grad()
 def _check_size(choice: ModelChoice, model: PreTrainedModel, image_size: int) -> None:
-    """Run the model on one image of the size that it is to be trained at, which not every architecture can change.
+    """Run the model on one image of the training size, since not every architecture takes every size.
 
     Raises:
         ModelError: it takes images of another size only.

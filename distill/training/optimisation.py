@@ -124,7 +124,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Lend the averaged weights to `model`, whatever wraps it."""
+        """Put the averaged weights into `model` for a while."""
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.averaged.module.state_dict())
         try:

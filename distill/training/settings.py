@@ -99,8 +99,8 @@ class FinetuneArguments(TrainingArguments):
     def __post_init__(self):
         chosen = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
-        self.metric_for_best_model, self.greater_is_better = chosen  # the task decides, where transformers would take the loss
-        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must hear of a new epoch
+        self.metric_for_best_model, self.greater_is_better = chosen  # the task decides; transformers would take the loss
+        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # persistent workers would not see a new epoch
             require(not getattr(self, name), name, "be false", getattr(self, name))
 
     def changed(self, **changes: Any) -> "FinetuneArguments":
@@ -168,7 +168,7 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
 
 
 def check_together(settings: FinetuneSettings) -> None:
-    """Check what settings ask of each other.
+    """Check settings against each other.
 
     Raises:
         SettingsError: two of them do not go together.

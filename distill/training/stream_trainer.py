@@ -13,7 +13,7 @@ from distill.training.trainer import TaskTrainer
 
 
 class StreamLoader(DataLoader):
-    """A loader that begins with the batch of worker `dataset.first`, where PyTorch always begins with worker 0.
+    """A loader that begins with the batch of worker `dataset.first`; PyTorch's always begins with worker 0.
 
     is_finished: whether the training has all its steps, so that none is loaded.
     """
@@ -36,7 +36,7 @@ class StreamTrainer(TaskTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.args.ignore_data_skip = True  # the Trainer would load, cut and drop everything that was seen
+        self.args.ignore_data_skip = True  # the Trainer would load, crop and drop all images seen before
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate, which would divide what is divided already."""
@@ -48,7 +48,7 @@ class StreamTrainer(TaskTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             drop_last=True,
             is_finished=lambda: self.state.global_step >= self.args.max_steps,
-            generator=torch.Generator(),  # of its own, so that a resumed training draws no number more than another
+            generator=torch.Generator(),  # its own, so that a resumed training draws the same random numbers
         )
 
     def training_step(self, model, inputs, *args, **kwargs):

@@ -33,7 +33,7 @@ class MaskedImageModeling(Objective):
         return self._reconstruct(model, pixels, None)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        return self._reconstruct(model, pixels, torch.Generator().manual_seed(0))  # evaluations mask the same squares
+        return self._reconstruct(model, pixels, torch.Generator().manual_seed(0))  # every evaluation masks the same squares
 
     def _reconstruct(self, model: nn.Module, pixels: torch.Tensor, random: torch.Generator | None) -> Output:
         masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], random).to(pixels.device)

@@ -23,7 +23,7 @@ GOLDEN_RATIO = 0.618034
 
 
 class SemanticSegmentation(Objective):
-    """The model's own loss, its cross-entropy perhaps with weights of the classes.
+    """The model's own loss, with class weights in its cross-entropy if there are any.
 
     Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows: it need not keep logits of all pixels.
     """
@@ -48,7 +48,7 @@ class SemanticSegmentation(Objective):
         if self.class_weights is not None:
             plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
             weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
-            loss = loss - plain + weighted  # what an auxiliary head adds stays
+            loss = loss - plain + weighted  # keeps what an auxiliary head adds
         return Output(loss=loss, predictions=logits)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:

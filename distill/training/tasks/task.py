@@ -17,7 +17,7 @@ from distill.data.examples import collate
 from distill.data.targets import Targets
 from distill.data.transforms import TransformSettings
 
-if TYPE_CHECKING:  # the settings know the tasks
+if TYPE_CHECKING:  # the settings import the tasks
     from distill.training.settings import TaskSettings
 
 HEAD_WEIGHTS = re.compile(r"(^|_head\.)(classifier|decoder)\.|mask_token$")
@@ -102,7 +102,7 @@ class ObjectiveContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Everything in which one task differs from another.
+    """Everything that differs between tasks.
 
     auto_class: of transformers, which loads its models.
     targets: what its images come with.

@@ -114,7 +114,7 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
         kill_inside(command("killed"), killed, stage, folder, begun)
     done = subprocess.run(command("killed"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on from an interrupted run" in done.stdout  # in the report, the last stage that was killed
+    assert "resuming an interrupted run" in done.stdout  # in the report, the last stage that was killed
     assert lasting_figures(killed) == report
     assert (killed / "edge" / "model.pte").read_bytes() == (whole / "edge" / "model.pte").read_bytes()
     assert not list(killed.glob(".*.partial"))

@@ -1,4 +1,4 @@
-"""Settings: recipes and command line through one parser; whatever is wrong is said before any work."""
+"""Settings: files and command line through one parser; mistakes are named before any work."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_command_line_wins_over_the_file(tmp_path):
     assert settings.student.student_epochs == 9
 
 
-def test_what_a_file_says_of_its_own_teacher_does_not_hold_for_another():
+def test_arguments_in_a_file_belong_to_the_teacher_of_the_file():
     settings = parse_settings(["--config", "digits", "--teacher", "org/checkpoint"])
     assert settings.teacher.choice.args == {}
     assert settings.student.choice.args["embed_dim"] == 32
@@ -60,7 +60,7 @@ def test_a_training_of_a_run_has_the_settings_of_a_fine_tuning(tmp_path):
     assert training.trainer.output_dir == str(tmp_path / "student")
 
 
-def test_what_has_no_bearing_on_the_outcome_starts_no_stage_again():
+def test_settings_without_effect_on_the_result_repeat_no_stage():
     usual = parse_settings([]).training_values
     without = ["--dataloader_num_workers", "2", "--report_to", "tensorboard", "--logging_steps", "5", "--use_cpu", "true"]
     assert parse_settings(without).training_values == usual

@@ -33,7 +33,7 @@ SEGMENT += ["--validation_share", "0.25", "--test_share", "0.25"]
 
 
 class Guess(torch.nn.Module):
-    """A model that gives the same logits whatever it sees."""
+    """A model that gives the same logits for every image."""
 
     def __init__(self, logits: torch.Tensor):
         super().__init__()
