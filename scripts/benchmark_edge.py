@@ -156,7 +156,7 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
             file = work_dir / f"{name}-{precision}.pte"
             try:
                 sizes[f"{name}, {precision}"] = lower_rival(name, precision, side, file)
-            except Exception as error:  # any failure in another project leaves its model out, with the error as the reason
+            except Exception as error:  # other projects raise anything; the error is the reason why it is left out
                 left_out[f"{name}, {precision}"] = f"{type(error).__name__}: {error}"[:200]
                 continue
             contenders.append(_program(f"{name}, {precision}", file, (1, 3, side, side)))

@@ -7,20 +7,18 @@ accelerate launch scripts/finetune.py --config photos --dataset my_photos --mode
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # works without installing the package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installing the package
 
-from edge.quiet import quieten
+from distill.launch import launch
 
 
 def main() -> int:
     """Train; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
-    quieten()  # before the imports that print warnings
-    from distill.quiet import quieten_libraries
-    from distill.training.command_line import explained
-    from distill.training.finetune import finetune
-    from distill.training.settings import parse_finetune_settings
 
     def work() -> None:
+        from distill.training.finetune import finetune
+        from distill.training.settings import parse_finetune_settings
+
         settings = parse_finetune_settings()
         figures = finetune(settings)
         if settings.trainer.should_save:
@@ -28,8 +26,7 @@ def main() -> int:
                 print(f"{name:24} {value:.4g}")
             print(f"model: {settings.trainer.output_dir}")
 
-    quieten_libraries()
-    return explained(work, "continue with --resume true")
+    return launch(work, "resume with --resume true")
 
 
 if __name__ == "__main__":

@@ -227,7 +227,9 @@ def as_flags(text: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m swin_hf.convert", description="Convert a Swin checkpoint.")
+    parser = argparse.ArgumentParser(
+        prog="python -m swin_hf.convert", description="Convert a Swin checkpoint.", allow_abbrev=False
+    )
     parser.add_argument("source", help="file of weights (.safetensors, .pth, .bin), folder or Hub repository")
     parser.add_argument("destination", type=Path, help="folder to write; it must be empty or not exist yet")
     parser.add_argument("--to", choices=WRITERS, default="swin_hf", help="format to write (default: swin_hf)")

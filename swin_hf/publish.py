@@ -250,7 +250,7 @@ def run(options: argparse.Namespace, prepare: Prepare) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m swin_hf.publish", description="Publish a checkpoint on the Hugging Face Hub."
+        prog="python -m swin_hf.publish", description="Publish a checkpoint on the Hugging Face Hub.", allow_abbrev=False
     )
     add_options(parser)
     return run(parser.parse_args(arguments), prepare)

@@ -89,9 +89,9 @@ def _mlp_group(block: SwinHfBlock) -> tp.Group:
 
 
 class _HeadChannels(nn.Module):
-    """How the channels of the heads depend on each other, for torch-pruning to trace: q, k and v multiplied into the output.
+    """How the channels of the heads depend on each other, for torch-pruning to trace: q, k and v into the output.
 
-    Attention mixes tokens, never channels, so that a product of q, k and v has the same dependencies.
+    Attention itself mixes tokens, never channels, so a product of q, k and v has the dependencies of the real thing.
     """
 
     def __init__(self, attention: SwinHfAttention):

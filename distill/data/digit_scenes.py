@@ -57,8 +57,7 @@ class DigitScenes(datasets.GeneratorBasedBuilder):
 def split_digits() -> dict[str, list[int]]:
     """Numbers of the digits that each split may use, stratified by class.
 
-    They are the splits of the training configuration `digits`, so that a model trained on these digits can be fine-tuned on
-    the scenes.
+    They are those of the configuration `digits`, so that a model trained on these digits can be trained on the scenes.
     """
     labels = load_digits().target
     rest, test = train_test_split(range(len(labels)), test_size=DIGITS["test"], stratify=labels, random_state=0)
@@ -68,7 +67,7 @@ def split_digits() -> dict[str, list[int]]:
 
 
 class ScenePainter:
-    """Paints scenes from the digits with these numbers."""
+    """Paints scenes with a subset of the digits."""
 
     def __init__(self, numbers: list[int]):
         digits = load_digits()

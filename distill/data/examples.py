@@ -1,4 +1,4 @@
-"""Images with their targets as rows for training and evaluation, decoded and cropped when they are needed."""
+"""Images and their targets as rows for training and evaluation, decoded and cropped when they are needed."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from edge.device.image import UnreadableImageError
 
 @dataclass(frozen=True)
 class Example:
-    """An image that is not loaded yet, with its class and, for segmentation, its mask.
+    """An image that is not loaded yet, with its class and, in segmentation, its mask.
 
-    reduce_labels: 0 in the mask means "ignored", and the classes count from 1.
+    reduce_labels: 0 in the mask means nothing, and the classes count from 1.
     """
 
     source: ImageSource
@@ -26,7 +26,7 @@ class Example:
     reduce_labels: bool = False
 
     def load_mask(self) -> Image.Image | None:
-        """The mask in 8-bit levels, if there is one; pixels left out of training and evaluation are `IGNORED`."""
+        """The mask in 8-bit levels, if there is one; pixels that are ignored in training and evaluation are `IGNORED`."""
         if self.mask is None:
             return None
         mask = self.mask.load_mask()
@@ -41,7 +41,7 @@ class TrainingImages(Dataset):
         self.epoch = 0
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the epoch; not called `set_epoch`, which accelerate would call with the number of epochs since a resume."""
+        """Not called `set_epoch`: accelerate would call that with the number of epochs since the training was resumed."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """The images as the model's processor resizes them, without normalisation; masks at the same size."""
+    """Images after the model's processor but before normalisation; masks at the same size."""
 
     def __init__(self, examples: list[Example], processor):
         self.examples, self.processor = examples, processor

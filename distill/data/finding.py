@@ -14,10 +14,10 @@ FEWEST_IMAGES = 4
 
 
 def find_images(dataset: str, targets: Targets, class_names: Path | None = None) -> FoundImages:
-    """Find the images behind `--dataset` and their targets, without decoding them.
+    """Find the images behind `--dataset`, with their targets, without decoding them.
 
-    targets: the kind of target that each image must have.
-    class_names: a text file with one class name per line, for masks whose data set does not name its classes.
+    targets: what the images have to come with.
+    class_names: a text file with the name of each class in a line of its own, if there are masks and the data does not know.
 
     Raises:
         DataError: there is no such data set, its images lack classes or masks, or there are too few of them.
@@ -60,7 +60,7 @@ def _open(dataset: str) -> Path | dict[str, datasets.Dataset]:
         return _by_split(datasets.load_dataset(dataset))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"--dataset {dataset} is neither digits, nor a local folder, nor a data set that the Hub provides: {error}"
+            f"--dataset {dataset} is neither digits, nor a local folder, nor a data set of the Hub: {error}"
         ) from error
 
 

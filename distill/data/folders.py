@@ -35,7 +35,7 @@ def images_in_mask_folders(folder: Path, class_names: Path | None) -> FoundImage
 
 
 def images_alone(folder: Path) -> FoundImages:
-    """All images of a folder and its subfolders, by split if there are split folders."""
+    """All images of a folder and its subfolders, by split where there are split folders."""
     images = {split: _from_files(_files(root)) for split, root in (_split_folders(folder) or {"all": folder}).items()}
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     return FoundImages(images=images, labels=labels, class_names=["image"])

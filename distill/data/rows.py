@@ -1,4 +1,4 @@
-"""Images in rows: tables, data sets of the Hub and saved data sets, and the columns that a task needs."""
+"""Images in rows: tables, data sets of the Hub, saved ones, and the columns that hold images and targets."""
 
 import io
 from functools import partial

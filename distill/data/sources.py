@@ -1,4 +1,4 @@
-"""Images that are not decoded yet: where each one is, and what is known about it."""
+"""Images that are not decoded yet: where each one is, and its targets."""
 
 import io
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class ImageSource:
             raise UnreadableImageError(f"{self.name} cannot be read: {error.__cause__}") from error
 
     def load_mask(self) -> Image.Image:
-        """The class numbers as 8-bit levels; the colours of a palette are ignored.
+        """The numbers of classes as 8-bit levels; the colours of a palette are ignored.
 
         Raises:
             UnreadableImageError: it cannot be decoded, or holds colours or numbers above 255; the message names it.
@@ -60,8 +60,8 @@ class ImageSource:
 class FoundImages:
     """Images that are not decoded yet, by split; the split "all" is not divided yet.
 
-    labels: for each image an index into `class_names`; 0 for all images if they have masks or no targets.
-    masks: for each image the class of each of its pixels, for segmentation.
+    labels: for each image an index into `class_names`; 0 for all where there are masks, or nothing at all, to learn from.
+    masks: for each image the one that says which class each of its pixels has, in segmentation.
     """
 
     images: dict[str, list[ImageSource]]

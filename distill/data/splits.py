@@ -1,4 +1,4 @@
-"""Images of a training: checked once and split, and the split recorded."""
+"""Images of a training: checked once, split, and the split recorded."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,9 @@ READING_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """Where the images come from; missing validation and test splits are taken from the training images."""
+    """Where the images come from. Validation and test images that the data set lacks are cut from the training images."""
+
+    heading = "images"
 
     dataset: str = field(
         default="digits",
@@ -138,7 +140,7 @@ def _example(found: FoundImages, split: str, number: int, settings: ImageSetting
 
 
 def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str | int]]:
-    """Load every image and mask once; returns which ones cannot be used, and why.
+    """Load every image and mask once; returns those that cannot be used, with the reason.
 
     Raises:
         DataError: there are too many of them, or the masks have only one class.
@@ -167,7 +169,7 @@ def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str
     if found.masks is not None and len(classes) < 2:
         names = ", ".join(found.class_names[number] for number in classes) or "none"
         raise DataError(
-            f"the masks of --dataset {settings.dataset} have only one class ({names}); pixels must be class numbers, 0 to "
-            f"{len(found.class_names) - 1}, or {IGNORED} for pixels to ignore: write 1, not 255, for an object"
+            f"the masks of --dataset {settings.dataset} have only one class ({names}); pixels must be class numbers, "
+            f"0 to {len(found.class_names) - 1}, or {IGNORED} for pixels to ignore: write 1, not 255, for an object"
         )
     return skipped

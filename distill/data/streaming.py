@@ -1,4 +1,4 @@
-"""Training images as a stream: shards of a data set that is never stored as a whole, divided among processes and workers."""
+"""Training images as a stream: shards of a data set that is never stored as a whole, split over processes and workers."""
 
 import hashlib
 import io
@@ -26,14 +26,14 @@ from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
 from edge.files import move_into_place
 
-FEWEST_JUDGED = 1000  # images to read before the share of unreadable ones is checked
+FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Streamed rows to train on, and the held-out images, which are stored on disk.
+    """Rows to train on as they arrive, and held-out images, which are stored here.
 
-    columns: names of the columns with the image, its class and its mask; None for what the task does not use.
+    columns: names of the columns with the image, its class, and its mask; None for what the task does not look at.
     """
 
     rows: datasets.IterableDataset
@@ -66,9 +66,7 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
     image = image_column(rows.features, dataset)
     label, mask = targets.columns(rows.features, dataset)
     if label is not None and not isinstance(rows.features[label], datasets.ClassLabel):
-        raise DataError(
-            f"--streaming needs a ClassLabel column, so that all classes are known from the start; got {rows.features}"
-        )
+        raise DataError(f"--streaming needs a ClassLabel column, whose classes are known in advance; got {rows.features}")
     columns = [column for column in (image, label, mask) if column]
     kept = folder / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
     if not kept.is_dir():

@@ -1,4 +1,4 @@
-"""The kinds of target that images have, and how they are found in folders and in rows."""
+"""The targets of images, classes or masks, and how they are found in folders and in rows."""
 
 from collections import Counter
 from collections.abc import Callable

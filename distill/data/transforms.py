@@ -16,7 +16,7 @@ from torch import nn
 from distill.errors import require
 
 CROP_TRIALS = 10
-IGNORED = 255  # the value of mask pixels that training and evaluation ignore
+IGNORED = 255  # the value of mask pixels that are ignored in training and evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class TransformSettings:
     The exception is RandAugment, which is Kornia's: it draws its operations for a whole batch, and its colour operations
     change in one direction only, down below a magnitude of 15 and up above it.
     """
+
+    heading = "augmentation"
 
     initial_image_size: int = field(
         default=0, metadata={"help": "Image size of the first epoch, from which it grows to --image_size; 0: no growth."}
@@ -45,7 +47,7 @@ class TransformSettings:
     cutmix_alpha: float = field(default=1.0, metadata={"help": "Parameter of CutMix's beta distribution; 0: no CutMix."})
     mix_share: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "How often an epoch shows each image, augmented differently each time."}
+        default=1, metadata={"help": "Times that each image is shown in an epoch, augmented differently each time."}
     )
 
     def __post_init__(self):

@@ -24,13 +24,13 @@ from swin_hf.presets_swin_hf import PRESETS
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
 CONFIG_DIR = Path(__file__).parent / "configs"
-# Options that a stage sets itself, and those that do not concern a classifier.
+# What the stages set themselves, and what does not concern a classifier.
 LEFT_OUT = {
     FinetuneArguments: frozenset({"output_dir", "num_train_epochs", "learning_rate"}),
     TaskSettings: frozenset({"task", "mask_share", "mask_patch_size", "evaluation_crop", "resume"}),
 }
-# Arguments of the Trainer that do not affect the result of a training.
-WITHOUT_BEARING = {
+# Arguments of the Trainer that do not affect the result.
+WITHOUT_EFFECT = {
     *("output_dir", "logging_dir", "run_name", "project", "report_to", "disable_tqdm", "log_level", "log_level_replica"),
     *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
     *(
@@ -48,6 +48,8 @@ ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
+    heading = "run"
+
     output_dir: str = field(
         default="", metadata={"help": "Folder of the run. Default: runs/demo for digits, else runs/ and the data set's name."}
     )
@@ -65,6 +67,8 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
+    heading = 'stage "teacher"'
+
     teacher: str = field(
         default="swin_tiny",
         metadata={
@@ -86,6 +90,8 @@ class TeacherSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSettings:
+    heading = 'stage "student"'
+
     student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}; must be a swin_hf model."})
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
     student_epochs: float = field(default=150, metadata={"help": "Passes over the training images."})
@@ -101,6 +107,8 @@ class StudentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSettings:
+    heading = 'stage "prune"'
+
     prune_heads: float = field(default=0.2, metadata={"help": "Share of all attention heads to remove."})
     prune_mlp: float = field(default=0.4, metadata={"help": "Share of all hidden MLP channels to remove."})
     prune_batches: int = field(default=20, metadata={"help": "Batches over which importance is averaged."})
@@ -113,6 +121,8 @@ class PruneSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverSettings:
+    heading = 'stage "recover"'
+
     recover_epochs: float = field(default=40, metadata={"help": "Passes over the training images after pruning."})
     recover_learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
 
@@ -122,6 +132,8 @@ class RecoverSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeSettings:
+    heading = 'stage "edge"'
+
     recipe: str = field(default="int8", metadata={"help": "Export recipe, as in `python -m edge export`."})
 
     def __post_init__(self):
@@ -131,6 +143,8 @@ class EdgeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
+    heading = 'stage "report"'
+
     repeats: int = field(default=300, metadata={"help": "Timed runs per row of the report."})
     threads: int = field(default=1, metadata={"help": "Threads in every timed run."})
 
@@ -180,7 +194,7 @@ class Settings:
     def training_values(self) -> dict[str, Any]:
         """What the outcome of every training depends on, as JSON values."""
         own, usual = self.trainer.to_dict(), FinetuneArguments(use_cpu=True).to_dict()
-        changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in WITHOUT_BEARING}
+        changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in WITHOUT_EFFECT}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
 
@@ -204,12 +218,12 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         description="From labelled images to a small Swin in a .pte: data, teacher, student, prune, recover, edge, report. "
         "Every setting of scripts/finetune.py holds for all trainings of the run.",
         folder=CONFIG_DIR,
-        parts=[TaskSettings, *SHARED_PARTS, *stages],
+        parts=[*stages, TaskSettings, *SHARED_PARTS],
         left_out=LEFT_OUT,
         companions={"teacher_args": "teacher", "student_args": "student"},
     )
     config = "digits" if command_line.glance(argv, "dataset") == "digits" else "photos"
-    task, images, transforms, optimisation, distillation, trainer, *own = command_line.parse(argv, file=config)
+    *own, task, images, transforms, optimisation, distillation, trainer = command_line.parse(argv, file=config)
     run, teacher, student, prune, recover, edge, report = own
     settings = Settings(
         task=task,

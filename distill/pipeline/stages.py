@@ -1,8 +1,8 @@
-"""Stages of a run: each writes one folder, is skipped if nothing it depends on has changed, and resumes after a kill.
+"""Stages of a run: each writes one folder, is skipped if nothing that it depends on has changed, and survives a kill.
 
-A stage works in a hidden folder, which is renamed when the stage is complete, so that a folder with the plain name is always
-complete. `stage.json` in it records the fingerprint: a hash of the settings that the stage depends on, of the files that it
-reads from outside the run and of the fingerprints of the stages before it.
+A stage works in a hidden folder beside its own and is moved into place when it is complete, so that a folder with its
+plain name is always whole. `stage.json` in it records the fingerprint: a hash of the settings the stage depends on, of the
+files it reads from outside the run and of the fingerprints of the stages before it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from edge.device.errors import ExplainedError
 from edge.files import move_into_place, write_whole
 
 MANIFEST = "stage.json"
-FULL_DISK_BYTES = 2**20  # less free space than this after a failed write: the disk is full
+FULL_DISK_BYTES = 2**20  # less free space than this means that the disk is full
 
 
 class StageError(ExplainedError):
@@ -99,19 +99,19 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
 
 
 def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
-    """Build a stage in its hidden folder, resuming an interrupted run with the same settings, and move it into place."""
+    """Fill a working folder, resuming what an interrupted run with the same settings left, and move it into place."""
     started = time.monotonic()
     work_dir = folder.with_name(f".{folder.name}.{fingerprint[:12]}.partial")
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         if leftover != work_dir:
             shutil.rmtree(leftover)
     if work_dir.exists():
-        print("      going on from an interrupted run", flush=True)
+        print("      resuming an interrupted run", flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     try:
         if _built_fingerprint(work_dir) != fingerprint:
             stage.build(work_dir)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk with their own errors
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors on a full disk
         if shutil.disk_usage(folder.parent).free < FULL_DISK_BYTES:
             raise StageError(
                 f"the disk that holds {folder.parent} is full, stage {stage.name} was not finished; free some space and "

@@ -17,7 +17,7 @@ from distill.data.examples import EvaluationImages, Example
 from distill.pipeline.measure import classifier_logits, program_logits
 from distill.pipeline.report import make_report, write_report
 from distill.pipeline.run_folder import Run
-from distill.pipeline.settings import Settings
+from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage, file_listing
 from distill.pipeline.storing import store_images
 from distill.training.figures import accuracy_with_interval
@@ -85,7 +85,7 @@ def build_recovered(run: Run, work_dir: Path) -> None:
 def build_edge(run: Run, work_dir: Path) -> None:
     """Quantize, lower to ExecuTorch, and run the program."""
     data = run.folder / "data"
-    (work_dir / METRICS).unlink(missing_ok=True)  # of an interrupted run: an export wants its folder for itself
+    (work_dir / METRICS).unlink(missing_ok=True)  # left by an interrupted run; an export refuses a folder with other files
     settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=data / "validation")
     manifest = export(run.folder / "recovered", work_dir, settings)
     parity = manifest.parity["program"]
@@ -111,7 +111,7 @@ def is_taken_as_it_is(choice: ModelChoice, class_names: list[str]) -> bool:
 
 
 def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = None) -> None:
-    """Train one model of the run, going on from where an interrupted run was, and tell its validation figure."""
+    """Train one model of the run, resuming an interrupted training, and print its figures."""
     folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
     data, checkpoint = run.data(), last_whole_checkpoint(folder)
     model = build_model(settings, data.class_names)
@@ -168,16 +168,10 @@ class Step:
     build: Callable[[Run, Path], None]
 
 
-def _of_teacher(settings: Settings) -> dict[str, Any]:
-    choice = settings.teacher.choice
-    of_checkpoint = {} if choice.is_preset else {"files": files_outside(choice.name)}
-    return settings.training_values | {"own": asdict(settings.teacher)} | of_checkpoint
-
-
-def _of_student(settings: Settings) -> dict[str, Any]:
-    choice = settings.student.choice
-    of_checkpoint = {} if choice.is_preset else {"files": files_outside(choice.name)}
-    return _distilled(settings) | {"own": asdict(settings.student)} | of_checkpoint
+def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
+    """The settings of a stage that begins with a model of the user's choice, and what its checkpoint is, if it is one."""
+    files = [] if own.choice.is_preset else files_outside(own.choice.name)
+    return {"own": asdict(own), "files": files}
 
 
 def _distilled(settings: Settings) -> dict[str, Any]:
@@ -200,7 +194,7 @@ STEPS = (
         title="have a large model that knows the classes",
         folder="teacher",
         inputs=("data",),
-        settings=_of_teacher,
+        settings=lambda settings: settings.training_values | _with_model(settings.teacher),
         build=build_teacher,
     ),
     Step(
@@ -208,7 +202,7 @@ STEPS = (
         title="distill the teacher into a small model",
         folder="student",
         inputs=("data", "teacher"),
-        settings=_of_student,
+        settings=lambda settings: _distilled(settings) | _with_model(settings.student),
         build=build_student,
     ),
     Step(

@@ -1,4 +1,4 @@
-"""The images of a run, resized once and stored, so that all stages read the same images even if the source changes."""
+"""The images of a run, resized once and stored: all stages read the same ones, even if their source changes."""
 
 import json
 from collections import Counter
@@ -58,7 +58,7 @@ def _resized(split: str, examples: list[Example], names: list[str], image_size: 
     processor = SwinHfImageProcessorPil(size={"height": image_size, "width": image_size})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     path = work_dir / f"resized-{split}.arrow"
-    with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, so that any number fits in memory
+    with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, however many there are
         for example in tqdm(examples, desc=f"      {split} images", mininterval=1.0):
             pixels = processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
             row = {"image": Image.fromarray(pixels.transpose(1, 2, 0)), "label": example.label}

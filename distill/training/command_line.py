@@ -1,55 +1,35 @@
 """Command lines from frozen dataclasses: a YAML file gives values, the command line overrides them, mistakes are explained."""
 
-import argparse
+import copy
 import dataclasses
 import difflib
 import json
-import signal
 import sys
-from collections.abc import Callable
+import typing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import Timeout
 from transformers import HfArgumentParser
 
-from distill.errors import SettingsError, TrainingStopped
-from edge.device.errors import ExplainedError
+from distill.errors import SettingsError
 
 OPTION = "config"  # names the YAML file
 
 
-def explained(work: Callable[[], None], how_to_resume: str) -> int:
-    """Run a program; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
-    try:
-        work()
-    except Timeout as error:
-        folder = Path(error.lock_file).parent
-        print(f"error: another run is using {folder}; wait for it or give another --output_dir", file=sys.stderr)
-        return 1
-    except TrainingStopped as stop:
-        print(f"\n{stop}; {how_to_resume}", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except (ExplainedError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was interrupted
-        return 1
-    return 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """A program's options: the fields of some dataclasses, and `--config`, which names a YAML file with values for them.
+    """A program's options: the fields of some dataclasses, and `--config`, which names a YAML file of them.
 
     Every option has one spelling, that of its field, with underscores.
 
-    folder: where YAML files given by their bare name are looked up.
-    left_out: fields of parts that are not options, since the program itself sets them. A later part may have a field with
-        the same name.
-    companions: options that describe another option, by its name; their values in a file are ignored if the command line
-        sets that other option: `teacher_args` in a file do not apply to another `--teacher`.
+    folder: where files are looked for that are given by their bare name.
+    parts: dataclasses; `heading` of each, if it has one, is its heading in the help.
+    left_out: fields of parts that are not options, since the program sets them itself.
+    companions: options of a file that describe another of its options. They are ignored where the command line replaces that
+        one: `teacher_args` in a file belong to the file's own teacher.
     """
 
     program: str
@@ -66,18 +46,27 @@ class CommandLine:
 
     @cached_property
     def parser(self) -> HfArgumentParser:
-        parser = HfArgumentParser(
-            self.parts, prog=self.program, description=self.description, allow_abbrev=False, conflict_handler="resolve"
-        )
+        usage = f"{self.program} [--{OPTION} NAME_OR_FILE] [--setting VALUE ...]"
+        parser = HfArgumentParser([], prog=self.program, usage=usage, description=self.description, allow_abbrev=False)
         parser.add_argument(f"--{OPTION}", help=f"YAML file, or one of {', '.join(self.files)}.")
+        for part in self.parts:
+            parser._add_dataclass_arguments(self._options_of(part))
         parser.error = _raise_settings_error
-        options = {name for part in self.parts for name in self._fields(part)}
-        for action in list(parser._actions):
-            if action.dest not in options | {OPTION, "help"}:
-                _remove(parser, action, action.option_strings)
-            else:  # HfArgumentParser gives each option a second spelling, with hyphens
-                _remove(parser, action, [option for option in action.option_strings if "-" in option.removeprefix("--")])
+        for action in list(parser._actions):  # HfArgumentParser gives each option a second spelling, with hyphens
+            for option in [option for option in action.option_strings if "-" in option.removeprefix("--")]:
+                if option not in ("-h", "--help"):
+                    parser._handle_conflict_resolve(None, [(option, action)])
         return parser
+
+    def _options_of(self, part: type) -> type:
+        """A dataclass of the fields of a part that are options, for HfArgumentParser to read, under the part's own heading."""
+        types = typing.get_type_hints(part)
+        names = self._fields(part)
+        fields = [
+            (field.name, types[field.name], copy.copy(field)) for field in dataclasses.fields(part) if field.name in names
+        ]
+        namespace = {"_argument_group_name": getattr(part, "heading", "arguments of transformers.Trainer")}
+        return dataclasses.make_dataclass(part.__name__, fields, kw_only=True, namespace=namespace)
 
     def _fields(self, part: type) -> set[str]:
         """The names of the fields of a part that are options."""
@@ -104,7 +93,7 @@ class CommandLine:
             raise SettingsError(_unknown_key("the command line", unknown[0], self._options))
         try:
             return [part(**{name: getattr(values, name) for name in self._fields(part)}) for part in self.parts]
-        except (ValueError, ImportError) as error:  # TrainingArguments checks combinations and the device
+        except (ValueError, ImportError) as error:  # TrainingArguments checks combinations, and the device
             raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
 
     @property
@@ -134,13 +123,6 @@ class CommandLine:
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{key}", *(json.dumps(own) if isinstance(own, dict) else str(own) for own in values)]
         return arguments
-
-
-def _remove(parser: HfArgumentParser, action: argparse.Action, spellings: list[str]) -> None:
-    """Remove some spellings of an option, and the option itself with its last spelling."""
-    for spelling in list(spellings):
-        if spelling not in ("-h", "--help"):
-            parser._handle_conflict_resolve(None, [(spelling, action)])
 
 
 def _raise_settings_error(message: str):

@@ -1,6 +1,7 @@
 """Figures of a finished training, with the data that they were measured on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -19,8 +20,7 @@ class Accuracy:
 
     def as_evaluation(self, dataset: str) -> dict[str, Any]:
         """The "evaluation" of `metrics.json`, which model cards quote."""
-        interval = {"low": self.low, "high": self.high}
-        return {"dataset": dataset, "metric": "accuracy", "value": self.accuracy, **interval, "n": self.n}
+        return evaluation_of("accuracy", self.accuracy, self.n, dataset)
 
 
 def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
@@ -41,7 +41,9 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 def evaluation_of(metric: str, value: float, n: int, dataset: str) -> dict[str, Any]:
     """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy comes with its interval."""
-    evaluation = {"dataset": dataset, "metric": metric, "value": value, "n": n}
+    path = Path(dataset)
+    name = path.resolve().name if path.exists() else dataset  # a card does not tell where it lies on this machine
+    evaluation = {"dataset": name, "metric": metric, "value": value, "n": n}
     if metric == "accuracy":
         low, high = wilson_interval(round(value * n), n)
         evaluation |= {"low": low, "high": high}

@@ -28,7 +28,7 @@ from distill.training.pictures import PredictionPictures
 from distill.training.settings import FinetuneSettings
 from distill.training.stream_trainer import StreamTrainer
 from distill.training.tasks.distillation import Distillation
-from distill.training.tasks.task import Objective, Setting
+from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 
 METRICS = "metrics.json"
@@ -38,7 +38,7 @@ METRICS = "metrics.json"
 class TrainingData:
     """Images that were found, split and checked.
 
-    examples: by split; without those for training if they come from a stream.
+    examples: by split; those for training are missing where there is a stream of them.
     """
 
     class_names: list[str]
@@ -66,10 +66,10 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
 
 
 def build_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
-    """The model to train, with frozen stages if there are any, and new weights initialised from the seed.
+    """The model to train, with frozen stages if asked for; the seed decides its new weights.
 
     Raises:
-        ModelError, SettingsError, LayerError: the model cannot be built with these settings.
+        ModelError, SettingsError, LayerError: there is no such model.
     """
     set_seed(settings.trainer.seed)
     model = load_model(settings.model, settings.kind, class_names, settings.task.image_size)
@@ -162,7 +162,7 @@ def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: Fo
 
 
 def _training_images(settings: FinetuneSettings, data: TrainingData) -> TrainingImages | StreamedImages:
-    """Random crops of the training images; there must be enough images for one step."""
+    """Random crops of the training images; there must be enough for one step."""
     arguments, repeats = settings.trainer, settings.transforms.repeated_augmentation
     multiple = settings.kind.size_multiple(settings.task)
     crop = partial(RandomCrop, settings.transforms, settings.task.image_size, arguments.seed, multiple=multiple)
@@ -178,16 +178,16 @@ def _training_images(settings: FinetuneSettings, data: TrainingData) -> Training
 
 
 def settled(settings: FinetuneSettings) -> FinetuneSettings:
-    """Settings with defaults resolved: the metric that selects the best checkpoint, and the batch size of each device.
+    """Settings with defaults filled in: the figure that selects the best checkpoint, and the batch size of each device.
 
     Raises:
-        SettingsError: there is no such metric, or the global batch cannot be divided.
+        SettingsError: there is no such figure, or the global batch cannot be divided.
     """
     return _with_batch_size(_with_judge(settings))
 
 
 def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
-    """Let the task choose the metric for the best checkpoint, unless the user did."""
+    """Let the task choose the figure that selects the best checkpoint, unless the user did."""
     arguments, task = settings.trainer, settings.kind
     judge = arguments.metric_for_best_model or task.best_by.name
     higher_is_better = {metric.name: metric.higher_is_better for metric in task.judged_by} | {"loss": False}
@@ -199,20 +199,19 @@ def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, processor, data: TrainingData) -> Objective:
-    """The task's objective, with class weights if the classes are to be balanced."""
+    """The objective of the task, with class weights if they are balanced."""
     examples = data.examples.get("train", [])
     balanced = settings.optimisation.class_weights == "balanced"
-    setting = Setting(
+    context = ObjectiveContext(
         task=settings.task,
         transforms=settings.transforms,
         config=config,
         processor=processor,
         class_names=data.class_names,
-        examples=examples,
         label_smoothing=settings.trainer.label_smoothing_factor,
         class_weights=balanced_weights(examples, len(data.class_names)) if balanced else None,
     )
-    return settings.kind.make_objective(setting)
+    return settings.kind.make_objective(context)
 
 
 def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
@@ -251,7 +250,7 @@ def _with_batch_size(settings: FinetuneSettings) -> FinetuneSettings:
     arguments, whole = settings.trainer, settings.optimisation.global_batch_size
     if not whole:
         return settings
-    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process uses all GPUs if no launcher started more
+    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process drives several GPUs if no launcher started more
     parts = devices * arguments.gradient_accumulation_steps
     require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
     return settings.changed(per_device_train_batch_size=whole // parts)

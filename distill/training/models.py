@@ -28,10 +28,10 @@ class ModelError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """A preset to be trained from scratch, or a checkpoint folder or Hub id.
+    """A preset, to be trained from scratch, or a checkpoint folder or Hub id.
 
     args: fields of its config to change.
-    head_args: fields of the head's config, if the model becomes the backbone of another one.
+    head_args: fields of the head's config, where the model becomes a backbone.
     flag: its name on the command line, for messages.
     """
 
@@ -75,8 +75,8 @@ def load_model(
     announce: whether to print which weights are new.
 
     Raises:
-        ModelError: it cannot be loaded, or the checkpoint lacks weights outside its head.
-        SettingsError: `args` or `head_args` has unknown fields.
+        ModelError: it cannot be loaded, or the checkpoint lacks weights that are not its head's.
+        SettingsError: a field to change is not in its config.
     """
     try:
         config = _load_config(choice, task, class_names, image_size)
@@ -95,16 +95,18 @@ def load_model(
             f"{task.auto_class.__name__}: {error}"
         ) from error
     _check_weights(choice, model, report, task.fresh_weights, announce)
+    if task.targets.have_classes:
+        _check_size(choice, model, image_size)
     return model
 
 
 def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
     """The checkpoint's image processor at `image_size`, or ours for a preset.
 
-    crops: whether it keeps the checkpoint's centre crop; otherwise images are resized without a crop.
+    crops: whether it may crop the centre, if the checkpoint's does; otherwise whole images are resized.
 
     Raises:
-        ModelError: the checkpoint's crop cannot be adapted to another size.
+        ModelError: the checkpoint's crop is not defined at another size.
     """
     size = {"height": image_size, "width": image_size}
     if choice.is_preset:
@@ -115,7 +117,7 @@ def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
         return SwinHfImageProcessorPil(size=size)
     if crops and getattr(processor, "do_center_crop", False):
         saved = AutoImageProcessor.from_pretrained(choice.name, backend="pil").to_dict()
-        try:  # the crop must fit the new image size
+        try:  # the crop depends on the image size
             return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved)), image_size)
         except ConversionError as error:
             raise ModelError(f"--{choice.flag} {choice.name}: {error}") from error
@@ -161,15 +163,33 @@ def _over_backbone(
 def _check_weights(
     choice: ModelChoice, model: PreTrainedModel, report: dict[str, Any], may_be_new: re.Pattern, announce: bool
 ) -> None:
-    """Print which weights are new, and check that only weights of the head are.
+    """Print which weights are new, and check that only a head's are.
 
     Raises:
-        ModelError: the checkpoint lacks weights outside its head.
+        ModelError: the checkpoint lacks weights that are not its head's.
     """
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}  # a name, or (name, shapes)
+    mismatched = {
+        key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]
+    }  # the name alone, or with both shapes
     fresh = sorted(set(report["missing_keys"]) | mismatched)
     lacking = [key for key in fresh if not may_be_new.search(key)]
     if lacking:
         raise ModelError(f"--{choice.flag} {choice.name} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}")
     if announce and PartialState().is_main_process:
         print(f"weights from {choice.name}; new: {', '.join(fresh) or 'none'}", flush=True)
+
+
+@torch.no_grad()
+def _check_size(choice: ModelChoice, model: PreTrainedModel, image_size: int) -> None:
+    """Run the model on one image of the training size, since not every architecture takes every size.
+
+    Raises:
+        ModelError: it takes images of another size only.
+    """
+    try:
+        model(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"--{choice.flag} {choice.name} must take images of {image_size} x {image_size} pixels: {error}; give the "
+            "--image_size that it was made for"
+        ) from error

@@ -22,6 +22,8 @@ BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
+    heading = "optimisation"
+
     global_batch_size: int = field(
         default=0, metadata={"help": "Images per step over all processes and accumulated batches; 0: not fixed."}
     )
@@ -122,7 +124,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Replace the weights of `model` by the averaged ones inside a `with` block; wrappers of `model` use them too."""
+        """Put the averaged weights into `model` for a while."""
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.averaged.module.state_dict())
         try:

@@ -33,7 +33,7 @@ class PredictionPictures(TrainerCallback):
         self.batch = {name: torch.stack([row[name] for row in rows]) for name in ("pixels", "targets")}
 
     def on_evaluate(self, args, state, control, **kwargs):
-        panels = self.trainer.draw(self.batch)  # on all processes, since the weights may be sharded
+        panels = self.trainer.draw(self.batch)  # in all processes, since they may share the weights
         if state.is_world_process_zero:
             path = Path(args.output_dir) / "predictions" / f"step-{state.global_step:07}.png"
             path.parent.mkdir(exist_ok=True)

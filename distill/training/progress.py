@@ -5,9 +5,9 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class ProgressBar(ProgressCallback):
-    """A progress bar with images per second, the time left and the latest figures, instead of a line per log entry.
+    """A progress bar with images per second, the time left and the latest figures, instead of a line for each log entry.
 
-    shown: keys of the log and their names in the bar.
+    shown: keys of the log, and what they are called.
     """
 
     def __init__(self, shown: dict[str, str]):
@@ -22,7 +22,7 @@ class ProgressBar(ProgressCallback):
         self.current_step = 0
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        pass  # no second bar for a short evaluation
+        pass  # an evaluation takes seconds and needs no bar
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:

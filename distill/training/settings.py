@@ -25,6 +25,8 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
+    heading = "task"
+
     task: str = field(default="image-classification", metadata={"help": f"One of {', '.join(TASKS)}."})
     image_size: int = field(default=224, metadata={"help": "Height and width in pixels at which the model is trained."})
     evaluation_crop: bool = field(
@@ -47,6 +49,8 @@ class TaskSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
+    heading = "model"
+
     model: str = field(
         default="swin_tiny",
         metadata={"help": f"Checkpoint folder, Hub id, or a preset to train from scratch: {', '.join(PRESETS)}."},
@@ -95,8 +99,8 @@ class FinetuneArguments(TrainingArguments):
     def __post_init__(self):
         chosen = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
-        self.metric_for_best_model, self.greater_is_better = chosen  # the task chooses; transformers would take the loss
-        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # workers must be told of a new epoch
+        self.metric_for_best_model, self.greater_is_better = chosen  # the task decides; transformers would take the loss
+        for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # persistent workers would not see a new epoch
             require(not getattr(self, name), name, "be false", getattr(self, name))
 
     def changed(self, **changes: Any) -> "FinetuneArguments":
@@ -164,10 +168,10 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
 
 
 def check_together(settings: FinetuneSettings) -> None:
-    """Check that the settings fit together.
+    """Check settings against each other.
 
     Raises:
-        SettingsError: two settings cannot be combined.
+        SettingsError: two of them do not go together.
     """
     trainer, transforms, optimisation = settings.trainer, settings.transforms, settings.optimisation
     launched = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"}

@@ -15,7 +15,7 @@ from distill.training.trainer import TaskTrainer
 class StreamLoader(DataLoader):
     """A loader that begins with the batch of worker `dataset.first`; PyTorch's always begins with worker 0.
 
-    is_finished: whether the training has done all its steps, so that no batch is loaded.
+    is_finished: whether the training has all its steps, so that none is loaded.
     """
 
     def __init__(self, *args, is_finished: Callable[[], bool], **kwargs):
@@ -36,7 +36,7 @@ class StreamTrainer(TaskTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.args.ignore_data_skip = True  # the Trainer would load, crop and discard all images seen before
+        self.args.ignore_data_skip = True  # the Trainer would load, crop and drop all images seen before
 
     def get_train_dataloader(self) -> DataLoader:
         """A loader that is not prepared by accelerate, which would divide the stream among processes once more."""

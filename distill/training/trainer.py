@@ -20,11 +20,11 @@ from distill.training.tasks.task import Objective, Output, Panels, Task
 from edge.device.errors import ExplainedError
 
 AVERAGE_FILE = "averaged_weights.pt"
-CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: the weights, Adam's two moments, the average, and a margin
+CHECKPOINT_COPIES = 5  # times the size of the weights: themselves, Adam's two moments, their average, and some room
 
 
 class DivergenceError(ExplainedError):
-    """The loss became NaN or infinite; the message names the step and the best checkpoint."""
+    """The loss became NaN or infinite; the message names the step and the best checkpoint so far."""
 
 
 class TaskTrainer(Trainer):
@@ -38,7 +38,7 @@ class TaskTrainer(Trainer):
         self.objective = objective.to(self.args.device)
         self.optimisation = optimisation
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
-        self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step whose loss is NaN or infinite
+        self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step whose loss was NaN or infinite
         self.loss_parts: dict[str, list[torch.Tensor]] = {}
         self._drop_last = self.args.dataloader_drop_last
         self._watch = AfterEveryStep(self)
@@ -65,8 +65,8 @@ class TaskTrainer(Trainer):
         return result
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
-        # Training may leave out the last, smaller batch, whose images would depend on the number of processes; evaluation
-        # leaves out nothing. The Trainer has one argument for both.
+        # A training may drop the last, smaller batch, since its images would depend on the number of processes; an
+        # evaluation must not. The Trainer has one argument for both.
         self.args.dataloader_drop_last = is_training and self._drop_last
         return super()._get_dataloader(*args, is_training=is_training, **kwargs)
 
@@ -90,7 +90,7 @@ class TaskTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.run_objective(model, inputs)
         targets = inputs["targets"]
-        if targets.ndim > 1:  # masks, already compared with the predictions; they need not be gathered
+        if targets.ndim > 1:  # masks: the predictions hold the comparison with them already, so they need not be gathered
             targets = targets.new_zeros(len(targets))
         return output.loss.detach(), output.predictions.detach(), targets
 
@@ -121,7 +121,10 @@ class TaskTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args, **kwargs):
-        with self._averaged_weights(), torch.random.fork_rng():  # evaluating must not change the training
+        with (
+            self._averaged_weights(),
+            torch.random.fork_rng(),
+        ):  # an evaluation does not change the random numbers of the training
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
@@ -134,7 +137,7 @@ class TaskTrainer(Trainer):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Write a checkpoint if there is room for it; only then are older ones removed.
+        """Write a checkpoint if it fits on the disk; older ones are removed only after that.
 
         Raises:
             OSError: the disk is too full.
@@ -175,12 +178,12 @@ class TaskTrainer(Trainer):
             self.save_model(str(output_dir))
 
     def check_loss(self) -> None:
-        """Check that the loss of every step so far was finite.
+        """Stop if the loss of any step so far was NaN or infinite.
 
         Raises:
-            DivergenceError: it was not.
+            DivergenceError: it was.
         """
-        steps = self.accelerator.gather(self.diverged_at)  # all processes stop, whichever of them had it
+        steps = self.accelerator.gather(self.diverged_at)  # all processes stop if one of them saw it
         if (steps >= 0).any():
             step, best = int(steps[steps >= 0].min()), self.state.best_model_checkpoint
             raise DivergenceError(
@@ -201,19 +204,19 @@ class AfterEveryStep(TrainerCallback):
         self.stop_requested = True
 
     def on_train_begin(self, args, state, control, **kwargs):
-        torch.manual_seed(args.seed + args.process_index)  # each process augments with its own random numbers
+        torch.manual_seed(args.seed + args.process_index)  # each process augments its images differently
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.model)
-        if args.world_size > 1:  # a signal reaches processes at different steps; they have to stop after the same one
+        if args.world_size > 1:  # a signal reaches processes at different steps, but all must stop after the same one
             requests = self.trainer.accelerator.gather(torch.tensor([self.stop_requested], device=args.device))
             self.stop_requested = bool(requests.any())
         if self.stop_requested:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stop_requested:  # the epoch is incomplete and its checkpoint is written already
+        if self.stop_requested:  # the epoch ends early, and its checkpoint is written already
             control.should_evaluate = control.should_save = False
 
     def on_log(self, args, state, control, **kwargs):
@@ -223,7 +226,7 @@ class AfterEveryStep(TrainerCallback):
 def last_whole_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint; incomplete ones, left by a kill, are removed.
 
-    The Trainer writes `trainer_state.json` last, so that a checkpoint is complete if that file can be read.
+    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that file can be read.
     """
     numbered = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     while numbered:

@@ -156,7 +156,7 @@ def test_record_holds_every_comparison_and_a_miss_is_the_exit_code(monkeypatch, 
     worse = {"cortex-a53": LOGITS, "cortex-a76": LOGITS[:, ::-1]}
     monkeypatch.setattr(arm64, "prepare_machine", lambda folder: SimpleNamespace(version="an emulator"))
     monkeypatch.setattr(arm64, "write_digits", lambda folder: folder.mkdir(parents=True) or folder)
-    monkeypatch.setattr(arm64, "find_images", lambda folder: [Path("digit.png")])
+    monkeypatch.setattr(arm64, "image_files", lambda folder: [Path("digit.png")])
     monkeypatch.setattr(arm64, "export_small_programs", lambda *_: [Path("programs/small")])
     monkeypatch.setattr(arm64, "read_artefact", lambda folder: (SimpleNamespace(recipe="int8"), b""))
     here = {"machine": "x86_64", "versions": {"torch": "1"}, "programs": [answered(LOGITS)]}

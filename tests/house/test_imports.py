@@ -50,7 +50,7 @@ ROOMS = {
     "edge.apps": Room(rooms=("edge", "edge.device"), loads=DEVICE),
     # files.py, quiet.py and the command line, whose commands import what they need when they run
     "edge": Room(rooms=("edge.device", "edge.export", "edge.compare", "edge.apps", "edge.lower"), loads=DEVICE),
-    "distill": Room(rooms=("edge", "edge.device"), loads=MODELS | {"datasets"}),
+    "distill": Room(rooms=("edge", "edge.device"), loads=MODELS | {"datasets"}, asks_for=frozenset({"filelock"})),
     "distill.data": Room(rooms=("distill", "edge", "edge.device"), loads=IMAGES),
     "distill.compress": Room(
         rooms=("distill", "distill.data", "swin_hf", "edge", "edge.device"), loads=IMAGES | MODELS | {"torch_pruning"}
@@ -149,8 +149,9 @@ def violations(root: Path) -> list[str]:
         room, own = ROOMS[name], {name, *ROOMS[name].rooms}
         named, loaded = house.imports(module, False), house.loaded(module)
         if module not in COMMAND_LINES:
-            ours = {one for one in named | loaded if one in house.files and not f"{module}.".startswith(f"{one}.")}
-            rooms = {one for one in ours if house.room_of(one) not in own and one.count(".")}  # top packages are always loaded
+            packages = {room.rsplit(".", depth)[0] for room in own for depth in range(room.count(".") + 1)}  # they come along
+            ours = (named | loaded) & set(house.files) - packages
+            rooms = {one for one in ours if house.room_of(one) not in own}
             found += [f"{module} imports {one}" for one in sorted(rooms)]
         foreign = loaded - set(house.files) - room.loads
         foreign |= named - set(house.files) - room.loads - room.asks_for
@@ -199,9 +200,7 @@ def test_rooms_of_the_table_are_those_of_the_house():
 )
 def test_a_planted_import_is_found(file, planted, found, tmp_path):
     for package in ("swin_hf", "edge", "distill"):
-        shutil.copytree(
-            ROOT / package, tmp_path / package, ignore=lambda folder, names: [n for n in names if n == "__pycache__"]
-        )
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / file).write_text((tmp_path / file).read_text() + f"\n{planted}\n")
     assert found in violations(tmp_path)
 

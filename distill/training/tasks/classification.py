@@ -11,7 +11,7 @@ from distill.compress.teachers import load_classifier
 from distill.data.normalisation import Normalisation
 from distill.data.targets import CLASSES
 from distill.data.transforms import BatchMix, BatchTransform, TransformSettings
-from distill.training.tasks.task import Metric, Objective, Output, Panels, Setting, Task, pictures_of
+from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
 
 NUM_CALIBRATION_BINS = 15
 
@@ -83,9 +83,9 @@ class ImageClassification(Objective):
         }
 
 
-def make_objective(setting: Setting) -> ImageClassification:
+def make_objective(context: ObjectiveContext) -> ImageClassification:
     return ImageClassification(
-        setting.processor, setting.class_names, setting.transforms, setting.label_smoothing, setting.class_weights
+        context.processor, context.class_names, context.transforms, context.label_smoothing, context.class_weights
     )
 
 

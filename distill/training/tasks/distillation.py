@@ -16,6 +16,8 @@ from swin_hf.distillation_losses import LOSSES
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
+    heading = "distillation"
+
     kd_loss: str = field(default="kl", metadata={"help": f"Distillation loss: {', '.join(LOSSES)}."})
     kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss, added to the task's."})
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature that softens the probabilities of both."})

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedImageModeling, EvalPrediction
 from distill.data.normalisation import Normalisation
 from distill.data.targets import NOTHING
 from distill.errors import require
-from distill.training.tasks.task import Metric, Objective, Output, Panels, Setting, Task, pictures_of
+from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
 from swin_hf import SwinHfConfig
 
 
@@ -33,7 +33,7 @@ class MaskedImageModeling(Objective):
         return self._reconstruct(model, pixels, None)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        return self._reconstruct(model, pixels, torch.Generator().manual_seed(0))  # evaluations mask the same squares
+        return self._reconstruct(model, pixels, torch.Generator().manual_seed(0))  # every evaluation masks the same squares
 
     def _reconstruct(self, model: nn.Module, pixels: torch.Tensor, random: torch.Generator | None) -> Output:
         masked = self.sample_mask(*pixels.shape[:1], *pixels.shape[2:], random).to(pixels.device)
@@ -62,12 +62,12 @@ class MaskedImageModeling(Objective):
         return {"reconstruction_error": float(np.mean(prediction.predictions))}
 
 
-def make_objective(setting: Setting) -> MaskedImageModeling:
-    side, size = setting.task.mask_patch_size, setting.task.image_size
-    patch = setting.config.patch_height_width[0]
+def make_objective(context: ObjectiveContext) -> MaskedImageModeling:
+    side, size = context.task.mask_patch_size, context.task.image_size
+    patch = context.config.patch_height_width[0]
     fits = side % patch == 0 and size % side == 0
     require(fits, "mask_patch_size", f"be a multiple of the patch of {patch} pixels and divide --image_size {size}", side)
-    return MaskedImageModeling(setting.processor, patch, side, setting.task.mask_share)
+    return MaskedImageModeling(context.processor, patch, side, context.task.mask_share)
 
 
 def reconstruct_every_token(config: SwinHfConfig, changes: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from distill.data.normalisation import Normalisation
 from distill.data.targets import MASKS
 from distill.data.transforms import IGNORED, BatchTransform, TransformSettings
 from distill.errors import require
-from distill.training.tasks.task import Metric, Objective, Output, Panels, Setting, Task, pictures_of
+from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
 from swin_hf import SwinHfConfig, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
@@ -23,9 +23,9 @@ GOLDEN_RATIO = 0.618034
 
 
 class SemanticSegmentation(Objective):
-    """The model's own loss, whose cross-entropy may have class weights.
+    """The model's own loss, with class weights in its cross-entropy if there are any.
 
-    Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows, so that no logits have to be kept.
+    Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows: it need not keep logits of all pixels.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SemanticSegmentation(Objective):
         if self.class_weights is not None:
             plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
             weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
-            loss = loss - plain + weighted  # the part of an auxiliary head does not change
+            loss = loss - plain + weighted  # keeps what an auxiliary head adds
         return Output(loss=loss, predictions=logits)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
@@ -138,8 +138,8 @@ def uper_net_over(config: SwinHfConfig, class_names: list[str], head: dict[str, 
     return SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, **named_classes(class_names), **head))
 
 
-def make_objective(setting: Setting) -> SemanticSegmentation:
-    return SemanticSegmentation(setting.processor, setting.class_names, setting.transforms, setting.class_weights)
+def make_objective(context: ObjectiveContext) -> SemanticSegmentation:
+    return SemanticSegmentation(context.processor, context.class_names, context.transforms, context.class_weights)
 
 
 SEMANTIC_SEGMENTATION = Task(

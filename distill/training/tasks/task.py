@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel
 
-from distill.data.examples import Example, collate
+from distill.data.examples import collate
 from distill.data.targets import Targets
 from distill.data.transforms import TransformSettings
 
-if TYPE_CHECKING:  # the settings know the tasks
+if TYPE_CHECKING:  # the settings import the tasks
     from distill.training.settings import TaskSettings
 
 HEAD_WEIGHTS = re.compile(r"(^|_head\.)(classifier|decoder)\.|mask_token$")
@@ -88,18 +88,14 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What an objective is made from.
-
-    examples: for training, if they are known before it starts.
-    """
+class ObjectiveContext:
+    """What an objective is made from."""
 
     task: "TaskSettings"
     transforms: TransformSettings
     config: PreTrainedConfig
     processor: Any
     class_names: list[str]
-    examples: list[Example]
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
 
@@ -108,8 +104,8 @@ class Setting:
 class Task:
     """Everything that differs between tasks.
 
-    auto_class: class of transformers that loads its models.
-    targets: the kind of target of its images.
+    auto_class: of transformers, which loads its models.
+    targets: what its images come with.
     collate: rows of a data set to a batch of "pixels" and "targets".
     make_objective: builds the objective, with its figures and pictures.
     judged_by: the figures of `Objective.metrics`; the first one selects the best checkpoint.
@@ -126,7 +122,7 @@ class Task:
     name: str
     auto_class: type
     targets: Targets
-    make_objective: Callable[[Setting], Objective]
+    make_objective: Callable[[ObjectiveContext], Objective]
     judged_by: tuple[Metric, ...]
     collate: Callable[[list[dict]], dict[str, torch.Tensor]] = collate
     load_teacher: Callable[[str, list[str]], nn.Module] | None = None

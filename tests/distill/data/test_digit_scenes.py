@@ -29,7 +29,7 @@ def test_splits_share_no_digit_and_have_all_classes():
         assert np.bincount(labels[own]).min() >= 0.08 * len(own)
 
 
-def test_splits_are_those_of_the_digits_recipe():
+def test_splits_are_those_of_the_digits_configuration():
     settings = parse_finetune_settings(["--config", "digits", "--use_cpu", "true"]).images
     found = find_images("digits", CLASSES)
     split = split_images(found, settings.validation_share, settings.test_share, settings.split_seed)

@@ -122,5 +122,5 @@ def test_missing_and_empty_folders_are_errors(tmp_path):
 
 
 def test_unknown_hub_id_is_explained():
-    with pytest.raises(DataError, match="neither digits, nor a local folder, nor a data set that the Hub provides"):
+    with pytest.raises(DataError, match="neither digits, nor a local folder, nor a data set of the Hub"):
         find_images("nobody/nothing", CLASSES)

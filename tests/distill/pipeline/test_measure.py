@@ -23,7 +23,8 @@ def test_macs_by_hand(make_model):
     assert count_macs(Classifier(model, PROCESSOR), 16) == expected
 
 
-def test_an_accuracy_has_its_interval_and_other_figures_have_none():
+def test_an_accuracy_has_its_interval_and_other_figures_have_none(tmp_path):
+    assert evaluation_of("mean_iou", 0.5, 10, str(tmp_path))["dataset"] == tmp_path.name  # not where it lies
     accuracy = evaluation_of("accuracy", 0.9, 10, "photos")
     assert (accuracy["low"], accuracy["high"]) == pytest.approx((0.5958, 0.9821), abs=1e-4)
     assert evaluation_of("mean_iou", 0.5, 10, "photos") == {"dataset": "photos", "metric": "mean_iou", "value": 0.5, "n": 10}

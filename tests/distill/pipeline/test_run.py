@@ -1,6 +1,7 @@
 """The whole pipeline as people start it, on tiny models: from class folders to a report, killed and started again."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-RUN = [sys.executable, str(Path(__file__).parents[3] / "distill" / "run.py")]
+ROOT = Path(__file__).parents[3]
+RUN = [sys.executable, str(ROOT / "distill" / "run.py")]
 TINY_CONFIG = """
 image_size: 16
 validation_share: 0.15
@@ -112,7 +114,7 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
         kill_inside(command("killed"), killed, stage, folder, begun)
     done = subprocess.run(command("killed"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on from an interrupted run" in done.stdout  # in the report, the last stage that was killed
+    assert "resuming an interrupted run" in done.stdout  # in the report, the last stage that was killed
     assert lasting_figures(killed) == report
     assert (killed / "edge" / "model.pte").read_bytes() == (whole / "edge" / "model.pte").read_bytes()
     assert not list(killed.glob(".*.partial"))
@@ -133,3 +135,12 @@ def test_mistakes_end_in_one_line_before_any_work(command, tmp_path, arguments, 
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs" / "mistake" / "data").exists()
+
+
+@pytest.mark.parametrize("script", ["distill/run.py", "scripts/finetune.py"])
+def test_programs_run_the_code_that_they_lie_beside(script, tmp_path):
+    for name in ("swin_hf", "edge", "distill", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "measurements"))
+    code = "import runpy, sys; runpy.run_path(sys.argv[1]); import distill, edge; print(distill.__file__, edge.__file__)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / script)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == [str(tmp_path / name / "__init__.py") for name in ("distill", "edge")], done.stderr

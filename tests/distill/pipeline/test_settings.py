@@ -1,4 +1,4 @@
-"""Settings: configurations and command line go through one parser, and mistakes are explained before any work starts."""
+"""Settings: files and command line through one parser; mistakes are named before any work."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_command_line_wins_over_the_file(tmp_path):
     assert settings.student.student_epochs == 9
 
 
-def test_what_a_file_says_of_its_own_teacher_does_not_hold_for_another():
+def test_arguments_in_a_file_belong_to_the_teacher_of_the_file():
     settings = parse_settings(["--config", "digits", "--teacher", "org/checkpoint"])
     assert settings.teacher.choice.args == {}
     assert settings.student.choice.args["embed_dim"] == 32
@@ -60,7 +60,7 @@ def test_a_training_of_a_run_has_the_settings_of_a_fine_tuning(tmp_path):
     assert training.trainer.output_dir == str(tmp_path / "student")
 
 
-def test_what_has_no_bearing_on_the_outcome_starts_no_stage_again():
+def test_settings_without_effect_on_the_result_repeat_no_stage():
     usual = parse_settings([]).training_values
     without = ["--dataloader_num_workers", "2", "--report_to", "tensorboard", "--logging_steps", "5", "--use_cpu", "true"]
     assert parse_settings(without).training_values == usual
@@ -114,3 +114,19 @@ def test_bad_files_are_named(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(SettingsError, match=message):
         parse_settings(["--config", str(tmp_path / "mine.yaml")])
+
+
+def test_help_begins_with_the_run_and_names_what_can_be_set(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    text = capsys.readouterr().out
+    headings = [
+        "\nrun:",
+        '\nstage "teacher":',
+        '\nstage "report":',
+        "\nimages:",
+        "\naugmentation:",
+        "\narguments of transformers",
+    ]
+    assert [text.index(heading) for heading in headings] == sorted(text.index(heading) for heading in headings)
+    assert "--num_train_epochs" not in text and "--mask_share" not in text and "--per_device_train_batch_size" in text

@@ -391,7 +391,7 @@ def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (TrainingStopped("stopped at step 5 of 6"), 143, "stopped at step 5 of 6; continue with --resume true"),
+        (TrainingStopped("stopped at step 5 of 6"), 143, "stopped at step 5 of 6; resume with --resume true"),
         (DataError("no images"), 1, "error: no images"),
     ],
 )

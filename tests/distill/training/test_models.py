@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import ViTImageProcessorPil
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from distill.training.models import ModelChoice, ModelError, load_processor
+from distill.training.models import ModelChoice, ModelError, load_model, load_processor
+from distill.training.tasks.classification import IMAGE_CLASSIFICATION
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
 
@@ -31,3 +32,13 @@ def test_images_of_a_run_are_judged_whole(checkpoint):
     whole = load_processor(ModelChoice(name=str(checkpoint)), 16, crops=False)
     expected = ViTImageProcessorPil(size={"height": 16, "width": 16})
     assert torch.equal(*(one(IMAGE, return_tensors="pt")["pixel_values"] for one in (whole, expected)))
+
+
+def test_a_model_of_one_size_only_is_refused_before_any_training(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8}
+    ViTForImageClassification(ViTConfig(image_size=32, num_labels=3, **sizes)).save_pretrained(tmp_path)
+    choice = ModelChoice(name=str(tmp_path), flag="teacher")
+    model = load_model(choice, IMAGE_CLASSIFICATION, ["a", "b", "c", "d"], 32)
+    assert model.config.num_labels == 4
+    with pytest.raises(ModelError, match="--teacher .* must take images of 16 x 16 pixels: .*; give the --image_size"):
+        load_model(choice, IMAGE_CLASSIFICATION, ["a", "b", "c", "d"], 16)

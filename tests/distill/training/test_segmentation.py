@@ -33,7 +33,7 @@ SEGMENT += ["--validation_share", "0.25", "--test_share", "0.25"]
 
 
 class Guess(torch.nn.Module):
-    """A model that returns the same logits for any input."""
+    """A model that gives the same logits for every image."""
 
     def __init__(self, logits: torch.Tensor):
         super().__init__()
