@@ -9,7 +9,7 @@ from distill.pipeline.report import read_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
 from distill.pipeline.stages import run_stages, stages_to_build
-from distill.pipeline.steps import is_taken_as_it_is, stages_of
+from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.training.models import ModelError, load_model
 from distill.training.settings import TASKS
 from swin_hf import SwinHfForImageClassification
@@ -40,7 +40,7 @@ def check(run: Run) -> None:
     class_names = run.found.class_names if "data" in to_build else None
     if "teacher" in to_build:
         choice, names = settings.teacher.choice, class_names or run.class_names
-        if is_taken_as_it_is(choice, names):
+        if is_used_unchanged(choice, names):
             load_classifier(choice.name, names)
         else:
             load_model(choice, TASKS[settings.task.task], names, settings.task.image_size, announce=False)

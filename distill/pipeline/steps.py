@@ -37,10 +37,10 @@ def build_data(run: Run, work_dir: Path) -> None:
 
 
 def build_teacher(run: Run, work_dir: Path) -> None:
-    """Take the teacher as it is if it knows the classes; otherwise train it on the images."""
+    """Use the teacher unchanged if it knows the classes; otherwise train it on the images."""
     own, choice = run.settings.teacher, run.settings.teacher.choice
-    if is_taken_as_it_is(choice, run.class_names):
-        print(f"      {choice} knows these classes: it is taken as it is")
+    if is_used_unchanged(choice, run.class_names):
+        print(f"      {choice} knows these classes: it is used unchanged")
         classifier = load_classifier(choice.name, run.class_names)
         save_classifier(work_dir, classifier)
         write_metrics(work_dir, {"source": choice.name, "evaluation": evaluate(run, classifier)})
@@ -105,8 +105,8 @@ def build_report(run: Run, work_dir: Path) -> None:
 # -- what the stages share ---------------------------------------------------------------------------------------------
 
 
-def is_taken_as_it_is(choice: ModelChoice, class_names: list[str]) -> bool:
-    """Whether a teacher needs no training: a checkpoint of these classes whose config is not to be changed."""
+def is_used_unchanged(choice: ModelChoice, class_names: list[str]) -> bool:
+    """Whether a teacher needs no training: a checkpoint of these classes whose config is not changed."""
     return not choice.is_preset and not choice.args and knows_classes(choice.name, class_names)
 
 
@@ -169,7 +169,7 @@ class Step:
 
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
-    """The settings of a stage that begins with a model of the user's choice, and what its checkpoint is, if it is one."""
+    """The settings of a stage that starts with a model of the user's choice, and the files of that checkpoint."""
     files = [] if own.choice.is_preset else files_outside(own.choice.name)
     return {"own": asdict(own), "files": files}
 
@@ -256,5 +256,5 @@ def stages_of(run: Run) -> list[Stage]:
 
 
 def files_outside(name: str) -> list[list]:
-    """What a fingerprint keeps of a data set or checkpoint: its files if it is a folder here, else nothing but its name."""
+    """What a fingerprint keeps of a data set or checkpoint: the list of its files if it is a local folder, else nothing."""
     return file_listing(Path(name)) if Path(name).is_dir() else []

@@ -29,9 +29,9 @@ def run(dataset: Path, tmp_path: Path, *more: str) -> Path:
     return folder
 
 
-def test_a_teacher_that_knows_the_classes_is_taken_as_it_is(image_folder, checkpoint, tmp_path, capsys):
+def test_a_teacher_that_knows_the_classes_is_used_unchanged(image_folder, checkpoint, tmp_path, capsys):
     folder = run(image_folder, tmp_path, "--teacher", str(checkpoint), "--stages", "data,teacher")
-    assert f"{checkpoint} knows these classes: it is taken as it is" in capsys.readouterr().out
+    assert f"{checkpoint} knows these classes: it is used unchanged" in capsys.readouterr().out
     before, after = load_file(checkpoint / "model.safetensors"), load_file(folder / "teacher" / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
     evaluation = json.loads((folder / "teacher" / "metrics.json").read_text())["evaluation"]
