@@ -114,7 +114,7 @@ def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = Non
     """Train one model of the run, resuming an interrupted training, and print its figures."""
     folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
     data, checkpoint = run.data(), last_whole_checkpoint(folder)
-    model = build_model(settings, data.class_names)
+    model = build_model(settings, data.class_names, announce=settings.model.flag == "teacher")
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint)
     for left in folder.glob("checkpoint-*"):
         shutil.rmtree(left)

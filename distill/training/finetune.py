@@ -65,14 +65,14 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     return figures
 
 
-def build_model(settings: FinetuneSettings, class_names: list[str]) -> PreTrainedModel:
+def build_model(settings: FinetuneSettings, class_names: list[str], announce: bool = True) -> PreTrainedModel:
     """The model to train, with frozen stages if asked for; the seed decides its new weights.
 
     Raises:
         ModelError, SettingsError, LayerError: there is no such model.
     """
     set_seed(settings.trainer.seed)
-    model = load_model(settings.model, settings.kind, class_names, settings.task.image_size)
+    model = load_model(settings.model, settings.kind, class_names, settings.task.image_size, announce)
     freeze_stages(model, settings.optimisation.frozen_stages)
     return model
 
