@@ -9,6 +9,12 @@ from distill.errors import TrainingStopped
 from edge.device.errors import ExplainedError
 from edge.quiet import quieten
 
+# What the extra "train" installs, by the names that are imported.
+OF_TRAINING = (
+    *("accelerate", "datasets", "executorch", "filelock", "jinja2", "kornia", "matplotlib", "pytorch_optimizer"),
+    *("sklearn", "torch_pruning", "torchao", "tqdm", "yaml"),
+)
+
 
 def launch(work: Callable[[], None], how_to_resume: str) -> int:
     """Run a program; 0 when all is done, 1 after an error that was explained on stderr, 143 after SIGTERM.
@@ -24,6 +30,8 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
         quieten_libraries()
         work()
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in OF_TRAINING:
+            raise
         print(f'error: {error}; pip install "swin-hf[train]"', file=sys.stderr)
         return 1
     except Timeout as error:

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # works without installing the package
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
+    parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, parser_class=partial(argparse.ArgumentParser, allow_abbrev=False))
     command = commands.add_parser("model", help="time and memory of the models against stock transformers and timm")
     command.add_argument("--models", nargs="+", default=["swin_tiny", "swinv2_tiny"], choices=sorted(PRESETS))
     command.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])

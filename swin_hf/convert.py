@@ -62,10 +62,14 @@ def load(
     """
     if labels is not None and num_labels not in (None, len(labels)):
         raise ConversionError(f"labels must name {num_labels} classes, got {len(labels)}")
-    for name, size in (("image_size", image_size), ("window_size", window_size)):
+    if labels is not None and (len(set(labels)) < len(labels) or not all(labels)):
+        raise ConversionError(f"labels must be different names, none of them empty, got {labels}")
+    for name, size in (("num_labels", num_labels), ("image_size", image_size), ("window_size", window_size)):
         if size is not None and size < 1:
             raise ConversionError(f"{name} must be positive, got {size}")
     num_labels = len(labels) if labels is not None else num_labels
+    if num_labels == 0:
+        raise ConversionError("labels must name at least one class, got none")
     files = read_weight_files(source, revision)
     model, report = import_model(files, num_labels, source_sizes, allow_unexpected)
     processor = import_processor(files, model, report)

@@ -5,6 +5,7 @@
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -51,7 +52,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {error}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
@@ -71,7 +72,7 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
         _class_order([config.id2label[index] for index in range(config.num_labels)], class_names, checkpoint)
     except TeacherError:
         return False
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {error}") from error
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
 

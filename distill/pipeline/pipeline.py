@@ -3,6 +3,7 @@
 import shutil
 
 from filelock import FileLock
+from transformers import PreTrainedModel
 
 from distill.compress.teachers import load_classifier
 from distill.pipeline.report import read_table
@@ -10,8 +11,9 @@ from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
 from distill.pipeline.stages import run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
-from distill.training.models import ModelError, load_model
-from distill.training.settings import TASKS
+from distill.training.finetune import build_model
+from distill.training.models import ModelChoice, ModelError, load_processor
+from distill.training.optimisation import parameter_groups
 from swin_hf import SwinHfForImageClassification
 
 
@@ -43,12 +45,21 @@ def check(run: Run) -> None:
         if is_used_unchanged(choice, names):
             load_classifier(choice.name, names)
         else:
-            load_model(choice, TASKS[settings.task.task], names, settings.task.image_size, announce=False)
+            check_model(run, choice, names)
     if "student" in to_build:
         choice, names = settings.student.choice, class_names or run.class_names
-        student = load_model(choice, TASKS[settings.task.task], names, settings.task.image_size, announce=False)
+        student = check_model(run, choice, names)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
+
+
+def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTrainedModel:
+    """The model that a stage will train, loaded with its processor and all that depends on its architecture."""
+    settings = run.settings.training(choice, 1, 1, run.folder)
+    model = build_model(settings, class_names, announce=False)
+    load_processor(choice, settings.task.image_size, settings.task.evaluation_crop)
+    parameter_groups(model, 1.0, 0.0, settings.optimisation.layer_decay)
+    return model
 
 
 def lay_out(run: Run) -> None:

@@ -17,6 +17,7 @@ from distill.training.settings import (
     FinetuneSettings,
     TaskSettings,
     check_together,
+    settled,
 )
 from distill.training.tasks.distillation import DistillationSettings
 from edge.lower.recipes import RECIPES
@@ -27,12 +28,13 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 # What the stages set themselves, and what does not concern a classifier.
 LEFT_OUT = {
     FinetuneArguments: frozenset({"output_dir", "num_train_epochs", "learning_rate"}),
+    ImageSettings: frozenset({"class_names", "reduce_labels"}),
     TaskSettings: frozenset({"task", "mask_share", "mask_patch_size", "evaluation_crop", "resume"}),
 }
 # Arguments of the Trainer that do not affect the result.
 WITHOUT_EFFECT = {
     *("output_dir", "logging_dir", "run_name", "project", "report_to", "disable_tqdm", "log_level", "log_level_replica"),
-    *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
+    *("logging_strategy", "logging_steps", "logging_first_step", "save_total_limit"),
     *(
         "dataloader_num_workers",
         "dataloader_pin_memory",
@@ -194,7 +196,10 @@ class Settings:
     def training_values(self) -> dict[str, Any]:
         """What the outcome of every training depends on, as JSON values."""
         own, usual = self.trainer.to_dict(), FinetuneArguments(use_cpu=True).to_dict()
-        changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in WITHOUT_EFFECT}
+        without_effect = WITHOUT_EFFECT - (
+            {"dataloader_num_workers"} if self.images.streaming else set()
+        )  # they order a stream
+        changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in without_effect}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
 
@@ -241,5 +246,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         report=report,
     )
     for choice in (teacher.choice, student.choice):
-        check_together(settings.training(choice, 1, 1, settings.run_dir))
+        training = settings.training(choice, 1, 1, settings.run_dir)
+        check_together(training)
+        settled(training)
     return settings

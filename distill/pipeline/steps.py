@@ -20,7 +20,7 @@ from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage, file_listing
 from distill.pipeline.storing import store_images
-from distill.training.figures import accuracy_with_interval
+from distill.training.figures import accuracy_with_interval, public_name
 from distill.training.finetune import METRICS, build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
@@ -43,7 +43,7 @@ def build_teacher(run: Run, work_dir: Path) -> None:
         print(f"      {choice} knows these classes: it is used unchanged")
         classifier = load_classifier(choice.name, run.class_names)
         save_classifier(work_dir, classifier)
-        write_metrics(work_dir, {"source": choice.name, "evaluation": evaluate(run, classifier)})
+        write_metrics(work_dir, {"source": public_name(choice.name), "evaluation": evaluate(run, classifier)})
         return
     how = "trained from scratch" if choice.is_preset else "fine-tuned on these classes, which it does not know yet"
     print(f"      {choice} is {how}")

@@ -33,6 +33,8 @@ def store_images(
     examples = prepare_splits(found, settings, work_dir / "data.json", known=False)
     if stream is not None:
         examples["train"] = first_examples(stream, NUM_STREAMED_IMAGES)
+        if not examples["train"]:
+            raise DataError(f"--dataset {settings.dataset} streams no training image that can be read")
     splits = {
         split: _resized(split, examples[split], found.class_names, image_size, work_dir)
         for split in SPLITS

@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from distill.errors import SettingsError
+from swin_hf.presets_swin_hf import PRESETS
 
 OPTION = "config"  # names the YAML file
 
@@ -28,8 +29,8 @@ class CommandLine:
     folder: where files are looked for that are given by their bare name.
     parts: dataclasses; `heading` of each, if it has one, is its heading in the help.
     left_out: fields of parts that are not options, since the program sets them itself.
-    companions: options of a file that describe another of its options. They are ignored where the command line replaces that
-        one: `teacher_args` in a file belong to the file's own teacher.
+    companions: options of a file that describe another of its options, a preset. They are ignored where the command line
+        replaces the preset: `teacher_args` in a file belong to the file's own teacher.
     """
 
     program: str
@@ -116,7 +117,8 @@ class CommandLine:
         given = {argument.removeprefix("--").split("=")[0] for argument in argv if argument.startswith("--")}
         arguments = []
         for key, value in content.items():
-            if self.companions.get(key) in given:
+            owner = self.companions.get(key)
+            if owner in given and content.get(owner) in PRESETS:
                 continue
             if f"--{key}" not in self._options or key in (OPTION, "help"):
                 raise SettingsError(_unknown_key(str(path), f"--{key}", self._options))

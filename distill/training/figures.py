@@ -41,10 +41,14 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 def evaluation_of(metric: str, value: float, n: int, dataset: str) -> dict[str, Any]:
     """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy comes with its interval."""
-    path = Path(dataset)
-    name = path.resolve().name if path.exists() else dataset  # a card does not tell where it lies on this machine
-    evaluation = {"dataset": name, "metric": metric, "value": value, "n": n}
+    evaluation = {"dataset": public_name(dataset), "metric": metric, "value": value, "n": n}
     if metric == "accuracy":
         low, high = wilson_interval(round(value * n), n)
         evaluation |= {"low": low, "high": high}
     return evaluation
+
+
+def public_name(name: str) -> str:
+    """What a card calls a data set or checkpoint: its id, or the name of its folder, not where that lies."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else name

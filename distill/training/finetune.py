@@ -20,16 +20,17 @@ from distill.data.sources import SPLITS, FoundImages
 from distill.data.splits import prepare_splits
 from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
-from distill.errors import require
-from distill.training.figures import evaluation_of
+from distill.errors import SettingsError, require
+from distill.training.figures import evaluation_of, public_name
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
-from distill.training.settings import FinetuneSettings
+from distill.training.settings import FinetuneSettings, settled
 from distill.training.stream_trainer import StreamTrainer
 from distill.training.tasks.distillation import Distillation
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
+from edge.device.errors import ExplainedError
 
 METRICS = "metrics.json"
 
@@ -104,17 +105,23 @@ def train_model(
     training = _training_images(settings, data)
     validation, test = (EvaluationImages(data.examples[split], processor) for split in ("validation", "test"))
     trainer_class = StreamTrainer if data.stream else TaskTrainer
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=training,
-        eval_dataset=validation,
-        processing_class=processor,
-        task=settings.kind,
-        objective=objective,
-        optimisation=settings.optimisation,
-        callbacks=[*callbacks] if data.stream else [*callbacks, BeginEpoch(training)],
-    )
+    try:
+        trainer = trainer_class(
+            model=model,
+            args=arguments,
+            train_dataset=training,
+            eval_dataset=validation,
+            processing_class=processor,
+            task=settings.kind,
+            objective=objective,
+            optimisation=settings.optimisation,
+            callbacks=[*callbacks] if data.stream else [*callbacks, BeginEpoch(training)],
+        )
+        trainer.create_optimizer()
+    except ExplainedError:
+        raise
+    except (ValueError, RuntimeError, ImportError) as error:  # a tracker or an optimiser that is not there
+        raise SettingsError(f"transformers.Trainer refuses its arguments: {error}") from error
     if settings.task.num_pictures:
         trainer.add_callback(PredictionPictures(trainer, validation, settings.task.num_pictures))
     trained = trainer.train(resume_from_checkpoint=checkpoint)
@@ -177,27 +184,6 @@ def _training_images(settings: FinetuneSettings, data: TrainingData) -> Training
     return TrainingImages(data.examples["train"], crop(num_epochs=math.ceil(epochs)), repeats)
 
 
-def settled(settings: FinetuneSettings) -> FinetuneSettings:
-    """Settings with defaults filled in: the figure that selects the best checkpoint, and the batch size of each device.
-
-    Raises:
-        SettingsError: there is no such figure, or the global batch cannot be divided.
-    """
-    return _with_batch_size(_with_judge(settings))
-
-
-def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
-    """Let the task choose the figure that selects the best checkpoint, unless the user did."""
-    arguments, task = settings.trainer, settings.kind
-    judge = arguments.metric_for_best_model or task.best_by.name
-    higher_is_better = {metric.name: metric.higher_is_better for metric in task.judged_by} | {"loss": False}
-    name = judge.removeprefix("eval_")
-    require(name in higher_is_better, "metric_for_best_model", f"be one of {', '.join(higher_is_better)}", name)
-    greater = arguments.greater_is_better
-    changes = {"metric_for_best_model": judge, "greater_is_better": higher_is_better[name] if greater is None else greater}
-    return settings.changed(**changes)
-
-
 def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, processor, data: TrainingData) -> Objective:
     """The objective of the task, with class weights if they are balanced."""
     examples = data.examples.get("train", [])
@@ -228,14 +214,14 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
     """Write a model card that says what was trained on which data, and the figures measured."""
     data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
-    taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
+    taught = f", taught by `{public_name(settings.teacher)}`" if settings.teacher else ""
     text = f"""---
 {data.to_yaml()}
 ---
 
 # {output_dir.name}
 
-`{settings.model}`, trained for {settings.task.task} on `{settings.images.dataset}` at \
+`{settings.model.public_name}`, trained for {settings.task.task} on `{public_name(settings.images.dataset)}` at \
 {settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's `scripts/finetune.py`{taught}.
 
 | figure | value |
@@ -243,17 +229,6 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
 {rows}
 """
     ModelCard(text).save(output_dir / "README.md")
-
-
-def _with_batch_size(settings: FinetuneSettings) -> FinetuneSettings:
-    """Divide `--global_batch_size` among processes and accumulated batches."""
-    arguments, whole = settings.trainer, settings.optimisation.global_batch_size
-    if not whole:
-        return settings
-    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process drives several GPUs if no launcher started more
-    parts = devices * arguments.gradient_accumulation_steps
-    require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
-    return settings.changed(per_device_train_batch_size=whole // parts)
 
 
 def _checkpoint_to_resume(settings: FinetuneSettings) -> str | None:

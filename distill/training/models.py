@@ -1,16 +1,19 @@
 """The model to train and its image processor: a preset or a checkpoint, with a head for the classes and an image size."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from distill.errors import SettingsError, require
+from distill.training.figures import public_name
 from distill.training.tasks.task import Task
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
@@ -57,6 +60,11 @@ class ModelChoice:
     def __str__(self) -> str:
         return self.name + (f" with {self.args}" if self.args else "")
 
+    @property
+    def public_name(self) -> str:
+        """As `str`, without the folder that a checkpoint lies in."""
+        return str(replace(self, name=public_name(self.name)))
+
 
 def _fields(text: str, name: str) -> dict[str, Any]:
     try:
@@ -89,7 +97,12 @@ def load_model(
         )
     except SettingsError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if choice.is_preset:
+            raise ModelError(
+                f"--{choice.flag} {choice.name} cannot be built with {choice.args} for images of {image_size} x {image_size} "
+                f"pixels: {error}"
+            ) from error
         raise ModelError(
             f"--{choice.flag} {choice.name} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
             f"{task.auto_class.__name__}: {error}"
@@ -113,8 +126,10 @@ def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
         return SwinHfImageProcessorPil(size=size)
     try:
         processor = AutoImageProcessor.from_pretrained(choice.name, backend="pil", size=size)
-    except OSError:
-        return SwinHfImageProcessorPil(size=size)
+    except (OSError, ValueError, TypeError) as error:
+        if not _has_processor(choice.name):
+            return SwinHfImageProcessorPil(size=size)
+        raise ModelError(f"--{choice.flag} {choice.name} has an image processor that cannot be loaded: {error}") from error
     if crops and getattr(processor, "do_center_crop", False):
         saved = AutoImageProcessor.from_pretrained(choice.name, backend="pil").to_dict()
         try:  # the crop depends on the image size
@@ -126,6 +141,11 @@ def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
             if getattr(processor, crop, None):
                 setattr(processor, crop, None)
     return processor
+
+
+def _has_processor(name: str) -> bool:
+    """Whether a checkpoint folder or a Hub repository, as far as it can be reached, has an image processor."""
+    return cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_size: int) -> PreTrainedConfig:

@@ -150,6 +150,7 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
         description="Train or fine-tune an image model on your images. All arguments of transformers.Trainer work too.",
         folder=CONFIG_DIR,
         parts=[TaskSettings, ModelSettings, *SHARED_PARTS],
+        companions={"model_args": "model"},
     )
     task, model, *shared = command_line.parse(argv)
     images, transforms, optimisation, distillation, trainer = shared
@@ -196,3 +197,35 @@ def check_together(settings: FinetuneSettings) -> None:
         once = not transforms.initial_image_size and transforms.repeated_augmentation == 1
         rule = "come without --initial_image_size, --repeated_augmentation and --class_weights"
         require(once and optimisation.class_weights == "none", "streaming", rule, "one of them")
+
+
+def settled(settings: FinetuneSettings) -> FinetuneSettings:
+    """Settings with defaults filled in: the figure that selects the best checkpoint, and the batch size of each device.
+
+    Raises:
+        SettingsError: there is no such figure, or the global batch cannot be divided.
+    """
+    return _with_batch_size(_with_judge(settings))
+
+
+def _with_judge(settings: FinetuneSettings) -> FinetuneSettings:
+    """Let the task choose the figure that selects the best checkpoint, unless the user did."""
+    arguments, task = settings.trainer, settings.kind
+    judge = arguments.metric_for_best_model or task.best_by.name
+    higher_is_better = {metric.name: metric.higher_is_better for metric in task.judged_by} | {"loss": False}
+    name = judge.removeprefix("eval_")
+    require(name in higher_is_better, "metric_for_best_model", f"be one of {', '.join(higher_is_better)}", name)
+    greater = arguments.greater_is_better
+    changes = {"metric_for_best_model": judge, "greater_is_better": higher_is_better[name] if greater is None else greater}
+    return settings.changed(**changes)
+
+
+def _with_batch_size(settings: FinetuneSettings) -> FinetuneSettings:
+    """Divide `--global_batch_size` among processes and accumulated batches."""
+    arguments, whole = settings.trainer, settings.optimisation.global_batch_size
+    if not whole:
+        return settings
+    devices = arguments.world_size * max(arguments.n_gpu, 1)  # one process drives several GPUs if no launcher started more
+    parts = devices * arguments.gradient_accumulation_steps
+    require(whole % parts == 0, "global_batch_size", f"be a multiple of processes x accumulated batches = {parts}", whole)
+    return settings.changed(per_device_train_batch_size=whole // parts)

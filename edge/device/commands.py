@@ -8,6 +8,9 @@ from pathlib import Path
 
 from .errors import ExplainedError
 
+# What other commands of `python -m edge` import, and a device need not have.
+NOT_ON_A_DEVICE = ("transformers", "swin_hf", "safetensors", "huggingface_hub", "torchao", "executorch", "torch")
+
 # PyTorch and the runtime take seconds to import, so that each command imports what it needs when it runs.
 
 
@@ -20,6 +23,11 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
         return arguments.run(arguments)
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in NOT_ON_A_DEVICE:
+            raise
+        print(f'error: {error}, which this command needs; pip install "swin-hf[edge]"', file=sys.stderr)
         return 1
 
 
@@ -90,10 +98,14 @@ def run_bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_verify(commands) -> argparse.ArgumentParser:
-    command = add_command(commands, "verify", run_verify, "measure the accuracy of the program on labelled images")
+def add_verify(
+    commands,
+    help_text: str = "measure the accuracy of the program on labelled images",
+    dataset_help: str = "images in class folders, or named <label>_<n>",
+) -> argparse.ArgumentParser:
+    command = add_command(commands, "verify", run_verify, help_text)
     command.add_argument("artefact", type=Path, metavar="DIR")
-    command.add_argument("--dataset", type=Path, required=True, metavar="FOLDER", help="images, best in class folders")
+    command.add_argument("--dataset", type=Path, required=True, metavar="FOLDER", help=dataset_help)
     add_json(command)
     return command
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from edge.deploy.form import flat
@@ -48,7 +49,7 @@ def load_checkpoint(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
         processor = SwinHfImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     if report["missing_keys"]:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")

@@ -101,7 +101,11 @@ def describe(manifest: "Manifest", output_dir: Path) -> str:
 
 def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
     """The device's command `verify`, which also takes saved data sets and compares with the checkpoint."""
-    command = add_verify(commands)
+    command = add_verify(
+        commands,
+        "check the accuracy of the program, and its agreement with the checkpoint",
+        "images, best in class folders, or a saved data set",
+    )
     command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="default: the one it was exported from")
     command.set_defaults(run=run_verify)
     return command

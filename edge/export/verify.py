@@ -1,5 +1,6 @@
 """Check a device artefact on images: against labels, and against the checkpoint that it was exported from."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
             recipe allows.
     """
     runner = Runner(folder)
-    if checkpoint_dir is None:
+    if checkpoint_dir is None and importlib.util.find_spec("transformers") is not None:
         recorded = recorded_checkpoint(folder, runner.manifest)
         checkpoint_dir = recorded if recorded.is_dir() else None
     readers = open_images(dataset, runner.manifest.labels, splits=("test", "validation"))

@@ -74,7 +74,7 @@ class Comparison:
 
 def main(argv: list[str] | None = None) -> int:
     """Compare and write the record; returns 1 if a program misses its bounds, else 0, also if there is no emulator."""
-    parser = argparse.ArgumentParser(prog="tests/arm64/arm64.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="tests/arm64/arm64.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("artefacts", type=Path, nargs="*", metavar="ARTEFACT_DIR", help="programs besides the small ones")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help=f"its first {NUM_IMAGES} are used (default: digits)")
     parser.add_argument("--processors", nargs="+", default=list(PROCESSORS), choices=list(PROCESSORS))

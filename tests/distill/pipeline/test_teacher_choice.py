@@ -16,6 +16,7 @@ from distill.errors import SettingsError
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.settings import parse_settings
 from distill.training.models import ModelError
+from distill.training.optimisation import LayerError
 from distill.training.tasks.classification import ImageClassification
 
 SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2]}"
@@ -69,6 +70,24 @@ def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
         (["--teacher_args", "{depth: 3}"], (ModelError, SettingsError), "depth"),
         (["--student_args", "{windw_size: 3}"], (ModelError, SettingsError), "windw_size"),
         (["--dataset", "nowhere/at/all"], DataError, "is neither a folder nor"),
+        (
+            ["--teacher", "swin_tiny", "--teacher_args", "{num_heads: [3, 5, 7, 11]}"],
+            ModelError,
+            "--teacher swin_tiny cannot be built with .*num_heads",
+        ),
+        (
+            ["--student_args", "{hidden_act: nope}"],
+            ModelError,
+            r"(?s)--student swin_edge_small cannot be built with .*got 'nope'",
+        ),
+        (["--metric_for_best_model", "acuracy"], SettingsError, "--metric_for_best_model must be one of accuracy"),
+        (
+            ["--global_batch_size", "7", "--gradient_accumulation_steps", "2"],
+            SettingsError,
+            "--global_batch_size must be a mult",
+        ),
+        (["--frozen_stages", "2"], LayerError, "--frozen_stages must be below the 2 stages"),
+        (["--class_names", "names.txt"], SettingsError, "unknown setting --class_names"),
     ],
 )
 def test_mistakes_are_named_before_any_work(image_folder, tmp_path, arguments, error, message):

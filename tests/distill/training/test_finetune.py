@@ -352,6 +352,7 @@ def test_bad_settings_are_named(arguments, message):
             SettingsError,
             "--mask_patch_size must be a multiple of the patch",
         ),
+        ("--report_to nope", SettingsError, "transformers.Trainer refuses its arguments: .*nope"),
         ("--metric_for_best_model acuracy", SettingsError, "--metric_for_best_model must be one of accuracy, top5_accuracy"),
         ("--dataset /nowhere", DataError, "--dataset /nowhere is neither a folder nor"),
     ],

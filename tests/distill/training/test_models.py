@@ -26,6 +26,15 @@ def test_a_crop_of_another_kind_is_refused(checkpoint):
         load_processor(ModelChoice(name=str(checkpoint)), 16)
 
 
+def test_an_image_processor_that_cannot_be_loaded_is_named(checkpoint):
+    for content in ('{"image_processor_type": "FooImageProcessor"}', "{nonsense"):
+        (checkpoint / "preprocessor_config.json").write_text(content)
+        with pytest.raises(ModelError, match="--student .* has an image processor that cannot be loaded"):
+            load_processor(ModelChoice(name=str(checkpoint), flag="student"), 16)
+    (checkpoint / "preprocessor_config.json").unlink()
+    assert load_processor(ModelChoice(name=str(checkpoint)), 16).image_mean[0] == 0.485
+
+
 def test_images_of_a_run_are_judged_whole(checkpoint):
     stock = ViTImageProcessorPil(size={"shortest_edge": 20}, do_center_crop=True, crop_size=16)
     stock.save_pretrained(checkpoint)
