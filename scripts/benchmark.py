@@ -26,14 +26,20 @@ from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
+from edge.device.commands import positive
+from edge.device.errors import ExplainedError
 from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the measurements that the command line asks for."""
+    """Run the measurements that the command line asks for; 1 after an error that was explained on stderr."""
     arguments = make_parser().parse_args(argv)
-    arguments.run(arguments)
+    try:
+        arguments.run(arguments)
+    except (ExplainedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -42,18 +48,18 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, parser_class=partial(argparse.ArgumentParser, allow_abbrev=False))
     command = commands.add_parser("model", help="time and memory of the models against stock transformers and timm")
     command.add_argument("--models", nargs="+", default=["swin_tiny", "swinv2_tiny"], choices=sorted(PRESETS))
-    command.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
+    command.add_argument("--batch_sizes", nargs="+", type=positive, default=[1, 8])
     command.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
     command.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     command.add_argument("--works", nargs="+", default=["forward", "training"], choices=["forward", "training"])
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    command.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads")
     command.add_argument("--seconds", type=float, default=20.0, help="per case, for all contenders together, after warm-up")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
     command.set_defaults(run=benchmark_models)
     command = commands.add_parser("weight-init", help="training curves of a narrow model from two initialisations")
     command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    command.add_argument("--epochs", type=int, default=30)
+    command.add_argument("--epochs", type=positive, default=30)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
     command = commands.add_parser("worker", help="one contender; runs a pass for every line that it reads (internal)")
@@ -65,9 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=work)
     command = commands.add_parser("train", help="images per second and memory of a training against transformers' example")
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS))
-    command.add_argument("--per_device_train_batch_size", type=int, default=8)
-    command.add_argument("--steps", type=int, default=13, help="steps of each training; the first three are not counted")
-    command.add_argument("--repeats", type=int, default=3, help="trainings of each contender, in turn")
+    command.add_argument("--per_device_train_batch_size", type=positive, default=8)
+    command.add_argument("--steps", type=positive, default=13, help="steps of each training; the first three are not counted")
+    command.add_argument("--repeats", type=positive, default=3, help="trainings of each contender, in turn")
     command.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images")
     command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
@@ -89,8 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--frontier", dest="parts", action="store_const", const=["frontier"], help="only the comparison with timm's models"
     )
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS), help="model to compare across engines")
-    command.add_argument("--threads", type=int, default=os.cpu_count())
-    command.add_argument("--repeats", type=int, default=100)
+    command.add_argument("--threads", type=positive, default=os.cpu_count())
+    command.add_argument("--repeats", type=positive, default=100)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
     command.set_defaults(run=benchmark_edge)
     return parser

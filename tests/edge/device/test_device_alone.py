@@ -96,6 +96,20 @@ def test_app_needs_the_runtime_alone(on_a_device, artefact, tmp_path):
     assert str(tmp_path / "app" / "app/src/main/assets/model.pte") in files
 
 
+def test_verify_counts_labels_where_the_checkpoint_lies_but_cannot_be_loaded(on_a_device, artefact, checkpoint, image_folder):
+    assert checkpoint.is_dir()
+    figures = json.loads(on_a_device("edge", ROOT, "verify", artefact, "--dataset", image_folder, "--json"))
+    assert figures["num_labelled"] == 48 and "checkpoint" not in figures
+
+
+def test_what_a_device_cannot_do_is_explained(on_a_device, artefact, checkpoint, image_folder, tmp_path):
+    export = ("export", checkpoint, "--output_dir", tmp_path / "out", "--dataset", image_folder)
+    for command in (export, ("publish", artefact, "org/name"), ("bench", artefact, "--compare")):
+        with pytest.raises(AssertionError, match=r"error: No module named '\w+', which this command needs; pip install"):
+            on_a_device("edge", ROOT, *command)
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_packages_are_refused_there(on_a_device, tmp_path):
     # The test of the tests above: a package of the project and one of another project.
     (tmp_path / "probe").mkdir()
