@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from distill.data.normalisation import Normalisation
 from edge.device.errors import ExplainedError
@@ -57,7 +57,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise TeacherError(f"{checkpoint} lacks weights of {type(model).__name__}: {', '.join(missing[:5])}")
-    order = _class_order([config.id2label[index] for index in range(config.num_labels)], class_names, checkpoint)
+    order = _class_order(config, class_names, checkpoint)
     return Classifier(model, processor, order).eval().requires_grad_(False)
 
 
@@ -69,7 +69,7 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint)
-        _class_order([config.id2label[index] for index in range(config.num_labels)], class_names, checkpoint)
+        _class_order(config, class_names, checkpoint)
     except TeacherError:
         return False
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
@@ -77,8 +77,9 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
 
 
-def _class_order(model_names: list[str], class_names: list[str], checkpoint: str | Path) -> list[int] | None:
+def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
     """The index of each of the data's classes in the model's output; None if the order is the same."""
+    model_names = [config.id2label[index] for index in range(config.num_labels)]
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
     if model_names == class_names or (unnamed and len(model_names) == len(class_names)):
         return None

@@ -39,15 +39,17 @@ def check(run: Run) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
     to_build = stages_to_build(stages_of(run), settings.run.stage_names, run.folder, settings.run.force)
-    class_names = run.found.class_names if "data" in to_build else None
+    names = run.found.class_names if "data" in to_build else None
+    if names is None and {"teacher", "student"} & set(to_build):
+        names = run.class_names
     if "teacher" in to_build:
-        choice, names = settings.teacher.choice, class_names or run.class_names
+        choice = settings.teacher.choice
         if is_used_unchanged(choice, names):
             load_classifier(choice.name, names)
         else:
             check_model(run, choice, names)
     if "student" in to_build:
-        choice, names = settings.student.choice, class_names or run.class_names
+        choice = settings.student.choice
         student = check_model(run, choice, names)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
@@ -57,7 +59,7 @@ def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTra
     """The model that a stage will train, loaded with its processor and all that depends on its architecture."""
     settings = run.settings.training(choice, 1, 1, run.folder)
     model = build_model(settings, class_names, announce=False)
-    load_processor(choice, settings.task.image_size, settings.task.evaluation_crop)
+    load_processor(choice, settings.task.image_size, settings.crops)
     parameter_groups(model, 1.0, 0.0, settings.optimisation.layer_decay)
     return model
 

@@ -97,8 +97,7 @@ def train_model(
     """
     settings = settled(settings)
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
-    crops = settings.task.evaluation_crop and not settings.kind.targets.have_masks  # masks are not cropped
-    processor = load_processor(settings.model, settings.task.image_size, crops)
+    processor = load_processor(settings.model, settings.task.image_size, settings.crops)
     objective = make_objective(settings, model.config, processor, data)
     if teacher is not None:
         objective = Distillation(objective, teacher, settings.distillation)
@@ -117,7 +116,7 @@ def train_model(
             optimisation=settings.optimisation,
             callbacks=[*callbacks] if data.stream else [*callbacks, BeginEpoch(training)],
         )
-        trainer.create_optimizer()
+        trainer.get_optimizer_cls_and_kwargs(arguments, model)  # not made yet: FSDP shards the weights first
     except ExplainedError:
         raise
     except (ValueError, RuntimeError, ImportError) as error:  # a tracker or an optimiser that is not there

@@ -131,6 +131,11 @@ class FinetuneSettings:
     def kind(self) -> Task:
         return TASKS[self.task.task]
 
+    @property
+    def crops(self) -> bool:
+        """Whether images are judged on their centre where the checkpoint's processor does; masks are not cropped."""
+        return self.task.evaluation_crop and not self.kind.targets.have_masks
+
     def changed(self, **arguments: Any) -> "FinetuneSettings":
         """A copy with other arguments of the Trainer."""
         return replace(self, trainer=self.trainer.changed(**arguments))

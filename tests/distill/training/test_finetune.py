@@ -352,6 +352,7 @@ def test_bad_settings_are_named(arguments, message):
             SettingsError,
             "--mask_patch_size must be a multiple of the patch",
         ),
+        ("--optim adamw_8bit", SettingsError, "transformers.Trainer refuses its arguments: .*bitsandbytes"),
         ("--report_to nope", SettingsError, "transformers.Trainer refuses its arguments: .*nope"),
         ("--metric_for_best_model acuracy", SettingsError, "--metric_for_best_model must be one of accuracy, top5_accuracy"),
         ("--dataset /nowhere", DataError, "--dataset /nowhere is neither a folder nor"),
@@ -361,6 +362,14 @@ def test_bad_input_is_refused_before_any_training(arguments, error, message, ima
     with pytest.raises(error, match=message):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder), *arguments.split()))
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_the_optimiser_is_made_by_the_training_itself(image_folder, tmp_path, monkeypatch):
+    # FSDP replaces the parameters when the training starts: an optimiser made before would hold the old ones.
+    train, before = TaskTrainer.train, []
+    monkeypatch.setattr(TaskTrainer, "train", lambda self, **kwargs: before.append(self.optimizer) or train(self, **kwargs))
+    finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))
+    assert before == [None]
 
 
 def test_averaged_weights_are_refused_where_a_launcher_splits_them(monkeypatch):
