@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from distill.data.normalisation import Normalisation
 from edge.device.errors import ExplainedError
+from edge.device.names import plain
 
 
 class TeacherError(ExplainedError):
@@ -79,7 +80,7 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
 
 def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
     """The index of each of the data's classes in the model's output; None if the order is the same."""
-    model_names = [config.id2label[index] for index in range(config.num_labels)]
+    model_names = [plain(config.id2label[index]) for index in range(config.num_labels)]
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
     if model_names == class_names or (unnamed and len(model_names) == len(class_names)):
         return None

@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from distill.pipeline.inputs import describe_changes
 from edge.device.errors import ExplainedError
 from edge.files import move_into_place, write_whole
 
@@ -53,12 +54,6 @@ def fingerprints(stages: list[Stage]) -> dict[str, str]:
     return result
 
 
-def file_listing(folder: Path) -> list[list]:
-    """Names, sizes and modification times of all files under a folder, for the fingerprint of data outside the run."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
 def stages_to_build(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> list[str]:
     """Names of the chosen stages that are not up to date.
 
@@ -94,6 +89,8 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
             print(f"{heading}\n      up to date in {folder}", flush=True)
             continue
         print(heading, flush=True)
+        if changes := _changes(stage, folder):
+            print(f"      built again: {changes}", flush=True)
         seconds = _build(stage, folder, wanted[stage.name])
         print(f"      done in {seconds:.0f} s -> {folder}", flush=True)
 
@@ -123,6 +120,15 @@ def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
     write_whole(work_dir / MANIFEST, json.dumps(record, indent=2) + "\n")
     move_into_place(work_dir, folder)
     return seconds
+
+
+def _changes(stage: Stage, folder: Path) -> str:
+    """What differs from the settings that a stage was built with, if it was."""
+    try:
+        before = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        return describe_changes(before, stage.settings)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not built, or no longer readable
+        return ""
 
 
 def _built_fingerprint(folder: Path) -> str | None:
