@@ -29,11 +29,11 @@ from edge.device.runner import Runner
 from edge.export.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
 from edge.export.export import ExportSettings, export
 from edge.export.images import MAX_IMAGES, method_inputs
-from edge.files import write_whole
 from edge.lower.lowering import lower, trace
 from edge.lower.quantize import in_precision
 from edge.lower.recipes import RECIPES, Recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.output_folders import write_whole
 from swin_hf.presets_swin_hf import PRESETS
 
 NUM_CROPS = 16  # of scikit-learn's photographs

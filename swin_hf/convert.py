@@ -4,12 +4,10 @@ import argparse
 import copy
 import json
 import math
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from .configuration_swin_hf import named_classes
 from .errors import ExplainedError
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
+from .output_folders import check_apart, check_free, new_folder
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .weight_config import SourceSizes
 from .weight_export import stock_processor, to_timm, to_transformers
@@ -170,25 +169,17 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     options: as for `load`.
 
     Raises:
-        ConversionError: the destination exists already, the target cannot express the model, or as for `load`.
+        ConversionError: the target cannot express the model, or as for `load`.
+        OutputError: the destination is not empty, is the source, or cannot be written.
     """
     destination = Path(destination).resolve()
     if to not in WRITERS:
         raise ConversionError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConversionError(f"{destination} must be an empty folder or not exist yet; choose another or remove it")
-    model, processor, report = load(source, **options)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    work_dir = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
+    check_apart(destination, "destination", source=source)
+    with new_folder(destination, partial(check_free, flag="destination")) as work_dir:
+        model, processor, report = load(source, **options)
         WRITERS[to](model, processor, work_dir)
         (work_dir / REPORT_FILE).write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
-        work_dir.chmod(0o755)
-        if destination.is_dir():
-            destination.rmdir()
-        os.replace(work_dir, destination)
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
     return report
 
 

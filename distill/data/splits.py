@@ -13,7 +13,7 @@ from distill.data.sources import SPLITS, DataError, FoundImages
 from distill.data.transforms import IGNORED
 from distill.errors import require
 from edge.device.image import UnreadableImageError
-from edge.files import write_whole
+from swin_hf.output_folders import write_whole
 
 READING_THREADS = 8
 

@@ -24,7 +24,7 @@ from distill.data.splits import ImageSettings, check_unreadable
 from distill.data.targets import Targets
 from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
-from edge.files import move_into_place
+from swin_hf.output_folders import new_folder
 
 FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is checked
 
@@ -80,15 +80,12 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
 
 def _fetch(streams: dict[str, datasets.IterableDataset], folder: Path) -> None:
     """Write all rows of some streams to a folder, which appears only when it is complete."""
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    partial_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+    with new_folder(folder) as partial_folder, tempfile.TemporaryDirectory(dir=folder.parent) as cache:
         fetched = {
             split: datasets.Dataset.from_generator(partial(iter, rows), rows.features, cache)
             for split, rows in streams.items()
         }
         datasets.DatasetDict(fetched).save_to_disk(partial_folder)
-    move_into_place(partial_folder, folder)
 
 
 def undecoded(rows: datasets.IterableDataset, columns: list[str]) -> datasets.IterableDataset:

@@ -1,11 +1,10 @@
 """A run from end to end: what is checked before it, its stages, and what people look for after it."""
 
-import shutil
-
-from filelock import FileLock
 from transformers import PreTrainedModel
 
+from distill.claim import claimed
 from distill.compress.teachers import load_classifier
+from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.report import read_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
@@ -15,6 +14,7 @@ from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_processor
 from distill.training.optimisation import parameter_groups
 from swin_hf import SwinHfForImageClassification
+from swin_hf.output_folders import check_apart
 
 
 def run_pipeline(settings: Settings) -> str:
@@ -24,14 +24,17 @@ def run_pipeline(settings: Settings) -> str:
         StageError: a stage that is needed was not chosen and is not there.
         DataError: the data set is not there or cannot be used.
         TeacherError, ModelError, SettingsError: the teacher or the student cannot be had.
+        OutputError: the folder of the run holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end.
     """
     run = Run(settings)
-    check(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.folder / ".lock", timeout=0):
+    teacher, student = settings.teacher.teacher, settings.student.student
+    check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, teacher=teacher, student=student)
+    with claimed(run.folder, RECORD):
+        check_layout(run.folder)
+        check(run)
         run_stages(stages_of(run), settings.run.stage_names, run.folder, settings.run.force)
-        lay_out(run)
+        lay_out(run.folder)
     return closing_words(run)
 
 
@@ -62,16 +65,6 @@ def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTra
     load_processor(choice, settings.task.image_size, settings.crops)
     parameter_groups(model, 1.0, 0.0, settings.optimisation.layer_decay)
     return model
-
-
-def lay_out(run: Run) -> None:
-    """Copy what people look for, the samples and the report, to the top of the run folder."""
-    samples, report = run.folder / "data" / "samples", run.folder / "report"
-    if samples.is_dir():
-        shutil.rmtree(run.folder / "samples", ignore_errors=True)
-        shutil.copytree(samples, run.folder / "samples")
-    for file in report.glob("report*"):
-        shutil.copy2(file, run.folder / file.name)
 
 
 def closing_words(run: Run) -> str:

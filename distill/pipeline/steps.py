@@ -21,13 +21,14 @@ from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage, file_listing
 from distill.pipeline.storing import store_images
 from distill.training.figures import accuracy_with_interval, public_name
-from distill.training.finetune import METRICS, build_model, make_objective, train_model, write_metrics
+from distill.training.finetune import build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
 from distill.training.tasks.distillation import Distillation
 from distill.training.trainer import last_whole_checkpoint
 from edge.device.runner import Runner
-from edge.export.export import ExportSettings, export
+from edge.export.export import ExportSettings, export_into
+from swin_hf.output_folders import OutputError
 
 
 def build_data(run: Run, work_dir: Path) -> None:
@@ -85,9 +86,8 @@ def build_recovered(run: Run, work_dir: Path) -> None:
 def build_edge(run: Run, work_dir: Path) -> None:
     """Quantize, lower to ExecuTorch, and run the program."""
     data = run.folder / "data"
-    (work_dir / METRICS).unlink(missing_ok=True)  # left by an interrupted run; an export refuses a folder with other files
     settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=data / "validation")
-    manifest = export(run.folder / "recovered", work_dir, settings)
+    manifest = export_into(work_dir, run.folder / "recovered", run.folder / "edge", settings)
     parity = manifest.parity["program"]
     print(
         f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees "
@@ -113,7 +113,11 @@ def is_used_unchanged(choice: ModelChoice, class_names: list[str]) -> bool:
 def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = None) -> None:
     """Train one model of the run, resuming an interrupted training, and print its figures."""
     folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
-    data, checkpoint = run.data(), last_whole_checkpoint(folder)
+    data, checkpoint = run.data(), None
+    try:
+        checkpoint = last_whole_checkpoint(folder)
+    except OutputError as damage:
+        print(f"      starting anew: {damage}", flush=True)
     model = build_model(settings, data.class_names, announce=settings.model.flag == "teacher")
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint)
     for left in folder.glob("checkpoint-*"):

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
+from distill.claim import claimed
 from distill.data.examples import BeginEpoch, EvaluationImages, Example, TrainingImages
 from distill.data.finding import find_images
 from distill.data.sources import SPLITS, FoundImages
@@ -31,8 +33,11 @@ from distill.training.tasks.distillation import Distillation
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
+from swin_hf.output_folders import changes, check_apart, read_record, write_record
 
 METRICS = "metrics.json"
+CARD = "README.md"
+RECORD = "training.json"  # in --output_dir: this project trains here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +58,24 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     callbacks: of the Trainer, in addition to our own.
 
     Raises:
+        OutputError: `--output_dir` holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
-    settings, checkpoint = settled(settings), _checkpoint_to_resume(settings)
+    settings = settled(settings)
+    output_dir = Path(settings.trainer.output_dir)
+    check_apart(
+        output_dir,
+        "--output_dir",
+        dataset=settings.images.dataset,
+        model=settings.model.name,
+        teacher=settings.teacher or None,
+    )
+    with _claimed(settings):
+        return _finetune(settings, callbacks)
+
+
+def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) -> dict[str, float]:
+    checkpoint = _checkpoint_to_resume(settings)
     stream, found = _find(settings)
     model = build_model(settings, found.class_names)
     teacher = settings.kind.load_teacher(settings.teacher, found.class_names) if settings.teacher else None
@@ -63,6 +83,7 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
         write_card(settings, figures, Path(settings.trainer.output_dir))
+        write_record(Path(settings.trainer.output_dir), RECORD, {})
     return figures
 
 
@@ -227,16 +248,39 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
 |---|---|
 {rows}
 """
-    ModelCard(text).save(output_dir / "README.md")
+    ModelCard(text).save(output_dir / CARD)
+
+
+@contextmanager
+def _claimed(settings: FinetuneSettings) -> Iterator[None]:
+    """Have `--output_dir` for this training alone: it must be new or, with `--resume`, hold a training.
+
+    Raises:
+        SettingsError: there is nothing to resume.
+        OutputError: it holds other files, or nothing can be written there.
+        filelock.Timeout: another training is at work there.
+    """
+    output_dir, is_resumed = Path(settings.trainer.output_dir), settings.task.resume
+    if settings.trainer.process_index:  # the first process claims the folder; the others wait for it when images are found
+        yield
+        return
+    if is_resumed:
+        record = read_record(output_dir, RECORD)
+        require(record is not None, "resume", f"find a training in {output_dir}", "none", "leave out --resume")
+        changed = [name for name in (METRICS, CARD) if (output_dir / name).exists() and name not in record["files"]]
+        changed += [words.split()[0] for words in changes(output_dir, record) if words.startswith((METRICS, CARD))]
+        rule = "be as the training left them, which writes them again"
+        require(not changed, "resume", f"find {METRICS} and {CARD} in {output_dir} {rule}", changed, "move them elsewhere")
+    with claimed(output_dir, RECORD, is_resumed, hint="add --resume true, or give another --output_dir"):
+        yield
 
 
 def _checkpoint_to_resume(settings: FinetuneSettings) -> str | None:
-    """The last checkpoint with `--resume`; otherwise None, after checking that nothing would be overwritten."""
+    """The last whole checkpoint with `--resume`, else None."""
     output_dir = Path(settings.trainer.output_dir)
-    checkpoint = last_whole_checkpoint(output_dir)
-    if settings.task.resume:
-        require(checkpoint is not None, "resume", f"find a checkpoint in {output_dir}", "none", "leave out --resume")
-        return checkpoint
-    used = checkpoint is not None or (output_dir / "model.safetensors").is_file()
-    require(not used, "output_dir", "be new or empty", str(output_dir), "add --resume true, or give another --output_dir")
-    return None
+    if not settings.task.resume:
+        return None
+    with settings.trainer.main_process_first(desc="looking for a checkpoint"):
+        checkpoint = last_whole_checkpoint(output_dir)
+    require(checkpoint is not None, "resume", f"find a checkpoint in {output_dir}", "none", "leave out --resume")
+    return checkpoint

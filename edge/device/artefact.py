@@ -28,7 +28,6 @@ MANIFEST_FILE = "edge.json"
 TRANSFORMERS_FILE = "export.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 SELF_TEST_FILE = "self_test.bpte"
-FILES = (PROGRAM_FILE, MANIFEST_FILE, TRANSFORMERS_FILE, PROCESSOR_FILE, SELF_TEST_FILE)
 FORMAT_VERSION = 3
 PROGRAM_MAGIC = b"ET"  # at byte 4, as flatbuffers place their identifier
 LARGEST_SIDE = 16384  # pixels: larger than the input of any model
@@ -79,7 +78,11 @@ class InputContract:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a program comes from: the checkpoint's path relative to the artefact, and its number of parameters."""
+    """Where a program comes from: its checkpoint, and that one's number of parameters.
+
+    checkpoint: `../NAME` if it was a folder beside the artefact, else the name of its folder alone: where that lies is
+        nobody else's concern.
+    """
 
     checkpoint: str
     parameters: int
@@ -136,9 +139,32 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path:
-    """Path of the checkpoint that an artefact was exported from, unless one of the two was moved without the other."""
-    return Path(os.path.normpath(Path(folder).resolve() / manifest.source.checkpoint))
+def checkpoint_name(checkpoint: Path, folder: Path) -> str:
+    """What the manifest of an artefact in `folder` calls its checkpoint (`Source`)."""
+    checkpoint, folder = checkpoint.resolve(), folder.resolve()
+    return f"../{checkpoint.name}" if checkpoint.parent == folder.parent else checkpoint.name
+
+
+def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path | None:
+    """Path of the checkpoint that an artefact was exported from if it lies beside it, or did, else None."""
+    name = manifest.source.checkpoint
+    return Path(folder).resolve().parent / name.removeprefix("../") if name.startswith("../") else None
+
+
+def recorded_files(folder: str | Path) -> set[str]:
+    """The files of a folder that are those of an export, by the sha256 in its `edge.json`, of whatever version.
+
+    Without an `edge.json` of ours there are none.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        hashes = {"format_version": content["format_version"], **content["sha256"]}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return set()
+    names = [name for name in os.listdir(folder) if (folder / name).is_file() and not (folder / name).is_symlink()]
+    own = {name for name in names if name in hashes and sha256_of((folder / name).read_bytes()) == hashes[name]}
+    return own | {MANIFEST_FILE} if PROGRAM_FILE in hashes else set()
 
 
 def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:

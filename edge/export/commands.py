@@ -106,7 +106,8 @@ def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
         "check the accuracy of the program, and its agreement with the checkpoint",
         "images, best in class folders, or a saved data set",
     )
-    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="default: the one it was exported from")
+    help_text = "default: the one it was exported from, if it lies beside the artefact"
+    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help=help_text)
     command.set_defaults(run=run_verify)
     return command
 

@@ -27,8 +27,8 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
 
     Accuracy is counted over images whose label is known: from their class folder, a name `<label>_<n>`, or the class of a data
     set, whose split `test` is taken, or else `validation`. The program is compared with the model in `checkpoint_dir`, by
-    default the checkpoint that `edge.json` names, if it is still there. A backbone, whose outputs are large, is compared on
-    128 images.
+    default the checkpoint that `edge.json` names, if it lies beside the artefact. A backbone, whose outputs are large, is
+    compared on 128 images.
 
     Raises:
         CalibrationError: no images.
@@ -39,7 +39,7 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
     runner = Runner(folder)
     if checkpoint_dir is None and importlib.util.find_spec("transformers") is not None:
         recorded = recorded_checkpoint(folder, runner.manifest)
-        checkpoint_dir = recorded if recorded.is_dir() else None
+        checkpoint_dir = recorded if recorded is not None and recorded.is_dir() else None
     readers = open_images(dataset, runner.manifest.labels, splits=("test", "validation"))
     if not runner.is_classifier:
         readers = evenly(readers, MAX_IMAGES)

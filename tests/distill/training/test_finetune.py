@@ -30,6 +30,7 @@ from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.masked_images import MaskedImageModeling
 from distill.training.trainer import DivergenceError, TaskTrainer
 from swin_hf import SwinHfForMaskedImageModeling
+from swin_hf.output_folders import OutputError, write_json
 
 # -- parameters --------------------------------------------------------------------------------------------------------
 
@@ -345,7 +346,7 @@ def test_bad_settings_are_named(arguments, message):
             SettingsError,
             "--global_batch_size must be at most the 28 images, got 32; lower",
         ),
-        ("--resume true", SettingsError, "--resume must find a checkpoint"),
+        ("--resume true", SettingsError, "--resume must find a training"),
         ("--frozen_stages 2", LayerError, "--frozen_stages must be below the 2 stages"),
         (
             "--task masked-image-modeling --mask_patch_size 5",
@@ -393,8 +394,8 @@ def test_weights_of_classes_are_their_inverse_frequencies():
 
 def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.safetensors").touch()
-    with pytest.raises(SettingsError, match="--output_dir must be new or empty, got .*; add --resume true"):
+    write_json(tmp_path / "out" / "training.json", {"files": {}})
+    with pytest.raises(OutputError, match="--output_dir must be a new or an empty folder, got .*; add --resume true"):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder)))
 
 
