@@ -33,7 +33,7 @@ from edge.lower.lowering import lower, trace
 from edge.lower.quantize import in_precision
 from edge.lower.recipes import RECIPES, Recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
-from swin_hf.output_folders import write_whole
+from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
 NUM_CROPS = 16  # of scikit-learn's photographs
@@ -81,8 +81,7 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as work_dir:
             report[part] = measured | EDGE_PARTS[part](arguments, Path(work_dir))
-        arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output_file, json.dumps(report, indent=1) + "\n")
+        write_json(arguments.output_file, report)
     print(f"-> {arguments.output_file}")
 
 
