@@ -7,6 +7,7 @@ published with a card of the same form.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from .configuration_swin_hf import height_width
 from .errors import ExplainedError
 from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .model_card import CARD, METRICS, Card, PublishError, write_card
+from .output_folders import shown
 from .stock_swin_hf import STOCK_VERSIONS, is_stock
 from .weight_files import read_weight_files
 from .weight_import import HEADS, OURS, import_model
@@ -71,10 +73,12 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
     A README.md of its own becomes the card; otherwise one is written.
 
     Raises:
-        PublishError: it is no checkpoint, or not a complete one, or `repo_id` is not the name of a repository.
+        PublishError: it is no checkpoint, or not a complete one, or has links out of it, or `repo_id` is not the name of a
+            repository.
     """
     source = Path(source)
     check_repo_id(repo_id)
+    check_links(source)
     if not (source / "config.json").is_file():
         raise PublishError(
             f"{source} must be a checkpoint folder with config.json, got {'one without' if source.is_dir() else 'no folder'}; "
@@ -116,6 +120,22 @@ def check_repo_id(repo_id: str) -> None:
             raise HFValidationError("it has no organisation or user")
     except HFValidationError as error:
         raise PublishError(f"the repository must be named like org/name, got {repo_id!r}: {error}") from error
+
+
+def check_links(source: Path) -> None:
+    """Refuse a folder with links out of it: what lies behind them was not meant to be published with it.
+
+    Raises:
+        PublishError: it has some.
+    """
+    folder = source.resolve()
+    entries = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    outside = [path.relative_to(folder).as_posix() for path in entries if not path.resolve().is_relative_to(folder)]
+    if outside:
+        raise PublishError(
+            f"{source} must hold what is published, got links to elsewhere: {shown(outside)}; copy the folder with `cp -rL` and "
+            "publish the copy"
+        )
 
 
 def complete(source: Path, repo_id: str, folder: Path, card: Card, license_name: str | None = None) -> Publication:

@@ -5,6 +5,7 @@ Programs are in tests/edge/export/test_publishing.py, the uploads themselves in 
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -144,3 +145,19 @@ def test_what_would_be_lost_is_refused(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:500])
     with pytest.raises(PublishError, match="must hold weights in the format of safetensors"):
         prepare(checkpoint, NAME, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "config.json", "notes"])
+def test_what_links_lead_to_is_not_published(checkpoint, tmp_path, capsys, name):
+    source, private = tmp_path / "source", tmp_path / "private.txt"
+    shutil.copytree(checkpoint, source)
+    private.write_text("{}")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(private)
+    assert main([str(source), "org/name"]) == 1
+    assert f"got links to elsewhere: {name}; copy the folder with `cp -rL`" in capsys.readouterr().err
+    (source / name).unlink()
+    shutil.copytree(checkpoint, source, dirs_exist_ok=True)
+    (source / "also.json").symlink_to("config.json")  # within the folder
+    (tmp_path / "link").symlink_to(source)
+    assert main([str(tmp_path / "link"), "org/name"]) == 0
