@@ -133,8 +133,8 @@ def check_links(source: Path) -> None:
     outside = [path.relative_to(folder).as_posix() for path in entries if not path.resolve().is_relative_to(folder)]
     if outside:
         raise PublishError(
-            f"{source} must hold what is published, got links to elsewhere: {shown(outside)}; copy the folder with `cp -rL` and "
-            "publish the copy"
+            f"{source} must hold what is published, got links to elsewhere: {shown(outside)}; copy the folder with `cp -rL` "
+            "and publish the copy"
         )
 
 

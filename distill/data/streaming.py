@@ -18,12 +18,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask, to_sample
+from distill.data.finding import holds_parquet
 from distill.data.rows import image_column
-from distill.data.sources import SPLIT_NAMES, DataError, FoundImages, ImageSource
+from distill.data.sources import DataError, FoundImages, ImageSource, by_split
 from distill.data.splits import ImageSettings, check_unreadable
 from distill.data.targets import Targets
 from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
+from edge.device.listing import list_files
 from swin_hf.output_folders import new_folder
 
 FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is checked
@@ -50,7 +52,7 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
         DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
     """
     dataset, path = settings.dataset, Path(settings.dataset)
-    if (path.exists() and not any(path.rglob("*.parquet"))) or dataset in ("digits", "digit-scenes"):
+    if (path.exists() and not (path.is_dir() and holds_parquet(list_files(path)))) or dataset in ("digits", "digit-scenes"):
         raise DataError(
             f"--streaming is for a Hub id or a folder of parquet files; the images of {dataset} are read as they are needed "
             "anyway: leave out --streaming"
@@ -59,9 +61,9 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
         loaded = datasets.load_dataset(dataset, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--dataset {dataset} cannot be streamed: {error}") from error
-    streams = {SPLIT_NAMES.get(name, name): rows for name, rows in loaded.items()}
+    streams = {split: loaded[name] for split, name in by_split(loaded, f"--dataset {dataset}").items()}
     if "train" not in streams or not {"validation", "test"} & set(streams):
-        raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(streams)}")
+        raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(loaded)}")
     rows = streams["train"] if streams["train"].features else streams["train"]._resolve_features()
     image = image_column(rows.features, dataset)
     label, mask = targets.columns(rows.features, dataset)

@@ -33,7 +33,8 @@ class Run:
         """The images behind `--dataset`."""
         if self.settings.images.streaming:
             return self.stream.held_out
-        return find_images(self.settings.images.dataset, CLASSES)
+        images = self.settings.images
+        return find_images(images.dataset, CLASSES, drop_small_classes=images.drop_small_classes)
 
     @cached_property
     def stream(self) -> Stream | None:

@@ -173,7 +173,8 @@ def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
         if images.streaming:
             stream = open_stream(targets, images, Path(settings.trainer.output_dir))
             return stream, stream.held_out
-        return None, find_images(images.dataset, targets, Path(images.class_names) if images.class_names else None)
+        class_names = Path(images.class_names) if images.class_names else None
+        return None, find_images(images.dataset, targets, class_names, images.drop_small_classes)
 
 
 def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: FoundImages, known: bool) -> TrainingData:

@@ -29,7 +29,7 @@ from arm64_machine import PROCESSORS, Machine, NoMachineError, prepare_machine
 
 from edge.device.artefact import ArtefactError, read_artefact
 from edge.device.environment import describe_machine
-from edge.device.image import image_files
+from edge.device.listing import image_files
 from edge.device.parity import compare
 from edge.lower.recipes import find_recipe
 from swin_hf.output_folders import check_file_replaceable, check_free, read_record, write_json

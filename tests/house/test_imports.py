@@ -37,7 +37,7 @@ TRACKERS = frozenset({"wandb", "trackio"})
 
 ROOMS = {
     "swin_hf": Room(loads=MODELS),
-    "edge.device": Room(loads=DEVICE),
+    "edge.device": Room(loads=DEVICE, asks_for=frozenset({"pillow_heif", "pillow_avif"})),
     "edge.deploy": Room(rooms=("swin_hf", "edge.device"), loads=MODELS),
     "edge.lower": Room(rooms=("swin_hf", "edge.device", "edge.deploy"), loads=LOWERING),
     "edge.export": Room(

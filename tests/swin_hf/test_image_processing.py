@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, SegformerImageProcessorPil, ViTImageProcessorPil, pipeline
 
 import swin_hf
-from edge.device.image import UnreadableImageError, image_files, load_image, to_pixel_values
+from edge.device.image import UnreadableImageError, load_image, to_pixel_values
+from edge.device.listing import image_files
 
 
 def saved(image: Image.Image, **options) -> io.BytesIO:
@@ -99,7 +100,7 @@ def test_auto_image_processor_finds_ours(checkpoint):
 
 def test_unreadable_images_are_named(tmp_path):
     (tmp_path / "note.jpg").write_text("not an image")
-    with pytest.raises(UnreadableImageError, match=r"note\.jpg is not an image"):
+    with pytest.raises(UnreadableImageError, match=r"note\.jpg cannot be read"):
         load_image(tmp_path / "note.jpg")
     image = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))).getvalue()
     (tmp_path / "half.png").write_bytes(image[: len(image) // 2])
