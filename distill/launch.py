@@ -1,5 +1,6 @@
 """How the programs start and end: quietly, and with every error that a user can put right on one line."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -43,5 +44,22 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
         return 128 + signal.SIGTERM
     except (ExplainedError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that was cut off
+        if _is_launched_by_accelerate():
+            print(
+                "(below, accelerate adds a traceback of its own; `accelerate launch --quiet` leaves it out)", file=sys.stderr
+            )
         return 1
     return 0
+
+
+def _is_launched_by_accelerate() -> bool:
+    """Whether `accelerate launch` started this process, and will report its failure with a traceback."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which it sets
+        return False
+    import psutil  # which accelerate brings
+
+    try:
+        command = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return False
+    return "launch" in command and "--quiet" not in command

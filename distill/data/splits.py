@@ -16,6 +16,7 @@ from distill.data.sources import SPLITS, DataError, FoundImages
 from distill.data.targets import FEWEST_OF_A_CLASS
 from distill.data.transforms import IGNORED
 from distill.errors import require
+from distill.public_names import public_name
 from edge.device.listing import describe_left_out
 from swin_hf.output_folders import write_whole
 
@@ -27,11 +28,15 @@ class ImageSettings:
     heading = "images"
 
     dataset: str = field(
-        default="digits",
+        default="",
         metadata={
             "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv, .jsonl or .parquet "
             "table, a folder with parquet files, a saved `datasets`, or a Hub id."
         },
+    )
+    dataset_name: str = field(
+        default="",
+        metadata={"help": "What cards and reports call the data set. Default: its id, or the name of its folder."},
     )
     class_names: str = field(
         default="", metadata={"help": "Text file with one class per line, for masks; by default classes.txt in the folder."}
@@ -52,12 +57,28 @@ class ImageSettings:
     )
 
     def __post_init__(self):
+        printable = self.dataset_name.isprintable()
+        require(printable, "dataset_name", "be printable text", self.dataset_name)
         missing = self.class_names and not Path(self.class_names).is_file()
         require(not missing, "class_names", "be a text file with one class per line", self.class_names)
         for name in ("validation_share", "test_share"):
             require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
         require(self.shuffle_buffer >= 1, "shuffle_buffer", "be positive", self.shuffle_buffer)
         require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
+
+    def require_dataset(self) -> None:
+        """Refuse to start without a data set.
+
+        Raises:
+            SettingsError: none was named.
+        """
+        kinds = "name a folder of images, a table, or a data set of the Hub"
+        require(bool(self.dataset), "dataset", kinds, "nothing", "--config digits trains on the embedded digits")
+
+    @property
+    def public_name(self) -> str:
+        """What cards and reports call the data set."""
+        return self.dataset_name or public_name(self.dataset)
 
 
 def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, known: bool) -> dict[str, list[Example]]:

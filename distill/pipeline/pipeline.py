@@ -5,7 +5,7 @@ from transformers import PreTrainedModel
 from distill.claim import claimed
 from distill.compress.teachers import load_classifier
 from distill.pipeline.layout import RECORD, check_layout, lay_out
-from distill.pipeline.report import read_table
+from distill.pipeline.report import read_report, text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
 from distill.pipeline.stages import run_stages, stages_to_build
@@ -27,6 +27,7 @@ def run_pipeline(settings: Settings) -> str:
         OutputError: the folder of the run holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end.
     """
+    settings.images.require_dataset()
     run = Run(settings)
     teacher, student = settings.teacher.teacher, settings.student.student
     check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, teacher=teacher, student=student)
@@ -71,7 +72,9 @@ def closing_words(run: Run) -> str:
     """The table and what to type next, as far as the run has come."""
     words, folder = [], run.folder
     if (folder / "report.json").is_file():
-        words += ["", read_table(folder / "report.json"), "", f"Report: {folder / 'report.html'}"]
+        report = read_report(folder / "report.json")
+        words += ["", *([report.doubt, ""] if report.doubt else []), text_table(report), ""]
+        words.append(f"Report: {folder / 'report.html'}")
     samples = sorted((folder / "samples").glob("*_0.png"))
     if (folder / "edge" / "model.pte").is_file() and samples:
         sample = folder / "samples" / "7_0.png"

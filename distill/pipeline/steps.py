@@ -20,7 +20,8 @@ from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage, file_listing
 from distill.pipeline.storing import store_images
-from distill.training.figures import accuracy_with_interval, public_name
+from distill.public_names import public_name
+from distill.training.figures import accuracy_with_interval
 from distill.training.finetune import build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
@@ -99,7 +100,8 @@ def build_edge(run: Run, work_dir: Path) -> None:
 
 def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
-    write_report(make_report(run.folder, run.folder.resolve().name, run.settings.report), work_dir)
+    names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
+    write_report(make_report(run.folder, run.settings.report, **names), work_dir)
 
 
 # -- what the stages share ---------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def evaluate(run: Run, classifier: Classifier | Callable[[list[Example]], np.nda
     test = run.data().examples["test"]
     logits = classifier_logits(classifier, test) if isinstance(classifier, Classifier) else classifier(test)
     labels = np.array([example.label for example in test])
-    return accuracy_with_interval(logits.argmax(axis=1), labels).as_evaluation(run.settings.images.dataset)
+    return accuracy_with_interval(logits.argmax(axis=1), labels).as_evaluation(run.settings.images)
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -170,6 +172,12 @@ class Step:
     inputs: tuple[str, ...]
     settings: Callable[[Settings], dict[str, Any]]
     build: Callable[[Run, Path], None]
+
+
+def _of_images(settings: Settings) -> dict[str, Any]:
+    """The settings of the data stage, and the files of the data set; not its name, which only the report shows."""
+    own = {name: value for name, value in asdict(settings.images).items() if name != "dataset_name"}
+    return own | {"image_size": settings.task.image_size, "files": files_outside(settings.images.dataset)}
 
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
@@ -188,9 +196,7 @@ STEPS = (
         title="clean, resize and split the images",
         folder="data",
         inputs=(),
-        settings=lambda settings: (
-            asdict(settings.images) | {"image_size": settings.task.image_size, "files": files_outside(settings.images.dataset)}
-        ),
+        settings=_of_images,
         build=build_data,
     ),
     Step(
@@ -238,7 +244,7 @@ STEPS = (
         title="measure every step on the test images",
         folder="report",
         inputs=("data", "teacher", "student", "prune", "recover", "edge"),
-        settings=lambda settings: asdict(settings.report),
+        settings=lambda settings: asdict(settings.report) | {"dataset": settings.images.public_name},
         build=build_report,
     ),
 )

@@ -23,7 +23,8 @@ from distill.data.splits import prepare_splits
 from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
-from distill.training.figures import evaluation_of, public_name
+from distill.public_names import public_name
+from distill.training.figures import evaluation_of, largest_class_share
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
@@ -33,6 +34,7 @@ from distill.training.tasks.distillation import Distillation
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
+from swin_hf.model_card import as_markdown, read_metrics
 from swin_hf.output_folders import changes, check_apart, read_record, write_record
 
 METRICS = "metrics.json"
@@ -155,15 +157,32 @@ def train_model(
         figures[f"validation_{best}"] = trainer.state.best_metric if kept_best else validated[-1]
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
-        evaluation = evaluation_of(best, figures[f"test_{best}"], len(test), settings.images.dataset)
+        share = largest_class_share(prediction.label_ids) if best == "accuracy" else None
+        evaluation = evaluation_of(best, figures[f"test_{best}"], len(test), settings.images, share)
         record = figures | objective.details(prediction) | {"evaluation": evaluation, "history": trainer.state.log_history}
         write_metrics(output_dir, record)
     return figures
 
 
 def write_metrics(folder: Path, figures: dict[str, Any]) -> None:
-    """Write `metrics.json`."""
-    (folder / METRICS).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    """Write `metrics.json`, in which figures that are NaN or infinite are null."""
+    text = json.dumps(_finite(figures), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / METRICS).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null takes its place."""
+    if isinstance(value, dict):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def doubt_of(folder: Path) -> str:
+    """What to say first of the model in a folder if nothing shows that it learned anything, else empty."""
+    _, evaluation = read_metrics(folder / METRICS)
+    return evaluation.doubt if evaluation else ""
 
 
 def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
@@ -234,16 +253,19 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
 def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
     """Write a model card that says what was trained on which data, and the figures measured."""
     data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
-    taught = f", taught by `{public_name(settings.teacher)}`" if settings.teacher else ""
+    rows = "\n".join(f"| {as_markdown(name)} | {value:.4g} |" for name, value in figures.items())
+    taught = f", taught by {as_markdown(public_name(settings.teacher))}" if settings.teacher else ""
+    doubt = doubt_of(output_dir)
+    warning = f"**{doubt}**\n\n" if doubt else ""
     text = f"""---
 {data.to_yaml()}
 ---
 
-# {output_dir.name}
+# {as_markdown(output_dir.name)}
 
-`{settings.model.public_name}`, trained for {settings.task.task} on `{public_name(settings.images.dataset)}` at \
-{settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's `scripts/finetune.py`{taught}.
+{warning}{as_markdown(settings.model.public_name)}, trained for {settings.task.task} on \
+{as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's \
+`scripts/finetune.py`{taught}.
 
 | figure | value |
 |---|---|

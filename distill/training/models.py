@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from distill.errors import SettingsError, require
-from distill.training.figures import public_name
+from distill.public_names import public_name
 from distill.training.tasks.task import Task
+from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
 from swin_hf.configuration_swin_hf import named_classes
@@ -68,7 +69,7 @@ class ModelChoice:
 
 def _fields(text: str, name: str) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(text or "{}")
+        fields = parse_yaml(text or "{}")
     except yaml.YAMLError:
         fields = None
     require(isinstance(fields, dict), name, 'be YAML like "{depths: [1, 2]}"', text)

@@ -51,7 +51,9 @@ ROOMS = {
     "edge.apps": Room(rooms=("swin_hf", "edge", "edge.device"), loads=DEVICE),
     # quiet.py and the command line, whose commands import what they need when they run
     "edge": Room(rooms=("swin_hf", "edge.device", "edge.export", "edge.compare", "edge.apps", "edge.lower"), loads=DEVICE),
-    "distill": Room(rooms=("swin_hf", "edge", "edge.device"), loads=MODELS | {"datasets", "filelock"}),
+    "distill": Room(
+        rooms=("swin_hf", "edge", "edge.device"), loads=MODELS | {"datasets", "filelock"}, asks_for=frozenset({"psutil"})
+    ),
     "distill.data": Room(rooms=("distill", "swin_hf", "edge", "edge.device"), loads=IMAGES | MODELS),
     "distill.compress": Room(
         rooms=("distill", "distill.data", "swin_hf", "edge", "edge.device"), loads=IMAGES | MODELS | {"torch_pruning"}

@@ -35,7 +35,7 @@ def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "transformers")
     (result,) = card.data.eval_results
-    assert (result.task_type, result.dataset_name, result.dataset_type) == ("image-classification", "photos", "photos")
+    assert (result.task_type, result.dataset_name, result.dataset_type) == ("image-classification", "photos", "imagefolder")
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.9)
     assert "images of 16 x 16 pixels, 3 classes" in card.text
     assert {"config.json", "model.safetensors", "metrics.json", "README.md"} < publication.files.keys()

@@ -115,7 +115,7 @@ def test_one_class_and_tiny_classes_are_errors(image_folder):
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
-    with pytest.raises(DataError, match="is neither a folder nor a .csv or .parquet table"):
+    with pytest.raises(DataError, match="is neither a folder nor a .csv, .jsonl or .parquet table"):
         find_images(str(tmp_path / "nowhere"), CLASSES)
     with pytest.raises(DataError, match="holds no images in class folders"):
         find_images(str(tmp_path), CLASSES)

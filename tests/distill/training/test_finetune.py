@@ -22,6 +22,7 @@ from distill.data.examples import Example
 from distill.data.sources import DataError
 from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
 from distill.errors import SettingsError, TrainingStopped
+from distill.launch import launch
 from distill.training.finetune import balanced_weights, finetune
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
@@ -397,6 +398,18 @@ def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
     write_json(tmp_path / "out" / "training.json", {"files": {}})
     with pytest.raises(OutputError, match="--output_dir must be a new or an empty folder, got .*; add --resume true"):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder)))
+
+
+def test_the_traceback_of_accelerate_is_announced(monkeypatch, capsys):
+    def fail():
+        raise DataError("no images")
+
+    for command, announced in ((["accelerate", "launch", "x.py"], True), (["accelerate", "launch", "--quiet", "x.py"], False)):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        monkeypatch.setattr("psutil.Process.cmdline", lambda process, command=command: command)
+        assert launch(fail, "") == 1
+        errors = capsys.readouterr().err
+        assert "error: no images" in errors and ("accelerate launch --quiet" in errors) == announced
 
 
 @pytest.mark.parametrize(
