@@ -29,6 +29,7 @@ from distill.training.tasks.distillation import Distillation
 from distill.training.trainer import last_whole_checkpoint
 from edge.device.runner import Runner
 from edge.export.export import ExportSettings, export_into
+from edge.export.prepare import images_to_compare_on
 from swin_hf.output_folders import OutputError
 
 
@@ -36,6 +37,9 @@ def build_data(run: Run, work_dir: Path) -> None:
     """Split the images, leave out unreadable ones, and store them at the size of the models."""
     settings = run.settings
     store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream)
+    if "edge" in settings.run.stage_names:  # which would refuse them only after all trainings
+        export_settings = ExportSettings(recipe=settings.edge.recipe, dataset=work_dir / "calibration")
+        images_to_compare_on(export_settings, run.found.class_names)
 
 
 def build_teacher(run: Run, work_dir: Path) -> None:

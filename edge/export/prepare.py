@@ -100,7 +100,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         labels = list(model.out_features)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
-    images = _images_to_compare_on(settings, recipe, labels)
+    images = images_to_compare_on(settings, labels)
     labelled = _labelled_images(settings, labels) if is_classifier else []
     if settings.validation is not None and not labelled:
         raise ExportError(
@@ -160,7 +160,14 @@ def _require_trainable(recipe: Recipe, is_classifier: bool, methods: dict[str, d
         raise ExportError(f"recipe {recipe.name} needs accelerate; pip install swin-hf[train]")
 
 
-def _images_to_compare_on(settings: ExportSettings, recipe: Recipe, labels: list[str]) -> list[LabelledImage]:
+def images_to_compare_on(settings: ExportSettings, labels: list[str]) -> list[LabelledImage]:
+    """The images that an export finds its scales on and is checked on.
+
+    Raises:
+        ExportError: the settings name none.
+        CalibrationError: they cannot be read, or are too few, noise, or of one colour.
+    """
+    recipe = find_recipe(settings.recipe)
     if settings.dataset is None:
         raise ExportError(
             "dataset must be a folder or a list of real images, on which an export is calibrated and checked, got None"
