@@ -30,7 +30,9 @@ class SwinHfUperNetConfig(ReadsStockConfigs, UperNetConfig):
         if self.backbone_config is None:
             self.backbone_config = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
         if isinstance(self.backbone_config, dict):  # transformers knows the class only after swin_hf was imported
-            self.backbone_config = SwinHfConfig(**self.backbone_config)
+            is_saved = "model_type" in self.backbone_config  # which may hold attributes that others set
+            make = SwinHfConfig.from_dict if is_saved else lambda given: SwinHfConfig(**given)
+            self.backbone_config = make(self.backbone_config)
         super().__post_init__(**kwargs)
         maps = self.backbone_config.out_features
         if self.use_auxiliary_head and len(maps) <= AUXILIARY_STAGE:
