@@ -23,7 +23,7 @@ from .layers_swin_hf import (
     SwinHfStage,
     make_norm,
 )
-from .losses_swin_hf import classification_loss, masked_reconstruction_loss
+from .losses_swin_hf import classification_loss, infer_problem_type, masked_reconstruction_loss
 from .outputs_swin_hf import (
     SwinHfEncoderOutput,
     SwinHfImageClassifierOutput,
@@ -250,7 +250,9 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
         """Classify images (B, num_channels, height, width).
 
         labels: (B,) class indices, or (B, K) class probabilities (mixup), or (B, K) for the
-            `config.problem_type` "multi_label_classification", or numbers for "regression".
+            `config.problem_type` "multi_label_classification", or numbers for "regression". Without a `problem_type` it
+            is inferred from the first labels, and set in the config, as in the stock model; but (B, K) numbers whose rows
+            sum to 1 are class probabilities.
         """
         outputs = self.swin(
             pixel_values,
@@ -261,6 +263,8 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
+            if self.config.problem_type is None and not torch.compiler.is_compiling():
+                self.config.problem_type = infer_problem_type(labels, logits.shape[1])
             loss = classification_loss(logits, labels, self.config.problem_type, self.config.label_smoothing)
         return SwinHfImageClassifierOutput(loss=loss, logits=logits, **outputs.intermediates())
 
