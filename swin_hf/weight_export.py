@@ -24,6 +24,7 @@ from transformers import (
 from .configuration_swin_hf import SwinHfConfig, height_width
 from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
+from .plain_layers_swin_hf import require_plain_layers
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .stock_swin_hf import BLOCK_NAMES
 from .weight_config import difference_to_timm, extended_table, map_size, stock_v2_difference, windows_of_table
@@ -110,6 +111,7 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ConversionError: stock transformers has no such model; the message names the block.
     """
+    require_plain_layers(model, "converted", ConversionError)
     kind, config = type(model), model.config
     inner = config.backbone_config if kind is SwinHfForSemanticSegmentation else config
     stock_class = STOCK_CLASSES[kind][inner.version - 1]
@@ -195,6 +197,7 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
     Raises:
         ConversionError: timm has no such model; the message names the block.
     """
+    require_plain_layers(model, "converted", ConversionError)
     kind, config = type(model), model.config
     if kind not in (SwinHfForImageClassification, SwinHfModel):
         raise ConversionError(f"timm has Swins that classify, or without a head, and no {kind.__name__}")

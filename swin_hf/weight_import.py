@@ -151,7 +151,7 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
             f"{files.name} must be a Swin of transformers or of swin_hf, got a {architecture} of type {config['model_type']}"
         )
     with _explained(files):
-        own = kind.config_class(**fields)
+        own = kind.config_class.from_dict(fields)
     difference = stock_v2_difference(getattr(own, "backbone_config", own)) if is_stock(config) else ""
     notes = [f"transformers computes something else: {difference}"] if difference else []
     given_kind, kind = kind, _with_classes(kind, num_labels)
