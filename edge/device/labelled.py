@@ -13,10 +13,14 @@ from .image import image_files, label_of, load_image
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An upright RGB image and the label that its class folder or its file name gives, None if it is not a known one."""
+    """An upright RGB image and the label that its class folder or its file name gives, None if it is not a known one.
+
+    name: its path or number, for messages.
+    """
 
     image: Image.Image
     label: str | None
+    name: str = "an image"
 
 
 ImageReader = Callable[[], LabelledImage]
@@ -32,7 +36,7 @@ def open_folder(folder: str | Path, labels: list[str]) -> list[ImageReader]:
 
 
 def _read_file(path: Path, folder: Path, labels: list[str]) -> LabelledImage:
-    return LabelledImage(load_image(path), label_of(path, folder, labels))
+    return LabelledImage(load_image(path), label_of(path, folder, labels), str(path))
 
 
 def evenly(items, at_most: int) -> list:

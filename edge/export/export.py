@@ -1,6 +1,5 @@
 """Export a checkpoint: deploy form, quantization, lowering, and a check of every form on real images."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 
 from edge.device.artefact import FILES, PROGRAM_FILE, SELF_TEST_FILE, Manifest, SelfTest, Source, sha256_of
 from edge.device.environment import installed_versions
+from edge.device.json_text import json_text
 from edge.device.runner import Runner
 from edge.export.form_choice import ChosenForm, choose_form, deployed_form, rank_layers
 from edge.export.judgement import Judgement, judge_graph, judge_program
@@ -36,6 +36,7 @@ def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> 
         DeployError: a model that has no deploy form.
         ExportError: an `output_dir` that is in use, no images, or a program that is too far from the model.
         LoweringError: the backend does not take the whole program.
+        NotFiniteError: the model or its program puts out NaN or infinity.
     """
     output_dir = Path(output_dir).resolve()
     if output_dir.exists() and (not output_dir.is_dir() or any(path.name not in FILES for path in output_dir.iterdir())):
@@ -52,7 +53,7 @@ def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> 
     constants = {
         "labels": tuple(prepared.labels),
         "temperature": temperature,
-        "input_contract": json.dumps(asdict(prepared.contract)),
+        "input_contract": json_text(asdict(prepared.contract), indent=None),
     }
     lowered = lower(traced, prepared.recipe, constants)
     manifest = _manifest(prepared, chosen, of_graph, lowered, temperature, output_dir)

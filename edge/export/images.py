@@ -33,7 +33,7 @@ def load_images(
         CalibrationError: there are none, or none that can be read.
     """
     if not isinstance(source, str | Path):
-        return evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
+        return evenly([LabelledImage(to_rgb(image), None, f"image {n}") for n, image in enumerate(source)], at_most)
     readers = evenly(open_images(source, labels, splits), at_most)
     images, unreadable = [], []
     for read in readers:
@@ -91,7 +91,8 @@ def _open_saved_dataset(folder: Path, splits: tuple[str, ...]) -> list[ImageRead
             row = dataset[index]
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImageError(f"image {index} of {folder} cannot be read: {error}") from error
-        return LabelledImage(to_rgb(row[columns[0]]), classes[1].int2str(row[classes[0]]) if classes else None)
+        label = classes[1].int2str(row[classes[0]]) if classes else None
+        return LabelledImage(to_rgb(row[columns[0]]), label, f"image {index} of {folder}")
 
     return [partial(read, index) for index in range(len(dataset))]
 
