@@ -183,7 +183,8 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
         model, processor = load_checkpoint(checkpoint)
         contract = input_contract(model.config, processor)
         inputs = method_inputs([LabelledImage(image.load(), None) for image, _ in test], contract, contract.one_image)
-        expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime starts its threads
+        names = [image.name for image, _ in test]
+        expected = model_outputs(model, processor, inputs, names).argmax(axis=1)  # before the runtime starts its threads
         for recipe in arguments.recipes:
             out = work_dir / f"{checkpoint.name}-{recipe}"
             export(
@@ -265,7 +266,7 @@ def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
     processor = _processor(model.config)
     contract = input_contract(model.config, processor)
     inputs = method_inputs(photograph_crops(), contract, contract.one_image)
-    reference = model_outputs(model, processor, inputs)
+    reference = model_outputs(model, processor, inputs, [f"crop {number}" for number in range(len(inputs))])
     method = Runtime.get().load_program(made.contender.file).load_method("forward")
     outputs = [method.execute([torch.from_numpy(x)])[0].numpy().copy() for x in inputs]
     return compare(np.concatenate(outputs), reference)

@@ -1,12 +1,12 @@
 """A phone app around a device artefact: a copy of a template with the program, and its contract in `contract.json`."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.device.artefact import PROGRAM_FILE, Manifest, read_artefact
 from edge.device.errors import ExplainedError
+from edge.device.json_text import json_text
 
 CONTRACT_FILE = "contract.json"
 FLOATS = ("float32", "NCHW", (0.0, 1.0))
@@ -58,7 +58,7 @@ def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> li
         assets = work_dir / PLATFORMS[platform].assets
         assets.mkdir(parents=True, exist_ok=True)
         (assets / PROGRAM_FILE).write_bytes(program)
-        text = json.dumps(contract, indent=2, ensure_ascii=False) + "\n"
+        text = json_text(contract) + "\n"
         (assets / CONTRACT_FILE).write_text(text, encoding="utf-8")
     return sorted(path for path in output_dir.rglob("*") if path.is_file())
 

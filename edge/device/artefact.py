@@ -21,7 +21,10 @@ import numpy as np
 from PIL import Image
 
 from .errors import ExplainedError
+from .flatbuffer import FlatbufferError
 from .image import to_pixel_values
+from .json_text import json_text
+from .program import PROGRAM_MAGIC, read_constants
 
 PROGRAM_FILE = "model.pte"
 MANIFEST_FILE = "edge.json"
@@ -29,7 +32,6 @@ TRANSFORMERS_FILE = "export.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 SELF_TEST_FILE = "self_test.bpte"
 FORMAT_VERSION = 3
-PROGRAM_MAGIC = b"ET"  # at byte 4, as flatbuffers place their identifier
 LARGEST_SIDE = 16384  # pixels: larger than the input of any model
 
 
@@ -132,7 +134,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / MANIFEST_FILE).write_text(json_text(asdict(self)) + "\n", encoding="utf-8")
 
 
 def sha256_of(content: bytes) -> str:
@@ -168,13 +170,42 @@ def recorded_files(folder: str | Path) -> set[str]:
 
 
 def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
-    """The manifest and the program of an artefact, whose sha256 is checked.
+    """The manifest and the program of an artefact, whose sha256 is checked, and what the program says of itself.
 
     Raises:
-        ArtefactError: a file is missing, `edge.json` is not an edge manifest, or it describes another program.
+        ArtefactError: a file is missing or damaged, `edge.json` is not an edge manifest, or it describes another program.
     """
     manifest = read_manifest(folder)
-    return manifest, read_file(folder, manifest, PROGRAM_FILE)
+    program = read_file(folder, manifest, PROGRAM_FILE)
+    check_constants(folder, manifest, program)
+    return manifest, program
+
+
+def check_constants(folder: str | Path, manifest: Manifest, program: bytes) -> None:
+    """Compare labels, temperature and input contract of the manifest with those that the program holds.
+
+    Raises:
+        ArtefactError: they differ, or the program is damaged.
+    """
+    described = {
+        "labels": manifest.labels,
+        "temperature": [manifest.temperature],
+        "input_contract": [json.loads(json_text(asdict(manifest.input)))],
+    }
+    try:
+        held = read_constants(program, set(described))
+        held["input_contract"] = [json.loads(text) for text in held.get("input_contract", [])]
+    except (FlatbufferError, TypeError, ValueError, RecursionError) as error:
+        raise ArtefactError(
+            f"{Path(folder) / PROGRAM_FILE} is not a whole ExecuTorch program: {error}; copy the artefact again or export it "
+            "again"
+        ) from error
+    for name, expected in described.items():
+        if held.get(name) != expected:
+            raise ArtefactError(
+                f"the program in {folder} is not the one that {MANIFEST_FILE} describes: {name} must be "
+                f"{held.get(name)!r:.200}, got {expected!r:.200}; copy the artefact again or export it again"
+            )
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -284,7 +315,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     sizes = [side for method in manifest.methods.values() for side in method.values()]
     for holds, what in (
         (manifest.task in ("image-classification", "feature-maps"), f"task {manifest.task!r}"),
-        (0 < manifest.temperature < 1e6, f"temperature {manifest.temperature}"),
+        (1e-6 < manifest.temperature < 1e6, f"temperature {manifest.temperature}"),
         (contract.dtype in ("float32", "uint8"), f"input.dtype {contract.dtype!r}"),
         (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),
         (contract.resample in range(6), f"input.resample {contract.resample}"),

@@ -13,6 +13,7 @@ from edge.deploy.form import flat
 from edge.deploy.layers import InputView
 from edge.device.artefact import InputContract
 from edge.device.errors import ExplainedError
+from edge.device.runner import NotFiniteError
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 EXPORTED = {kind.__name__: kind for kind in (SwinHfForImageClassification, SwinHfBackbone)}
@@ -53,6 +54,11 @@ def load_checkpoint(
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     if report["missing_keys"]:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    damaged = [name for name, values in model.state_dict().items() if not values.isfinite().all()]
+    if damaged:
+        raise CheckpointError(
+            f"{folder} must hold finite weights, got NaN or infinity in {', '.join(damaged[:5])}; train the model again"
+        )
     if isinstance(model, SwinHfForImageClassification):
         if model.config.num_labels < 2:
             raise CheckpointError(f"{folder} must hold a classifier of two or more classes, got {model.config.num_labels}")
@@ -105,9 +111,18 @@ def input_view(
 
 @torch.no_grad()
 def model_outputs(
-    model: SwinHfForImageClassification | SwinHfBackbone, processor: SwinHfImageProcessorPil, inputs: list[np.ndarray]
+    model: SwinHfForImageClassification | SwinHfBackbone,
+    processor: SwinHfImageProcessorPil,
+    inputs: list[np.ndarray],
+    names: list[str],
 ) -> np.ndarray:
-    """Logits (n, K) of the model, or its flattened feature maps (n, ..), for inputs (B, ..) of the program."""
+    """Logits (n, K) of the model, or its flattened feature maps (n, ..), for inputs (B, ..) of the program.
+
+    names: of the images in the inputs; the last input may have some of the first images again.
+
+    Raises:
+        NotFiniteError: an output is NaN or infinite; the message names the image.
+    """
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
     rows = []
     for array in inputs:
@@ -116,4 +131,11 @@ def model_outputs(
             pixels = pixels.permute(0, 3, 1, 2) / 255
         outputs = model((pixels - mean) / std)
         rows.append(flat(outputs.logits if hasattr(outputs, "logits") else outputs.feature_maps))
-    return np.concatenate(rows)
+    outputs = np.concatenate(rows)
+    damaged = ~np.isfinite(outputs).all(axis=1)
+    if damaged.any():
+        raise NotFiniteError(
+            f"{names[damaged.argmax() % len(names)]}: the outputs of the model must be finite, got NaN or infinity for "
+            f"{damaged.sum()} of {len(outputs)} images; train it again, or check image_mean and image_std of its processor"
+        )
+    return outputs

@@ -1,12 +1,11 @@
 """The commands export, verify and sensitivity."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures
+from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures, print_json
 from edge.lower.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     )
     manifest = export(arguments.checkpoint, arguments.output_dir, settings)
     if arguments.json:
-        print(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+        print_json(asdict(manifest))
     else:
         print(describe(manifest, arguments.output_dir))
     return 0
@@ -137,7 +136,7 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
 
     rows = sensitivity(arguments.checkpoint, ExportSettings(recipe=arguments.recipe, dataset=arguments.dataset))
     if arguments.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
     else:
         for row in rows:
             print(f"{row.sqnr_db:7.1f} dB  {row.precision:<12}  {row.layer}")

@@ -1,6 +1,5 @@
 """Export a checkpoint: deploy form, quantization, lowering, and a check of every form on real images."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from edge.device.artefact import (
     sha256_of,
 )
 from edge.device.environment import installed_versions
+from edge.device.json_text import json_text
 from edge.device.runner import Runner
 from edge.export.form_choice import ChosenForm, choose_form, deployed_form, rank_layers
 from edge.export.judgement import Judgement, judge_graph, judge_program
@@ -42,6 +42,7 @@ def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> 
         ExportError: no images, or a program that is too far from the model.
         OutputError: an `output_dir` that is in use, or one of the inputs, or that cannot be written.
         LoweringError: the backend does not take the whole program.
+        NotFiniteError: the model or its program puts out NaN or infinity.
     """
     output_dir = Path(output_dir).resolve()
     folders = {name: value for name in ("dataset", "validation") if isinstance(value := getattr(settings, name), str | Path)}
@@ -79,7 +80,7 @@ def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings
     constants = {
         "labels": tuple(prepared.labels),
         "temperature": temperature,
-        "input_contract": json.dumps(asdict(prepared.contract)),
+        "input_contract": json_text(asdict(prepared.contract), indent=None),
     }
     lowered = lower(traced, prepared.recipe, constants)
     manifest = _manifest(prepared, chosen, of_graph, lowered, temperature, output_dir)

@@ -24,10 +24,11 @@ MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 class Samples:
     """Inputs of a method, and the model's outputs for them, with which every form of it is compared.
 
-    inputs: (B, ..) each. reference: (n, ..), logits or all feature maps flattened.
+    inputs: (B, ..) each. names: of the images in them. reference: (n, ..), logits or all feature maps flattened.
     """
 
     inputs: list[np.ndarray]
+    names: list[str]
     reference: np.ndarray
     are_logits: bool
 
@@ -46,6 +47,7 @@ class HeldOut:
     """Labelled images that nothing is calibrated on: inputs of `forward`, the model's logits (n, K), and classes (n,)."""
 
     inputs: list[np.ndarray]
+    names: list[str]
     expected: np.ndarray
     classes: np.ndarray
 
@@ -84,6 +86,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         CheckpointError: no such checkpoint, or an image processor that a device cannot repeat.
         ExportError: the settings ask for what the checkpoint cannot give, or name no images.
         CalibrationError: no images, too few, or noise.
+        NotFiniteError: the model puts out NaN or infinity.
     """
     recipe = find_recipe(settings.recipe)
     if settings.input_dtype == "uint8":  # no backend takes the cast to floats
@@ -109,15 +112,17 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         )
     inputs = {name: method_inputs(images, contract, method) for name, method in methods.items()}
     # PyTorch's work comes before the runtime's first run: two spinning thread pools slow each other down.
-    samples = {
-        name: Samples(inputs=arrays, reference=model_outputs(model, processor, arrays), are_logits=is_classifier)
-        for name, arrays in inputs.items()
-    }
+    names, samples = [image.name for image in images], {}
+    for method, arrays in inputs.items():
+        reference = model_outputs(model, processor, arrays, names)
+        samples[method] = Samples(inputs=arrays, names=names, reference=reference, are_logits=is_classifier)
     held_out = None
     if labelled:
         arrays = method_inputs(labelled, contract, methods["forward"])
         classes = np.array([labels.index(image.label) for image in labelled])
-        held_out = HeldOut(inputs=arrays, expected=model_outputs(model, processor, arrays), classes=classes)
+        names = [image.name for image in labelled]
+        expected = model_outputs(model, processor, arrays, names)
+        held_out = HeldOut(inputs=arrays, names=names, expected=expected, classes=classes)
     return Prepared(
         checkpoint_dir=Path(checkpoint_dir),
         settings=settings,

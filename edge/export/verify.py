@@ -14,7 +14,6 @@ from edge.device.verify import (
     ReadableImages,
     VerificationError,
     label_figures,
-    program_input,
     program_outputs,
     readable_images,
 )
@@ -34,6 +33,7 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
     Raises:
         CalibrationError: no images.
         CheckpointError: `checkpoint_dir` holds no checkpoint that can be exported.
+        NotFiniteError: the model or the program puts out NaN or infinity; the message names the image.
         VerificationError: there are neither labels nor a checkpoint, or the program is further from the model than its
             recipe allows.
     """
@@ -64,7 +64,10 @@ def _outputs_of_checkpoint(runner: Runner, images: ReadableImages, checkpoint_di
     from edge.export.checkpoint import load_checkpoint, model_outputs
 
     model, processor = load_checkpoint(checkpoint_dir)
-    return np.concatenate([model_outputs(model, processor, [program_input(runner, read)]) for read in images.readers])
+    rows = []
+    for image in (read() for read in images.readers):
+        rows.append(model_outputs(model, processor, [runner.manifest.input.pixel_values(image.image)], [image.name]))
+    return np.concatenate(rows)
 
 
 def _compare_with_checkpoint(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from constant_programs import constant_program
 from huggingface_hub import ModelCard
 
 import edge.__main__ as cli
@@ -18,8 +19,10 @@ from edge.export.publishing import add_publish_command, prepare
 from swin_hf.publish import PublishError, add_options
 
 NAME = "org/program"
+INPUT = vars(InputContract(height=16, width=24, resample=3))
+CONSTANTS = {"labels": ["blue", "green", "red"], "temperature": [1.0], "input_contract": [json.dumps(INPUT)]}
 FILES = {
-    "model.pte": b"\0\0\0\0ET12 a program",
+    "model.pte": constant_program(CONSTANTS),
     "export.json": b"{}",
     "preprocessor_config.json": b"{}",
     "self_test.bpte": b"a program with images",
@@ -44,7 +47,7 @@ def manifest(**changes) -> dict:
         "task": "image-classification",
         "labels": ["blue", "green", "red"],
         "temperature": 1.0,
-        "input": vars(InputContract(height=16, width=24, resample=3)),
+        "input": INPUT,
         "methods": {"forward": one_image},
         "recipe": "int8",
         "backend": "xnnpack",
