@@ -13,7 +13,7 @@ from distill.launch import launch
 
 
 def main() -> int:
-    """Train; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
+    """Train; returns 0 on success, otherwise as `launch`."""
 
     def work() -> None:
         from distill.training.finetune import doubt_of, finetune

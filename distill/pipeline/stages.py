@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import interruption
 from edge.device.errors import ExplainedError
 from swin_hf.output_folders import (
     changes,
@@ -132,6 +133,7 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
     to_build = stages_to_build(stages, chosen, run_dir, force)
     chosen_stages = [stage for stage in stages if stage.name in chosen]
     for number, stage in enumerate(chosen_stages, start=1):
+        interruption.check()
         folder = run_dir / stage.folder
         heading = f"[{number}/{len(chosen_stages)}] {stage.name}: {stage.title}"
         if stage.name not in to_build:

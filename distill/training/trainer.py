@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from distill import interruption
 from distill.errors import TrainingStopped
 from distill.training.optimisation import OptimisationSettings, WeightAverage, parameter_groups
 from distill.training.progress import ProgressBar
@@ -224,6 +225,7 @@ class AfterEveryStep(TrainerCallback):
         torch.manual_seed(args.seed + args.process_index)  # each process augments its images differently
 
     def on_step_end(self, args, state, control, **kwargs):
+        interruption.check()
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.model)
         if args.world_size > 1:  # a signal reaches processes at different steps, but all must stop after the same one
