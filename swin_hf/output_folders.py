@@ -280,7 +280,9 @@ def explained_full_disk(folder: Path, what_to_do: str) -> Iterator[None]:
 def _tells_full_disk(error: Exception, folder: Path) -> bool:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return any(words in str(error) for words in FULL_DISK_WORDS) or shutil.disk_usage(folder).free < FULL_DISK_BYTES
+    if any(words in str(error) for words in FULL_DISK_WORDS):
+        return True
+    return os.path.exists(folder) and shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
 # -- shared --------------------------------------------------------------------------------------------------------------

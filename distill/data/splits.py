@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -92,13 +93,13 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
     Raises:
         DataError: too many images cannot be used, a split or a class has none left, or the images differ from the record.
     """
-    former = json.loads(record.read_text(encoding="utf-8")) if known and record.is_file() else None
+    former = _read_record(record) if known and record.is_file() else None
     if former is None:
         reading = _look_through(found, settings)
         skipped = [{"split": split, "number": number, "error": error} for (split, number), error in reading.errors.items()]
         copies = [list(map(list, group)) for group in reading.copies]
     else:
-        skipped, copies = former["skipped"], former.get("copies", [])
+        skipped, copies = former["skipped"], former["copies"]
     groups = [[(split, number) for split, number in group] for group in copies]
     shares = (settings.validation_share, settings.test_share)
     splits = {
@@ -131,6 +132,22 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
     }
     _check_what_is_left(examples, found, settings.dataset, record)
     return examples
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """What an earlier run recorded of its images.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return content | {
+            "skipped": [{name: entry[name] for name in ("split", "number", "error")} for entry in content["skipped"]],
+            "copies": [[(split, number) for split, number in group] for group in content["copies"]],
+        }
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{record} is damaged ({error}), so that the split of the images is not known; start anew") from error
 
 
 def split_images(

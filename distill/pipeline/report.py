@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from distill.compress.teachers import Classifier, load_classifier
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
-from distill.pipeline.run_folder import stored_examples
+from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.settings import ReportSettings
 from distill.public_names import picture_text
 from distill.training.figures import accuracy_with_interval, largest_class_share
@@ -90,7 +90,7 @@ class Report:
 
 def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str) -> Report:
     """Measure all steps in `run_dir` on its test images. name, dataset: what the report calls the run and its data set."""
-    data_facts = json.loads((run_dir / "data" / "data.json").read_text(encoding="utf-8"))
+    data_facts = read_data_facts(run_dir / "data")
     examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
     test = examples["test"]
     labels = np.array([example.label for example in test])

@@ -35,7 +35,7 @@ from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
 from swin_hf.model_card import as_markdown, read_metrics
-from swin_hf.output_folders import changes, check_apart, read_record, write_record
+from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -63,16 +63,12 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
         OutputError: `--output_dir` holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
+    settings.images.require_dataset()
     settings = settled(settings)
     output_dir = Path(settings.trainer.output_dir)
-    check_apart(
-        output_dir,
-        "--output_dir",
-        dataset=settings.images.dataset,
-        model=settings.model.name,
-        teacher=settings.teacher or None,
-    )
-    with _claimed(settings):
+    inputs = {"dataset": settings.images.dataset, "model": settings.model.name, "teacher": settings.teacher or None}
+    check_apart(output_dir, "--output_dir", **inputs)
+    with _claimed(settings), explained_full_disk(output_dir, "free some space and go on with --resume true"):
         return _finetune(settings, callbacks)
 
 
@@ -299,11 +295,12 @@ def _claimed(settings: FinetuneSettings) -> Iterator[None]:
 
 
 def _checkpoint_to_resume(settings: FinetuneSettings) -> str | None:
-    """The last whole checkpoint with `--resume`, else None."""
-    output_dir = Path(settings.trainer.output_dir)
+    """The last whole checkpoint with `--resume`, or None: a training that was stopped before its first begins anew.
+
+    Raises:
+        OutputError: there are checkpoints, but none is whole.
+    """
     if not settings.task.resume:
         return None
     with settings.trainer.main_process_first(desc="looking for a checkpoint"):
-        checkpoint = last_whole_checkpoint(output_dir)
-    require(checkpoint is not None, "resume", f"find a checkpoint in {output_dir}", "none", "leave out --resume")
-    return checkpoint
+        return last_whole_checkpoint(Path(settings.trainer.output_dir))

@@ -58,7 +58,7 @@ class TaskTrainer(Trainer):
         Raises:
             TrainingStopped: SIGTERM came before the end; a checkpoint was written.
             DivergenceError: the loss is NaN or infinite.
-            OSError: a checkpoint does not fit on the disk.
+            OutputError: a checkpoint does not fit on the disk.
         """
         former_handler = signal.signal(signal.SIGTERM, self._watch.request_stop)
         try:
@@ -145,13 +145,13 @@ class TaskTrainer(Trainer):
         """Write a checkpoint if it fits on the disk; older ones are removed only after that.
 
         Raises:
-            OSError: the disk is too full.
+            OutputError: the disk is too full.
         """
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         needed = CHECKPOINT_COPIES * weights
         free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
-            raise OSError(
+            raise OutputError(
                 f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
                 f"{free / 1e6:.0f} MB left; earlier checkpoints are untouched: free some space and resume"
             )

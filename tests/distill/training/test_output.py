@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import StopAfter, settings_for
@@ -103,6 +104,27 @@ def test_a_training_does_not_write_into_the_model_that_it_starts_from(image_fold
         with pytest.raises(OutputError, match=f"--output_dir must .*{flag if output_dir != tmp_path else ''}"):
             finetune(settings.changed(output_dir=str(output_dir)))
     assert contents(tmp_path) == before
+
+
+def test_a_training_that_was_stopped_before_its_first_checkpoint_begins_anew(image_folder, tmp_path):
+    arguments = ["--dataset", str(image_folder)]
+    with pytest.raises(OSError, match="a checkpoint of step 3 needs about"), pytest.MonkeyPatch.context() as patch:
+        usage = SimpleNamespace(free=1000)
+        patch.setattr("distill.training.trainer.shutil.disk_usage", lambda path: usage)
+        finetune(settings_for(tmp_path, *arguments))
+    with pytest.raises(OutputError, match="add --resume true"):
+        finetune(settings_for(tmp_path, *arguments))
+    finetune(settings_for(tmp_path, *arguments, "--resume", "true"))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_damaged_record_of_the_images_is_explained(stopped, tmp_path):
+    file = tmp_path / "out" / "data.json"
+    kept = file.read_text()
+    for content in ("", kept[:50], "[]", '{"skipped": 3, "copies": []}', "null"):
+        file.write_text(content)
+        with pytest.raises(DataError, match=r"data\.json is damaged \(.*start anew"):
+            finetune(stopped)
 
 
 def test_one_training_at_a_time(image_folder, stopped, tmp_path):
