@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -23,8 +23,8 @@ from .weight_config import (
     stock_v2_difference,
     windows_of_table,
 )
-from .weight_files import ConversionError, WeightFiles
-from .weight_names import original_name, original_names
+from .weight_files import ConversionError, WeightFiles, not_finite
+from .weight_names import original_name, original_names, without_prefix
 
 OURS = {
     kind.__name__: kind
@@ -112,10 +112,12 @@ def import_model(
     renamed = (
         rename_stock(files, num_labels) if from_transformers else rename_original(files, sizes or SourceSizes(), num_labels)
     )
-    report = ConversionReport(notes=renamed.notes)
+    report = ConversionReport(notes=[*files.notes, *renamed.notes])
     if num_labels is not None and num_labels != renamed.config.num_labels:
         renamed.config.num_labels = num_labels
         _drop_head(renamed, report, num_labels)
+    if bad := not_finite({renamed.origins[ours]: weight for ours, weight in renamed.weights.items()}):
+        raise ConversionError(f"{files.name} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
     model = renamed.make_model()
     _check_missing(model, renamed, files, report)
     _check_unexpected(renamed, files, report, allow_unexpected)
@@ -155,9 +157,8 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
     difference = stock_v2_difference(getattr(own, "backbone_config", own)) if is_stock(config) else ""
     notes = [f"transformers computes something else: {difference}"] if difference else []
     given_kind, kind = kind, _with_classes(kind, num_labels)
-    origins = {}
-    for name in files.weights:
-        ours = name
+    origins, (plain, _) = {}, without_prefix(files.weights)
+    for name, ours in plain.items():
         for stock, here in STOCK_NAMES.items():
             ours = re.sub(stock, here, ours)
         origins[ours.removeprefix("swin.") if kind is SwinHfModel else ours] = name
@@ -177,7 +178,7 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
     if "patch_embed.proj.weight" not in source:
         raise ConversionError(
             f"{files.name} must be a Swin of transformers, with config.json, or of timm or Microsoft's code, with "
-            f"patch_embed.proj.weight; got weights like {', '.join(list(files.weights)[:3])}"
+            f"patch_embed.proj.weight; got weights like {', '.join(list(files.weights)[:3])}{beginnings(files.weights)}"
         )
     with _explained(files):
         config, kind = original_config(source, files, sizes), SwinHfModel
@@ -204,6 +205,12 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
     new_head = "head.weight" not in source or num_labels not in (None, config.num_labels)
     notes = [note for note in notes if note]
     return Renamed(kind=kind, config=config, weights=weights, origins=origins, new_head=new_head, notes=notes)
+
+
+def beginnings(names: Iterable[str]) -> str:
+    """The first parts of names, in words, if there are several."""
+    first = list(dict.fromkeys(name.split(".")[0] for name in names))
+    return f", under {', '.join(first[:10])}{' and more' if first[10:] else ''}" if len(first) > 1 else ""
 
 
 @contextmanager
@@ -275,7 +282,10 @@ def _check_unexpected(renamed: Renamed, files: WeightFiles, report: ConversionRe
     """
     used = set(renamed.origins.values())
     left = [name for name in files.weights if name not in used and name not in report.dropped]
-    reasons = {name: _reason_to_drop(name, renamed.kind) or ("unexpected, as was allowed" if allowed else "") for name in left}
+    plain, copies = without_prefix(files.weights)
+    why_allowed = "unexpected, as was allowed" if allowed else ""
+    reasons = {name: _reason_to_drop(plain.get(name, name), renamed.kind) or why_allowed for name in left}
+    reasons |= dict.fromkeys(copies, "not averaged; the file has averaged weights too")
     unexpected = [name for name, reason in reasons.items() if not reason]
     if unexpected:
         raise ConversionError(
@@ -289,6 +299,8 @@ def _reason_to_drop(name: str, kind: type[PreTrainedModel]) -> str:
     """Why a model has no use for a weight that others save; empty if there is no reason."""
     if BUFFERS.search(name):
         return "follows from the configuration"
+    if name == "n_averaged":
+        return "the number of averaged models"
     if kind is not SwinHfForMaskedImageModeling and PRETRAINING.search(name):
         return "of masked-image pre-training"
     if kind in (SwinHfBackbone, SwinHfForSemanticSegmentation) and re.search(r"(^|\.)swin\.layernorm\.", name):

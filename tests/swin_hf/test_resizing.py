@@ -138,7 +138,9 @@ def test_a_quantized_checkpoint_keeps_its_sizes(make_model, tmp_path, auto):
 
 
 def test_a_quantized_segmenter_keeps_its_sizes(make_config, tmp_path):
-    config = SwinHfUperNetConfig(backbone_config=make_config(embed_dim=32), use_auxiliary_head=False, hidden_size=16, num_labels=3)
+    config = SwinHfUperNetConfig(
+        backbone_config=make_config(embed_dim=32), use_auxiliary_head=False, hidden_size=16, num_labels=3
+    )
     SwinHfForSemanticSegmentation(config).save_pretrained(tmp_path)
     quantization = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
     SwinHfForSemanticSegmentation.from_pretrained(tmp_path, image_size=16, **quantization)
