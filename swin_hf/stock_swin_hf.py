@@ -1,6 +1,7 @@
 """Stock `swin` and `swinv2` checkpoints of transformers as ours: their config and the names of their weights."""
 
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -41,11 +42,12 @@ WRAPPERS = (
 WRAPPERS_OF_UPERNET = r"^(?:(?:module|_orig_mod|model|net|encoder)\.)+(?=(?:backbone|decode_head|auxiliary_head)\.)"
 
 
-def is_stock(config: dict[str, Any]) -> bool:
+def is_stock(config: dict[str, Any], model_types: Collection[str] = STOCK_VERSIONS) -> bool:
     """Whether `config.json` is that of a stock Swin, or of a UperNet over one."""
     if config.get("model_type") == "upernet":
-        return is_stock(config.get("backbone_config") or {})
-    return config.get("model_type") in STOCK_VERSIONS
+        backbone = config.get("backbone_config")
+        return isinstance(backbone, dict) and is_stock(backbone, model_types)
+    return config.get("model_type") in tuple(model_types)
 
 
 def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:

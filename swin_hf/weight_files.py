@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .errors import ExplainedError
+from .errors import ExplainedError, in_one_line
 
 # In order of preference; an index names the files that the weights are split into.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -95,8 +96,8 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
     return WeightFiles(
         name=str(source),
         weights=tensors,
-        config=read_json_object(config) if config else {},
-        processor=read_json_object(processor) if processor else {},
+        config=read_json_object(config, finite=True) if config else {},
+        processor=read_json_object(processor, finite=True) if processor else {},
         notes=notes,
     )
 
@@ -163,11 +164,21 @@ def _why(path: Path, error: Exception) -> str:
     """Why a file cannot be read; PyTorch's own message advises to load it unsafely."""
     if path.is_file() and path.read_bytes()[: len(LFS_POINTER)] == LFS_POINTER:
         return "it is a pointer of git-lfs; fetch the file itself with `git lfs pull`"
-    if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it would call {forbidden[1]}"
     if isinstance(error, (OSError, SafetensorError)):
         return str(error)
-    return "it is damaged, or a file of another kind"
+    return _forbidden(error) or "it is damaged, or a file of another kind"
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why transformers cannot load a checkpoint, in one line; PyTorch's own message advises to load it unsafely."""
+    if isinstance(error, UnpicklingError):
+        return f"its weights are pickled: {_forbidden(error) or 'they are damaged, or a file of another kind'}"
+    return in_one_line(error)
+
+
+def _forbidden(error: Exception) -> str:
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it would call {found[1]}, which is not done" if found else ""
 
 
 def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
@@ -188,15 +199,22 @@ def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
         raise ConversionError(f"{source} must be a file, a folder or a Hub repository: {error}") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def _refuse_constant(name: str) -> None:
+    """Called for NaN and infinities, which Python's JSON has and the standard has not."""
+    raise ValueError(f"it must hold finite numbers, got {name}")
+
+
+def read_json_object(path: Path, finite: bool = False) -> dict[str, Any]:
     """The JSON object in a file.
+
+    finite: refuse NaN and infinities.
 
     Raises:
         ConversionError: the file is something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant if finite else None)
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path} must be JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} must hold a JSON object, got {type(content).__name__}")

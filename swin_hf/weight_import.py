@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .configuration_swin_hf import SwinHfConfig
+from .errors import in_one_line
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, from_stock_config, is_stock
@@ -118,9 +118,11 @@ def import_model(
         _drop_head(renamed, report, num_labels)
     if bad := not_finite({renamed.origins[ours]: weight for ours, weight in renamed.weights.items()}):
         raise ConversionError(f"{files.name} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
-    model = renamed.make_model()
-    _check_missing(model, renamed, files, report)
+    with _explained(files), torch.device("meta"):
+        expected = renamed.make_model().state_dict()
+    _check_missing(expected, renamed, files, report)
     _check_unexpected(renamed, files, report, allow_unexpected)
+    model = renamed.make_model()
     names_of: dict[str, list[str]] = {}
     for ours, name in renamed.origins.items():
         names_of.setdefault(name, []).append(ours)
@@ -142,18 +144,16 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
     Raises:
         ConversionError: the config is of another model.
     """
-    config, architecture = files.config, (files.config.get("architectures") or ["SwinHfModel"])[0]
+    config, architecture = files.config, architecture_of(files) or "SwinHfModel"
     kind = OURS.get(architecture) or next((kind for end, kind in HEADS.items() if architecture.endswith(end)), None)
-    if config["model_type"] in (SwinHfConfig.model_type, SwinHfUperNetConfig.model_type) and architecture in OURS:
-        fields = {name: value for name, value in config.items() if name != "model_type"}
-    elif is_stock(config) and kind is not None:
-        fields = from_stock_config(config, kind.config_class)
-    else:
+    is_ours = config["model_type"] in (SwinHfConfig.model_type, SwinHfUperNetConfig.model_type) and architecture in OURS
+    if not is_ours and (kind is None or not is_stock(config)):
         raise ConversionError(
             f"{files.name} must be a Swin of transformers or of swin_hf, got a {architecture} of type {config['model_type']}"
         )
     with _explained(files):
-        own = kind.config_class.from_dict(fields)
+        fields = {name: value for name, value in config.items() if name != "model_type"}
+        own = kind.config_class.from_dict(fields if is_ours else from_stock_config(config, kind.config_class))
     difference = stock_v2_difference(getattr(own, "backbone_config", own)) if is_stock(config) else ""
     notes = [f"transformers computes something else: {difference}"] if difference else []
     given_kind, kind = kind, _with_classes(kind, num_labels)
@@ -165,6 +165,21 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
     weights = {ours: files.weights[name] for ours, name in origins.items()}
     new_head = kind is not given_kind or num_labels not in (None, own.num_labels)
     return Renamed(kind=kind, config=own, weights=weights, origins=origins, new_head=new_head, notes=notes)
+
+
+def architecture_of(files: WeightFiles) -> str:
+    """The class of a checkpoint's model in `config.json`, empty if it names none.
+
+    Raises:
+        ConversionError: `architectures` and `model_type` are not what they should be.
+    """
+    architectures, model_type = files.config.get("architectures") or [""], files.config.get("model_type", "")
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in [*architectures, model_type]):
+        raise ConversionError(
+            f"{files.name} must have a model_type and a list of architectures in config.json, got {model_type!r:.60} and "
+            f"{architectures!r:.60}"
+        )
+    return architectures[0]
 
 
 def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | None = None) -> Renamed:
@@ -218,11 +233,10 @@ def _explained(files: WeightFiles) -> Iterator[None]:
     """Raise the errors of a config as ConversionErrors."""
     try:
         yield
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        why = str(error).splitlines()[-1].strip()  # the first one names the validator
-        raise ConversionError(f"{files.name} has an impossible config: {why}") from error
+    except ConversionError:
+        raise
+    except Exception as error:  # values of a wrong type make transformers and PyTorch raise anything
+        raise ConversionError(f"{files.name} has an impossible config: {in_one_line(error)}") from error
 
 
 def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:
@@ -255,13 +269,12 @@ def _drop_head(renamed: Renamed, report: ConversionReport, num_labels: int) -> N
         report.dropped[renamed.origins.pop(ours)] = f"of a head for {classes} classes, not {num_labels}"
 
 
-def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
+def _check_missing(expected: dict[str, torch.Tensor], renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
     """Check that every weight of the model, except those of a new head, is there in its shape.
 
     Raises:
         ConversionError: one is not.
     """
-    expected = model.state_dict()
     for ours, weight in renamed.weights.items():
         if ours in expected and weight.shape != expected[ours].shape:
             shapes = f"{tuple(expected[ours].shape)} as {ours}, got {tuple(weight.shape)}"
