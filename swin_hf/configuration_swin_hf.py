@@ -1,6 +1,7 @@
 """Configuration of the Swin models: the stock `SwinConfig` fields plus the version and the widths of every part."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -242,6 +243,12 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
             hint = f"; did you mean {near[0]}?" if near else f"; one of {', '.join(ACT2FN)}"
             raise ValueError(f"hidden_act must name an activation of transformers, got {self.hidden_act!r}{hint}")
 
+    def validate_numbers(self):
+        for name, low in (("mlp_ratio", "above 0"), ("layer_norm_eps", "0 or more"), ("initializer_range", "0 or more")):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
+                raise ValueError(f"{name} must be a finite number, {low}, got {value}")
+
     def validate_shares(self):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
@@ -254,6 +261,21 @@ def likely_typos(names: Iterable[str], owner: type) -> dict[str, str]:
     known = ["num_labels", *(field.name for field in fields(owner) if not field.name.startswith("_"))]
     near = {name: difflib.get_close_matches(name, known, n=1) for name in names if name not in own | BASE_CLASS_KEYWORDS}
     return {name: close[0] for name, close in near.items() if close}
+
+
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """The names of a classifier's classes in the order of its logits.
+
+    Raises:
+        ValueError: `id2label` does not name the classes 0 to K - 1.
+    """
+    names, K = config.id2label, config.num_labels
+    if set(names) != set(range(K)) or not all(isinstance(name, str | int | float) for name in names.values()):
+        raise ValueError(
+            f"id2label must name the classes 0 to {K - 1} of the logits, got {names!s:.80}; correct config.json, where they "
+            "may be numbered from 1"
+        )
+    return [str(names[number]) for number in range(K)]
 
 
 def named_classes(names: list[str]) -> dict[str, dict]:

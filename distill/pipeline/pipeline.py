@@ -63,7 +63,7 @@ def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTra
     """The model that a stage will train, loaded with its processor and all that depends on its architecture."""
     settings = run.settings.training(choice, 1, 1, run.folder)
     model = build_model(settings, class_names, announce=False)
-    load_processor(choice, settings.task.image_size, settings.crops)
+    load_processor(choice, settings.task.image_size, settings.crops, model.config)
     parameter_groups(model, 1.0, 0.0, settings.optimisation.layer_decay)
     return model
 

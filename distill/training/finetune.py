@@ -76,6 +76,7 @@ def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) 
     checkpoint = _checkpoint_to_resume(settings)
     stream, found = _find(settings)
     model = build_model(settings, found.class_names)
+    load_processor(settings.model, settings.task.image_size, settings.crops, model.config)  # before a look at all images
     teacher = settings.kind.load_teacher(settings.teacher, found.class_names) if settings.teacher else None
     data = _looked_through(settings, stream, found, known=checkpoint is not None)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
@@ -116,7 +117,7 @@ def train_model(
     """
     settings = settled(settings)
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
-    processor = load_processor(settings.model, settings.task.image_size, settings.crops)
+    processor = load_processor(settings.model, settings.task.image_size, settings.crops, model.config)
     objective = make_objective(settings, model.config, processor, data)
     if teacher is not None:
         objective = Distillation(objective, teacher, settings.distillation)

@@ -32,6 +32,7 @@ TRANSFORMERS_FILE = "export.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 SELF_TEST_FILE = "self_test.bpte"
 FORMAT_VERSION = 3
+COLOURS = {1: "L", 3: "RGB"}  # by the number of channels, in Pillow's words
 LARGEST_SIDE = 16384  # pixels: larger than the input of any model
 
 
@@ -41,12 +42,13 @@ class ArtefactError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
-    """The input of the method `forward`: one RGB image resized to height x width with the filter `resample`.
+    """The input of the method `forward`: one image resized to height x width with the filter `resample`.
 
     resample: Pillow's number of the filter (2 bilinear, 3 bicubic).
     crop_pct: None resizes an image without keeping its aspect ratio. Otherwise the ratio is kept, and a centre crop of
         height x width is taken, which is this share of the resized image's shorter side.
-    dtype, layout, value_range: float32 (1, 3, height, width) in [0, 1], or uint8 (1, height, width, 3) in [0, 255]. The mean
+    channels, colour: 3 and "RGB", or 1 and "L", greyscale as Pillow converts RGB to it.
+    dtype, layout, value_range: float32 (1, C, height, width) in [0, 1], or uint8 (1, height, width, C) in [0, 255]. The mean
         and deviation that the model expects are part of the program.
     """
 
@@ -68,7 +70,7 @@ class InputContract:
     def pixel_values(self, image: Image.Image, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The input of a program for an RGB image, of the contract's size by default."""
         size = (height or self.height, width or self.width)
-        return to_pixel_values(image, *size, self.resample, self.dtype, self.crop_pct)
+        return to_pixel_values(image.convert(self.colour), *size, self.resample, self.dtype, self.crop_pct)
 
     def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
         """Shape of a batch of images, of the contract's size by default."""
@@ -320,7 +322,10 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),
         (contract.resample in range(6), f"input.resample {contract.resample}"),
         (contract.crop_pct is None or 0.01 <= contract.crop_pct <= 1, f"input.crop_pct {contract.crop_pct}"),
-        (contract.channels == 3 and contract.colour == "RGB", f"input.colour {contract.colour!r}"),
+        (
+            COLOURS.get(contract.channels) == contract.colour,
+            f"input.colour {contract.colour!r} of {contract.channels} channels",
+        ),
         (all(set(method) == set(forward) for method in manifest.methods.values()), "methods"),
         (manifest.methods.get("forward") == forward, "methods.forward, or the size of the input"),
         (all(0 < side <= LARGEST_SIDE for side in sizes), f"methods with sizes {sizes}"),

@@ -16,6 +16,7 @@ from edge.export.images import MAX_IMAGES, load_images, method_inputs
 from edge.export.settings import ExportError, ExportSettings
 from edge.lower.recipes import CASTS, Recipe, find_recipe
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.configuration_swin_hf import class_names
 
 MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 
@@ -97,10 +98,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     contract = replace(contract, height=sizes[0][0], width=sizes[0][1])
     methods = methods_of(sizes, settings.batch_sizes)
     is_classifier = isinstance(model, SwinHfForImageClassification)
-    if is_classifier:
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    else:
-        labels = list(model.out_features)
+    labels = class_names(model.config) if is_classifier else list(model.out_features)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
     images = images_to_compare_on(settings, labels)
