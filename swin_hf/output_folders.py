@@ -5,6 +5,7 @@ sizes in bytes. Only what such a record lists is ever replaced or removed; anyth
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -136,6 +137,15 @@ def write_record(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Write the record of a finished folder, with the files that are in it now."""
     files = {path: size for path, size in list_files(folder).items() if path != name}
     write_json(folder / name, {**content, "files": files})
+
+
+def hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of files of a folder."""
+    found = {}
+    for name in names:
+        with open(folder / name, "rb") as content:
+            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

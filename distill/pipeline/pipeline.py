@@ -8,7 +8,7 @@ from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.report import read_report, text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
-from distill.pipeline.stages import run_stages, stages_to_build
+from distill.pipeline.stages import explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_processor
@@ -33,8 +33,10 @@ def run_pipeline(settings: Settings) -> str:
     check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, teacher=teacher, student=student)
     with claimed(run.folder, RECORD):
         check_layout(run.folder)
-        check(run)
-        run_stages(stages_of(run), settings.run.stage_names, run.folder, settings.run.force)
+        stages = stages_of(run)
+        with explained_damage(stages, run.folder):
+            check(run)
+            run_stages(stages, settings.run.stage_names, run.folder, settings.run.force)
         lay_out(run.folder)
     return closing_words(run)
 

@@ -10,18 +10,22 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill import interruption
+from distill.errors import TrainingStopped
 from edge.device.errors import ExplainedError
 from swin_hf.output_folders import (
     changes,
     check_free,
     check_holds_only,
     explained_full_disk,
+    hashes_of,
+    list_files,
     move_into_place,
     read_record,
     write_json,
@@ -122,6 +126,31 @@ def check_replaceable(folder: Path) -> None:
         check_holds_only(folder, {MANIFEST, *record["files"]}, "one that a stage wrote", "the folder of a stage")
 
 
+@contextmanager
+def explained_damage(stages: list[Stage], run_dir: Path) -> Iterator[None]:
+    """Explain errors that come from a file of a stage which changed after it was written, though not its size.
+
+    Raises:
+        StageError: there is such a file; the message names it.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:  # whatever reads the file may raise anything
+        for stage in stages:
+            folder = run_dir / stage.folder
+            hashes = (read_record(folder, MANIFEST) or {}).get("sha256", {})
+            found = hashes_of(folder, [name for name in hashes if (folder / name).is_file()])
+            damaged = [name for name, own in found.items() if own != hashes[name]]
+            if damaged:
+                raise StageError(
+                    f"{folder / damaged[0]} is not as stage {stage.name} wrote it: it was damaged or changed; add --stages "
+                    f"{stage.name} --force to write it again, then start as before"
+                ) from error
+        raise
+
+
 def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> None:
     """Run the chosen stages in order, skipping those that are up to date.
 
@@ -168,7 +197,8 @@ def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
             stage.build(work_dir)
         seconds = time.monotonic() - started
         record = {"stage": stage.name, "fingerprint": fingerprint, "settings": stage.settings, "seconds": round(seconds, 1)}
-        write_record(work_dir, MANIFEST, record)
+        files = [name for name in list_files(work_dir) if name != MANIFEST]
+        write_record(work_dir, MANIFEST, record | {"sha256": hashes_of(work_dir, files)})
     check_replaceable(folder)
     move_into_place(work_dir, folder)
     return seconds

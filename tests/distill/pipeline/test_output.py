@@ -8,12 +8,13 @@ import pytest
 from conftest import write_image_folder
 from filelock import FileLock, Timeout
 from PIL import Image
-from test_teacher_choice import SHARED
+from test_teacher_choice import SHARED, SMALL
 
 from distill.data.sources import DataError
 from distill.pipeline.layout import check_layout, lay_out
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.settings import STAGES, parse_settings
+from distill.pipeline.stages import StageError
 from edge.export.images import CalibrationError
 from swin_hf.output_folders import OutputError, list_files, write_json
 
@@ -96,6 +97,19 @@ def test_a_stage_that_lost_or_changed_files_is_built_again(image_folder, run_dir
     assert set(contents(run_dir)) == set(before)
     run(image_folder, run_dir)
     assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["data.json", "dataset_dict.json", "train/dataset_info.json", "train/data-00000-of-00001.arrow"]
+)
+@pytest.mark.parametrize("filler", [b"x", b" ", b"\xa0"])
+def test_a_file_that_was_damaged_without_a_change_of_its_size_is_named(image_folder, run_dir, name, filler):
+    file = run_dir / "data" / name
+    file.write_bytes(filler * file.stat().st_size)
+    with pytest.raises(StageError, match=f"data/{name} is not as stage data wrote it.*add --stages data --force"):
+        run(image_folder, run_dir, "--stages", "teacher", "--teacher_args", SMALL)
+    run(image_folder, run_dir, "--force")
+    assert file.read_bytes()[:1] != filler
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": 3}', "null"])
