@@ -31,7 +31,7 @@ def run_in_child(command: Callable[[], int]) -> int:
     if child == 0:
         os.close(parent_end)
         threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
-        return _run(command, passed_on)
+        sys.exit(_run(command, passed_on))
     os.close(alive)
     received: list[int] = []
 

@@ -96,7 +96,10 @@ def test_a_card_tells_what_was_measured(artefact, tmp_path, capsys):
 
 
 def test_a_backbone_without_figures_has_a_card_too(artefact, tmp_path):
-    (artefact / MANIFEST_FILE).write_text(json.dumps(manifest(task="feature-maps", labels=["stage1"], accuracy={})))
+    program = constant_program(CONSTANTS | {"labels": ["stage1"]})
+    (artefact / "model.pte").write_bytes(program)
+    changes = {"labels": ["stage1"], "sha256": manifest()["sha256"] | {"model.pte": sha256_of(program)}}
+    (artefact / MANIFEST_FILE).write_text(json.dumps(manifest(task="feature-maps", accuracy={}, **changes)))
     prepare(artefact, NAME, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "image-feature-extraction" and card.data.eval_results is None
