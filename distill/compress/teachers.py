@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from distill.data.normalisation import Normalisation, channels_of
 from edge.device.errors import ExplainedError
+from edge.device.names import plain
 from swin_hf.configuration_swin_hf import class_names as names_of_classes
 from swin_hf.weight_files import not_finite, why_unreadable
 
@@ -90,7 +91,7 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
 def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
     """The index of each of the data's classes in the model's output; None if the order is the same."""
     try:
-        model_names = names_of_classes(config)
+        model_names = [plain(name) for name in names_of_classes(config)]
     except ValueError as error:
         raise TeacherError(f"{checkpoint}: {error}") from error
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]

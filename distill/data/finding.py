@@ -10,11 +10,14 @@ from sklearn.datasets import load_digits
 from distill.data.digit_scenes import DigitScenes, digit_image, encode
 from distill.data.rows import Rows
 from distill.data.sources import DataError, FoundImages, by_split
-from distill.data.tables import is_table, open_table
-from distill.data.targets import Targets, small_classes
+from distill.data.tables import is_table, open_table, paths_in_table
+from distill.data.targets import CLASSES, Targets, small_classes
 from edge.device.listing import Listing, describe_left_out, list_files
+from edge.device.names import is_hidden
 
 FEWEST_IMAGES = 4
+SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder written by `save_to_disk`
+STORED = (".parquet", ".arrow", ".json")  # what rows are read from
 
 
 def find_images(
@@ -63,7 +66,7 @@ def _open(dataset: str) -> tuple[Listing | Rows, dict[str, int]]:
         return dict(builder.as_dataset()), {}
     if is_table(path):
         return open_table(path)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if any((path / name).is_file() for name in SAVED):
         return _by_split(datasets.load_from_disk(str(path)), dataset)
     if path.is_dir():
         listing = list_files(path)
@@ -85,6 +88,24 @@ def _open(dataset: str) -> tuple[Listing | Rows, dict[str, int]]:
         raise DataError(
             f"--dataset {dataset} is neither digits, nor a local folder, nor a data set of the Hub: {error}"
         ) from error
+
+
+def files_behind(dataset: str) -> list[Path]:
+    """The files that are read for the images of `--dataset` and their classes; none if it is embedded or on the Hub."""
+    path = Path(dataset)
+    if is_table(path):
+        return [path, *paths_in_table(path)]
+    if not path.is_dir():
+        return []
+    listing = list_files(path)
+    stored = [file for file in listing.left_out if file.suffix.lower() in STORED and not file.name.startswith("cache-")]
+    if any((path / name).is_file() for name in SAVED) or holds_parquet(listing):
+        return [path / file for file in stored if not any(is_hidden(part) for part in file.parts)]
+    try:
+        found = CLASSES.in_folder(listing, None)
+    except DataError:  # said when the images are needed
+        return [path / image for image in listing.images]
+    return [source.open() for images in found.images.values() for source in images]
 
 
 def holds_parquet(listing: Listing) -> bool:

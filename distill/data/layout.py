@@ -96,18 +96,23 @@ def _refuse_splits_below(listing: Listing, root: Path) -> None:
 
 
 def _refuse_shared_names(listing: Listing, folder: Path) -> None:
-    """Refuse class folders that hold folders of the same names: they are splits, or parts of the data, with unknown names."""
-    holders: dict[str, list[Path]] = defaultdict(list)
-    for path in listing.children(folder):
-        for name in {plain(inside.name).lower() for inside in listing.children(path) if inside in listing.with_images}:
-            holders[name].append(path)
-    shared = {name: paths for name, paths in holders.items() if len(paths) > 1 and name not in IMAGE_NAMES}
-    if shared:
-        name, paths = next(iter(sorted(shared.items())))
-        raise DataError(
-            f"{_where(listing, folder)} has folders ({_names(paths)}) that hold folders of the same names ({name}), so they "
-            f"are no classes; {HOW_TO_NAME}, or put the images of each class directly into its folder"
-        )
+    """Refuse class folders that hold folders of the same names, or named like another of them.
+
+    They are splits, or parts of the data, whose names are not known.
+    """
+    siblings = {path: plain(path.name).casefold() for path in listing.children(folder)}
+    holders: dict[str, set[Path]] = defaultdict(set)
+    for path, own in siblings.items():
+        inside = {plain(below.name).casefold() for below in listing.children(path) if below in listing.with_images}
+        for name in inside - {own, *IMAGE_NAMES}:
+            holders[name].add(path)
+    for name, paths in sorted(holders.items()):
+        if len(paths) > 1 or name in siblings.values():
+            raise DataError(
+                f"{_where(listing, folder)} has folders ({_names(sorted(paths))}) that hold folders of the same names ({name}) "
+                f"or are named so, and are no classes then; {HOW_TO_NAME}, or put the images of each class directly into its "
+                "folder"
+            )
 
 
 def _where(listing: Listing, folder: Path) -> str:

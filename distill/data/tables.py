@@ -47,6 +47,22 @@ def open_table(path: Path) -> tuple[dict[str, datasets.Dataset], dict[str, int]]
     return _by_split(rows, path), {reason: count for reason, count in left_out.items() if count}
 
 
+def paths_in_table(path: Path) -> list[Path]:
+    """The image files that a table names."""
+    try:
+        splits, _ = open_table(path)
+    except DataError:  # said when the images are needed
+        return []
+    cells = [
+        cell
+        for rows in splits.values()
+        for column, feature in rows.features.items()
+        if isinstance(feature, datasets.Image)
+        for cell in rows.cast_column(column, datasets.Image(decode=False)).flatten()[f"{column}.path"]
+    ]
+    return [Path(cell) for cell in cells if cell]
+
+
 def _holds_paths(column: str, feature: Any) -> bool:
     return column in (*IMAGE_NAMES, *MASK_NAMES) and getattr(feature, "dtype", None) in ("string", "large_string")
 

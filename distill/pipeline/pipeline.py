@@ -8,7 +8,7 @@ from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.report import read_report, text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
-from distill.pipeline.stages import explained_damage, run_stages, stages_to_build
+from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_processor
@@ -35,16 +35,16 @@ def run_pipeline(settings: Settings) -> str:
         check_layout(run.folder)
         stages = stages_of(run)
         with explained_damage(stages, run.folder):
-            check(run)
+            check(run, stages)
             run_stages(stages, settings.run.stage_names, run.folder, settings.run.force)
         lay_out(run.folder)
     return closing_words(run)
 
 
-def check(run: Run) -> None:
+def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
-    to_build = stages_to_build(stages_of(run), settings.run.stage_names, run.folder, settings.run.force)
+    to_build = stages_to_build(stages, settings.run.stage_names, run.folder, settings.run.force)
     names = run.found.class_names if "data" in to_build else None
     if names is None and {"teacher", "student"} & set(to_build):
         names = run.class_names

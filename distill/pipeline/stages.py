@@ -18,6 +18,7 @@ from typing import Any
 
 from distill import interruption
 from distill.errors import TrainingStopped
+from distill.pipeline.inputs import describe_changes
 from edge.device.errors import ExplainedError
 from swin_hf.output_folders import (
     changes,
@@ -64,12 +65,6 @@ def fingerprints(stages: list[Stage]) -> dict[str, str]:
         content = [stage.name, stage.settings, [result[name] for name in stage.inputs]]
         result[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return result
-
-
-def file_listing(folder: Path) -> list[list]:
-    """Names, sizes and modification times of all files under a folder, for the fingerprint of data outside the run."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def stages_to_build(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> list[str]:
@@ -169,8 +164,10 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
             print(f"{heading}\n      up to date in {folder}", flush=True)
             continue
         print(heading, flush=True)
-        if (folder / MANIFEST).is_file() and (why := why_outdated(folder, wanted[stage.name])):
-            print(f"      what is in {folder} {why}", flush=True)
+        record = read_record(folder, MANIFEST)
+        if record is not None and (why := why_outdated(folder, wanted[stage.name])):
+            differing = describe_changes(record.get("settings", {}), stage.settings)
+            print(f"      what is in {folder} {why}{f': {differing}' if differing else ''}", flush=True)
         seconds = _build(stage, folder, wanted[stage.name])
         print(f"      done in {seconds:.0f} s -> {folder}", flush=True)
     if {path.name for path in (run_dir / UNFINISHED).glob("*")} <= {MANIFEST}:  # no other stage was interrupted

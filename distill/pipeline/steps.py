@@ -14,11 +14,12 @@ from transformers import set_seed
 from distill.compress.pruning import make_plan, measure_importance, prune
 from distill.compress.teachers import Classifier, knows_classes, load_classifier
 from distill.data.examples import EvaluationImages, Example
+from distill.pipeline.inputs import checkpoint_files, data_files
 from distill.pipeline.measure import classifier_logits, program_logits
 from distill.pipeline.report import make_report, write_report
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
-from distill.pipeline.stages import Stage, file_listing
+from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.public_names import public_name
 from distill.training.figures import accuracy_with_interval
@@ -181,12 +182,12 @@ class Step:
 def _of_images(settings: Settings) -> dict[str, Any]:
     """The settings of the data stage, and the files of the data set; not its name, which only the report shows."""
     own = {name: value for name, value in asdict(settings.images).items() if name != "dataset_name"}
-    return own | {"image_size": settings.task.image_size, "files": files_outside(settings.images.dataset)}
+    return own | {"image_size": settings.task.image_size, "files": data_files(settings.images.dataset)}
 
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
     """The settings of a stage that starts with a model of the user's choice, and the files of that checkpoint."""
-    files = [] if own.choice.is_preset else files_outside(own.choice.name)
+    files = [] if own.choice.is_preset else checkpoint_files(own.choice.name)
     return {"own": asdict(own), "files": files}
 
 
@@ -267,8 +268,3 @@ def stages_of(run: Run) -> list[Stage]:
         )
         for step in STEPS
     ]
-
-
-def files_outside(name: str) -> list[list]:
-    """What a fingerprint keeps of a data set or checkpoint: the list of its files if it is a local folder, else nothing."""
-    return file_listing(Path(name)) if Path(name).is_dir() else []

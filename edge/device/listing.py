@@ -111,7 +111,8 @@ def describe_left_out(reasons: dict[str, int]) -> str:
         f"{count} {reason}" + (f" ({hint})" if (hint := HINTS.get(reason.removeprefix("suffix ").lower())) else "")
         for reason, count in reasons.items()
     ]
-    return f"left out {sum(reasons.values())} files: {', '.join(parts)}"
+    count = sum(reasons.values())
+    return f"left out {count} file{'s' if count > 1 else ''}: {', '.join(parts)}"
 
 
 def image_files(folder: str | Path) -> list[Path]:

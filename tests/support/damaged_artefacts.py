@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import edge.device.runner  # noqa: F401  loaded before the processes are forked
+import edge.device.runner
 import edge.device.verify  # noqa: F401
 from edge.__main__ import main
 from edge.device.artefact import sha256_of
