@@ -69,7 +69,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Images after the model's processor but before normalisation; masks at the same size."""
+    """Images after the model's processor but before normalisation, grey ones as RGB; masks at the same size."""
 
     def __init__(self, examples: list[Example], processor):
         self.examples, self.processor = examples, processor
@@ -81,6 +81,7 @@ class EvaluationImages(Dataset):
         example = self.examples[number]
         pixels = self.processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
         pixels, mask = torch.as_tensor(np.asarray(pixels)), example.load_mask()
+        pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
         if mask is not None:
             mask = mask.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST)
         return {"pixels": pixels, "targets": _targets(example.label, mask)}

@@ -60,12 +60,16 @@ def read_all(examples: dict[Place, Example], num_classes: int) -> Reading:
         return digest(image)
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        results = tqdm(pool.map(read, examples), total=len(examples), desc="checking images", mininterval=1.0)
-        for place, result in zip(examples, results):
-            if isinstance(result, UnreadableImageError):
-                reading.errors[place] = str(result)
-            else:
-                groups[result].append(place)
+        try:
+            results = tqdm(pool.map(read, examples), total=len(examples), desc="checking images", mininterval=1.0)
+            for place, result in zip(examples, results):
+                if isinstance(result, UnreadableImageError):
+                    reading.errors[place] = str(result)
+                else:
+                    groups[result].append(place)
+        except BaseException:  # Ctrl-C does not wait for all images
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     reading.copies.extend(group for group in groups.values() if len(group) > 1)
     return reading
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -16,8 +17,9 @@ from distill.data.sources import SPLITS, DataError, FoundImages
 from distill.data.targets import FEWEST_OF_A_CLASS
 from distill.data.transforms import IGNORED
 from distill.errors import require
+from distill.public_names import public_name
 from edge.device.listing import describe_left_out
-from edge.files import write_whole
+from swin_hf.output_folders import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +29,15 @@ class ImageSettings:
     heading = "images"
 
     dataset: str = field(
-        default="digits",
+        default="",
         metadata={
             "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv, .jsonl or .parquet "
             "table, a folder with parquet files, a saved `datasets`, or a Hub id."
         },
+    )
+    dataset_name: str = field(
+        default="",
+        metadata={"help": "What cards and reports call the data set. Default: its id, or the name of its folder."},
     )
     class_names: str = field(
         default="", metadata={"help": "Text file with one class per line, for masks; by default classes.txt in the folder."}
@@ -52,12 +58,28 @@ class ImageSettings:
     )
 
     def __post_init__(self):
+        printable = self.dataset_name.isprintable()
+        require(printable, "dataset_name", "be printable text", self.dataset_name)
         missing = self.class_names and not Path(self.class_names).is_file()
         require(not missing, "class_names", "be a text file with one class per line", self.class_names)
         for name in ("validation_share", "test_share"):
             require(0 < getattr(self, name) < 0.5, name, "lie between 0 and 0.5", getattr(self, name))
         require(self.shuffle_buffer >= 1, "shuffle_buffer", "be positive", self.shuffle_buffer)
         require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
+
+    def require_dataset(self) -> None:
+        """Refuse to start without a data set.
+
+        Raises:
+            SettingsError: none was named.
+        """
+        kinds = "name a folder of images, a table, or a data set of the Hub"
+        require(bool(self.dataset), "dataset", kinds, "nothing", "--config digits trains on the embedded digits")
+
+    @property
+    def public_name(self) -> str:
+        """What cards and reports call the data set."""
+        return self.dataset_name or public_name(self.dataset)
 
 
 def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, known: bool) -> dict[str, list[Example]]:
@@ -71,13 +93,13 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
     Raises:
         DataError: too many images cannot be used, a split or a class has none left, or the images differ from the record.
     """
-    former = json.loads(record.read_text(encoding="utf-8")) if known and record.is_file() else None
+    former = _read_record(record) if known and record.is_file() else None
     if former is None:
         reading = _look_through(found, settings)
         skipped = [{"split": split, "number": number, "error": error} for (split, number), error in reading.errors.items()]
         copies = [list(map(list, group)) for group in reading.copies]
     else:
-        skipped, copies = former["skipped"], former.get("copies", [])
+        skipped, copies = former["skipped"], former["copies"]
     groups = [[(split, number) for split, number in group] for group in copies]
     shares = (settings.validation_share, settings.test_share)
     splits = {
@@ -110,6 +132,22 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
     }
     _check_what_is_left(examples, found, settings.dataset, record)
     return examples
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """What an earlier run recorded of its images.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return content | {
+            "skipped": [{name: entry[name] for name in ("split", "number", "error")} for entry in content["skipped"]],
+            "copies": [[(split, number) for split, number in group] for group in content["copies"]],
+        }
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{record} is damaged ({error}), so that the split of the images is not known; start anew") from error
 
 
 def split_images(

@@ -26,8 +26,9 @@ from distill.data.targets import Targets
 from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
 from edge.device.listing import list_files
-from edge.files import move_into_place
+from swin_hf.output_folders import changes, check_free, check_holds_only, new_folder, read_record, write_record
 
+HELD_OUT = "held_out.json"  # in the folder of fetched rows: its files
 FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is checked
 
 
@@ -71,7 +72,8 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
         raise DataError(f"--streaming needs a ClassLabel column, whose classes are known in advance; got {rows.features}")
     columns = [column for column in (image, label, mask) if column]
     kept = folder / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
-    if not kept.is_dir():
+    record = read_record(kept, HELD_OUT)
+    if record is None or changes(kept, record):
         _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, kept)
     held_out = datasets.load_from_disk(str(kept))
     found = targets.in_rows(dict(held_out), dataset, Path(settings.class_names) if settings.class_names else None)
@@ -81,16 +83,26 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
 
 
 def _fetch(streams: dict[str, datasets.IterableDataset], folder: Path) -> None:
-    """Write all rows of some streams to a folder, which appears only when it is complete."""
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    partial_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+    """Write all rows of some streams to a folder, which appears only when it is complete.
+
+    Raises:
+        OutputError: there is a folder of this name with other files.
+    """
+    with new_folder(folder, _check_replaceable) as partial_folder, tempfile.TemporaryDirectory(dir=folder.parent) as cache:
         fetched = {
             split: datasets.Dataset.from_generator(partial(iter, rows), rows.features, cache)
             for split, rows in streams.items()
         }
         datasets.DatasetDict(fetched).save_to_disk(partial_folder)
-    move_into_place(partial_folder, folder)
+        write_record(partial_folder, HELD_OUT, {})
+
+
+def _check_replaceable(folder: Path) -> None:
+    record = read_record(folder, HELD_OUT)
+    if record is None:
+        check_free(folder, "the folder of held-out images")
+    else:
+        check_holds_only(folder, {HELD_OUT, *record["files"]}, "held-out images", "the folder of held-out images")
 
 
 def undecoded(rows: datasets.IterableDataset, columns: list[str]) -> datasets.IterableDataset:

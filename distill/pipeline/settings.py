@@ -227,7 +227,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         left_out=LEFT_OUT,
         companions={"teacher_args": "teacher", "student_args": "student"},
     )
-    config = "digits" if command_line.glance(argv, "dataset") == "digits" else "photos"
+    config = "digits" if command_line.glance(argv, "dataset") in ("", "digits") else "photos"
     *own, task, images, transforms, optimisation, distillation, trainer = command_line.parse(argv, file=config)
     run, teacher, student, prune, recover, edge, report = own
     settings = Settings(

@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from distill.errors import SettingsError
+from distill.training.yaml_text import parse_yaml
 from swin_hf.presets_swin_hf import PRESETS
 
 OPTION = "config"  # names the YAML file
@@ -109,7 +110,7 @@ class CommandLine:
         if not path.is_file():
             raise SettingsError(f"--{OPTION} must be a YAML file or one of {', '.join(self.files)}, got {file!r}")
         try:
-            content = yaml.safe_load(path.read_text()) or {}
+            content = parse_yaml(path.read_bytes()) or {}
         except yaml.YAMLError as error:
             raise SettingsError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(content, dict):

@@ -1,11 +1,10 @@
 """The command bench, which can also time other engines."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
-from edge.device.commands import add_bench
+from edge.device.commands import add_bench, print_json
 
 SLOWED_DOWN = 1.1  # times its latency alone: beyond it, the latency alone is printed too
 
@@ -32,14 +31,17 @@ def run_bench(arguments: argparse.Namespace) -> int:
     if checkpoint is not None:
         figures["compared"] = compare_with_peers(arguments.artefact, checkpoint, arguments.repeats, most_threads)
     lines = [_described(row) for row in figures.get("compared", [])]
-    print(json.dumps(figures, indent=2) if arguments.json else describe(figures, lines))
+    if arguments.json:
+        print_json(figures)
+    else:
+        print(describe(figures, lines))
     return 0
 
 
 def _described(row: dict) -> str:
     latency = f"left out: {row.get('skipped')}"
     if "p50_ms" in row:
-        latency = f"{row['p50_ms']:8.2f} ms  {row['ratio']:5.2f} of ours"
+        latency = f"{row['p50_ms']:8.2f} ms" + (f"  {row['ratio']:5.2f} of ours" if "ratio" in row else "")
         if row["p50_ms"] > SLOWED_DOWN * row["alone_ms"]:
             latency += f" (alone {row['alone_ms']:.2f} ms)"
     return f"  {row['name']:<42} {latency}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from edge.device.environment import environment_of_child
 from edge.device.image import random_pixel_values
+from edge.device.json_text import json_text
 
 SETTLE_RUNS = 3  # untimed runs at the start of a turn, which warm up caches and clocks
 
@@ -163,7 +164,7 @@ class Engine:
     def __init__(self, contender: Contender, threads: int):
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process lives
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edge.compare.engines", json.dumps(asdict(contender) | {"threads": threads})],
+            [sys.executable, "-m", "edge.compare.engines", json_text(asdict(contender) | {"threads": threads}, indent=None)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -208,7 +209,7 @@ def _serve(request: dict) -> None:
             start = time.perf_counter()
             run(pixels)
             times.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps(times[SETTLE_RUNS:]), flush=True)
+        print(json_text(times[SETTLE_RUNS:], indent=None), flush=True)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,10 @@ def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> P
     if manifest.task != "image-classification":
         raise PeerError("the artefact must be a classifier to be compared with other engines, got a backbone")
     checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded_checkpoint(folder, manifest)
-    if not checkpoint_dir.is_dir():
-        raise PeerError(f"checkpoint_dir must be the checkpoint to compare with, got {checkpoint_dir}, which is not there")
+    if checkpoint_dir is None or not checkpoint_dir.is_dir():
+        elsewhere = f"none, and {manifest.source.checkpoint} is not beside the artefact"
+        got = f"{checkpoint_dir}, which is not there" if checkpoint_dir else elsewhere
+        raise PeerError(f"checkpoint_dir must be the checkpoint to compare with, got {got}")
     return checkpoint_dir
 
 
@@ -105,7 +107,7 @@ def with_limits(rows: list[dict], limits: list[Contender], macs: int) -> list[di
 def rows_of(contenders: list[Contender], left_out: dict[str, str], repeats: int, threads: int) -> list[dict]:
     """Measured rows, the fastest first, then the contenders that could not be measured, with the reason.
 
-    ratio: of the latency to that of the first contender.
+    ratio: of the latency to that of the first contender; missing if that could not be measured.
     """
     measured = take_turns(contenders, ROUNDS, max(repeats // ROUNDS, 1), threads)
     left_out = left_out | {name: times["error"][0] for name, times in measured.items() if "error" in times}
@@ -114,8 +116,10 @@ def rows_of(contenders: list[Contender], left_out: dict[str, str], repeats: int,
         for name, times in measured.items()
         if "turns" in times
     }
-    base = rows[contenders[0].name]["p50_ms"] if contenders[0].name in rows else float("nan")
-    found = [{"name": name, **row, "ratio": row["p50_ms"] / base} for name, row in rows.items()]
+    ours = rows.get(contenders[0].name)
+    found = [
+        {"name": name, **row, **({"ratio": row["p50_ms"] / ours["p50_ms"]} if ours else {})} for name, row in rows.items()
+    ]
     found.sort(key=lambda row: row["p50_ms"])
     return found + [{"name": name, "skipped": reason} for name, reason in left_out.items()]
 

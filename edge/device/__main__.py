@@ -6,15 +6,18 @@ python -m device verify DIR --dataset FOLDER
 python -m device self-test DIR
 """
 
-import argparse
 import sys
 
-from .commands import add_bench, add_run, add_self_test, add_verify, run_command
-from .quiet import quieten
+from .child import run_in_child
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 if it did all it was asked, 1 after an error that was explained on stderr."""
+    """Run one command; 0 if it did all it was asked, 1 after an error that was explained on stderr, 130 after Ctrl-C."""
+    import argparse
+
+    from .commands import add_bench, add_run, add_self_test, add_verify, run_command
+    from .quiet import quieten
+
     quieten()
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Run a Swin program on this device.")
     commands = parser.add_subparsers(required=True)
@@ -24,4 +27,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_in_child(main))

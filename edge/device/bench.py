@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
@@ -14,11 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from .artefact import PROGRAM_FILE, SELF_TEST_FILE, read_manifest
+from .child import explain_signal
 from .environment import describe_machine, environment_of_child, memory_of_this_process
+from .errors import ExplainedError
 from .image import random_pixel_values
+from .json_text import json_text
+from .program import sections
 from .runner import Runner
 
 WARM_UP_SHARE = 0.1  # of the repeats
+
+
+class MeasurementError(ExplainedError):
+    """A measurement failed in the process that was started for it; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,10 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
     """Load time, latency for each number of threads, memory and sizes, as JSON values.
 
     Each number of threads is measured in a new process, in which nothing was loaded before.
+
+    Raises:
+        ArtefactError: the artefact is missing or damaged.
+        MeasurementError: the program puts out NaN or infinity, or crashed.
     """
     numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
     Runner(folder)  # a damaged artefact is explained before the first process starts
@@ -98,7 +109,9 @@ def _bench_alone(folder: Path, repeats: int, threads: int) -> dict:
     command = [sys.executable, "-m", f"{__package__}.bench", str(folder), str(repeats), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment_of_child())
     if done.returncode:
-        raise OSError(f"the measurement with {threads} thread(s) failed: {done.stderr.strip().splitlines()[-1:]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = explain_signal(-done.returncode) if done.returncode < 0 else said[-1]
+        raise MeasurementError(f"the measurement with {threads} thread(s) failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -137,16 +150,18 @@ def sizes_of(folder: Path) -> dict[str, int]:
     program, bundle = (folder / name for name in (PROGRAM_FILE, SELF_TEST_FILE))
     beside = sum(path.stat().st_size for path in folder.iterdir() if path not in (program, bundle))
     content = program.read_bytes()
-    # ExecuTorch's extended header: "eh00", its length, then the offsets of the program's end and of its data.
-    graph_bytes, data_start = struct.unpack_from("<QQ", content, 16) if content[8:12] == b"eh00" else (len(content), 0)
+    graph_bytes, data_start = sections(content)
     sizes = {
         "program": len(content),
         "of it graph": graph_bytes,
-        "of it weights and constants": len(content) - data_start if data_start else 0,
+        "of it weights and constants": len(content) - data_start,
         "descriptions": beside,
     }
     return sizes | ({"self-test": bundle.stat().st_size} if bundle.is_file() else {})
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_here(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    try:
+        print(json_text(measure_here(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])), indent=None))
+    except ExplainedError as error:
+        sys.exit(str(error))

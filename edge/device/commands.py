@@ -2,11 +2,13 @@
 
 import argparse
 import difflib
-import json
 import sys
 from pathlib import Path
 
+from .child import INTERRUPTED
 from .errors import ExplainedError
+from .json_text import json_text
+from .printable import escape_in_streams, printable
 
 # What other commands of `python -m edge` import, and a device need not have.
 NOT_ON_A_DEVICE = ("transformers", "swin_hf", "safetensors", "huggingface_hub", "torchao", "executorch", "torch")
@@ -15,15 +17,19 @@ NOT_ON_A_DEVICE = ("transformers", "swin_hf", "safetensors", "huggingface_hub", 
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
-    """Parse a command line and run its command; 1 after an error, which was explained on stderr."""
+    """Parse a command line and run its command; 1 after an error, which was explained on stderr, 130 after Ctrl-C."""
+    escape_in_streams()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(arguments.parser, unknown)}")
     try:
         return arguments.run(arguments)
     except (ExplainedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in NOT_ON_A_DEVICE:
             raise
@@ -68,16 +74,15 @@ def run_images(arguments: argparse.Namespace) -> int:
         try:
             results.append((image, runner.classify(image, arguments.top_k)))
         except UnreadableImageError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             failed = True
     if arguments.json:
-        rows = [{"image": str(image), "predictions": [vars(p) for p in predictions]} for image, predictions in results]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json([{"image": str(image), "predictions": [vars(p) for p in found]} for image, found in results])
     else:
         for image, predictions in results:
-            print(image)
+            print(printable(str(image)))
             for prediction in predictions:
-                print(f"  {prediction.probability:7.2%}  {prediction.label}")
+                print(f"  {prediction.probability:7.2%}  {printable(prediction.label)}")
     return int(failed)
 
 
@@ -94,7 +99,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from .bench import bench, describe
 
     figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
-    print(json.dumps(figures, indent=2) if arguments.json else describe(figures))
+    if arguments.json:
+        print_json(figures)
+    else:
+        print(describe(figures))
     return 0
 
 
@@ -120,10 +128,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def print_figures(figures: dict[str, float | int | str], as_json: bool) -> None:
     """Print one figure a line, or all as JSON."""
     if as_json:
-        print(json.dumps(figures, indent=2, ensure_ascii=False))
+        print_json(figures)
         return
     for name, value in figures.items():
-        print(f"{name:>16}: {value:.4g}" if isinstance(value, float) else f"{name:>16}: {value}")
+        print(f"{name:>16}: {value:.4g}" if isinstance(value, float) else f"{name:>16}: {printable(str(value))}")
+
+
+def print_json(value) -> None:
+    """Print a value as JSON that every reader accepts."""
+    print(json_text(value, encoding=sys.stdout.encoding or "utf-8"))
 
 
 def add_self_test(commands) -> argparse.ArgumentParser:
@@ -138,7 +151,7 @@ def run_self_test(arguments: argparse.Namespace) -> int:
 
     num_images, tolerance = self_test(arguments.artefact)
     if arguments.json:
-        print(json.dumps({"num_images": num_images, "tolerance": tolerance}))
+        print_json({"num_images": num_images, "tolerance": tolerance})
     else:
         print(f"{num_images} bundled images: the outputs are those of the exporting machine, to within {tolerance:.2g}")
     return 0

@@ -99,9 +99,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_pixel_values(
     image: Image.Image, height: int, width: int, resample: int, dtype: str = "float32", crop_pct: float | None = None
 ) -> np.ndarray:
-    """Resize an RGB image and lay it out as a program wants it.
+    """Resize an 8-bit image of C channels, RGB or grey, and lay it out as a program wants it.
 
-    dtype: "float32" for (1, 3, height, width) in [0, 1], "uint8" for (1, height, width, 3) in [0, 255].
+    dtype: "float32" for (1, C, height, width) in [0, 1], "uint8" for (1, height, width, C) in [0, 255].
     crop_pct: None resizes to height x width without keeping the aspect ratio; otherwise the ratio is kept, and a centre crop
         is taken whose size is this share of the resized image's shorter side.
     """
@@ -113,7 +113,7 @@ def to_pixel_values(
     if crop_pct is not None:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
-    pixels = np.array(image)[None]
+    pixels = np.array(image).reshape(1, height, width, -1)
     if dtype == "uint8":
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)

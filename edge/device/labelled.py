@@ -28,7 +28,7 @@ class LabelledImage:
 
     image: Image.Image
     label: str | None
-    name: str = ""
+    name: str = "an image"
 
 
 ImageReader = Callable[[], LabelledImage]

@@ -14,6 +14,7 @@ from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Method, Runtime, Verification
 
 from .artefact import MANIFEST_FILE, ArtefactError, read_artefact
+from .errors import ExplainedError
 from .image import load_image
 
 SCALAR_TYPES = {"uint8": 0, "float32": 6}  # numbers of PyTorch's types in the runtime
@@ -27,10 +28,17 @@ class Prediction:
     probability: float
 
 
-class Runner:
-    """A loaded program with its labels and its input contract.
+class NotFiniteError(ExplainedError):
+    """A program, or its model, puts out NaN or infinity, of which no probability and no accuracy can be made."""
 
-    manifest: contents of `edge.json`.
+
+class Runner:
+    """A loaded program with its labels and its input contract, for programs from people you trust.
+
+    A program is verified before it is loaded, as far as that is possible without running it, but one that was forged can
+    still crash the process, or do worse. The commands of this package run programs in a process of their own.
+
+    manifest: contents of `edge.json`. program_bytes: of the program.
     """
 
     def __init__(self, folder: str | Path, num_threads: int | None = None):
@@ -43,14 +51,14 @@ class Runner:
             ArtefactError: it is missing or damaged, its manifest describes another program, or the runtime refuses it.
         """
         self.folder = folder
-        self.manifest, self._program_bytes = read_artefact(folder)
+        self.manifest, self.program_bytes = read_artefact(folder)
         self._methods: dict[str, Method] = {}
         self._used: set[str] = set()  # methods that have been run
         with self._explained():
             if num_threads is not None:
                 # Before loading: a loaded program keeps the thread pool that it was loaded with.
                 portable_lib._unsafe_reset_threadpool(num_threads)
-            self._program = Runtime.get().load_program(self._program_bytes, verification=Verification.InternalConsistency)
+            self._program = Runtime.get().load_program(self.program_bytes, verification=Verification.InternalConsistency)
             missing = set(self.manifest.methods) - set(self._program.method_names)
             if missing:
                 raise ArtefactError(f"the program in {folder} lacks methods that {MANIFEST_FILE} names: {missing}")
@@ -109,6 +117,7 @@ class Runner:
         Raises:
             ValueError: no such method, or an input whose shape or type is not that of the contract.
             ArtefactError: the runtime cannot run the method.
+            NotFiniteError: an output is NaN or infinite.
         """
         expected, dtype = self.shape(method), self.manifest.input.dtype
         if pixel_values.shape != expected or pixel_values.dtype != dtype:
@@ -118,12 +127,18 @@ class Runner:
         # The runtime reads memory as if it were contiguous, whatever the strides say.
         tensor = torch.from_numpy(np.ascontiguousarray(pixel_values))
         if method in self._used:
-            return self._execute(method, tensor)
-        with self._explained():  # the first run allocates memory and can fail; later runs need no guard
-            if method not in self._methods:
-                self._methods[method] = self._program.load_method(method)
             outputs = self._execute(method, tensor)
-        self._used.add(method)
+        else:
+            with self._explained():  # the first run allocates memory and can fail; later runs need no guard
+                if method not in self._methods:
+                    self._methods[method] = self._program.load_method(method)
+                outputs = self._execute(method, tensor)
+            self._used.add(method)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise NotFiniteError(
+                f"the outputs of the program in {self.folder} must be finite, got NaN or infinity from method {method}: its "
+                "weights are damaged, or it overflows; export the checkpoint again, with recipe fp32 if it was fp16"
+            )
         return outputs
 
     def _execute(self, method: str, tensor: torch.Tensor) -> list[np.ndarray]:
@@ -134,6 +149,7 @@ class Runner:
 
         Raises:
             ValueError: no such method, or an input whose shape or type is not that of the contract.
+            NotFiniteError: a logit is NaN or infinite.
         """
         logits = self.outputs(pixel_values, method)[0]
         return logits[0] if len(logits) == 1 else logits
@@ -155,7 +171,7 @@ class Runner:
         try:
             with _held_back_stderr():
                 yield
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, MemoryError, UnicodeDecodeError) as error:
             raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {self.folder}: {error}") from error
 
     def classify(self, image: str | Path, top_k: int = 5) -> list[Prediction]:
@@ -164,24 +180,24 @@ class Runner:
         Raises:
             ArtefactError: the artefact is a backbone, which has no classes.
             UnreadableImageError: the image cannot be decoded.
+            NotFiniteError: a logit for it is NaN or infinite.
         """
         if not self.is_classifier:
             raise ArtefactError("the artefact must be a classifier to name classes, got one of feature maps")
-        probabilities = softmax(self.logits(self.pixel_values(image)) / self.manifest.temperature)
+        pixel_values = self.pixel_values(image)
+        with about_image(image):
+            probabilities = softmax(self.logits(pixel_values).astype(np.float64) / self.manifest.temperature)
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         return [Prediction(self.manifest.labels[index], float(probabilities[index])) for index in best]
 
 
-def run_bundle(content: bytes, num_images: int, tolerance: float) -> None:
-    """Run the program of a bundle on the images in it.
-
-    Raises:
-        RuntimeError: an output differs from the one in the bundle by more than `tolerance`, or the bundle is damaged.
-    """
-    with _held_back_stderr():
-        bundle = portable_lib._load_bundled_program_from_buffer(content)
-        for number in range(num_images):
-            bundle.verify_result_with_bundled_expected_output("forward", number, 0.0, tolerance)
+@contextmanager
+def about_image(name: object) -> Iterator[None]:
+    """Name the image for which a model or program puts out NaN or infinity."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{name}: {error}") from error
 
 
 def _type_of(about) -> tuple[tuple[int, ...], int]:
@@ -197,7 +213,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Discard what native code writes to stderr, unless the block fails.
+    """Discard what native code writes to stderr, unless the block fails with an error.
 
     When its thread pool starts, the runtime complains about every file under /sys that this machine lacks.
     """
@@ -205,13 +221,15 @@ def _held_back_stderr() -> Iterator[None]:
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held_back:
         os.dup2(held_back.fileno(), 2)
-        succeeded = False
+        failed = False
         try:
             yield
-            succeeded = True
+        except Exception:
+            failed = True
+            raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-            if not succeeded:
+            if failed:
                 held_back.seek(0)
                 os.write(2, held_back.read())

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .artefact import SELF_TEST_FILE, read_file, read_manifest
+from .artefact import PROGRAM_FILE, SELF_TEST_FILE, ArtefactError, read_file
+from .bundle import Case, read_bundle
 from .errors import ExplainedError
+from .flatbuffer import FlatbufferError
 from .image import UnreadableImageError
-from .labelled import ImageReader, open_folder
-from .runner import Runner, run_bundle
+from .labelled import ImageReader, LabelledImage, open_folder
+from .runner import Runner, about_image
+
+_ADVICE = "copy the artefact again or export it again"
 
 SPLITS = ("test", "validation")  # to verify on, the first that there is
 
@@ -54,6 +58,7 @@ def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int | s
     Raises:
         FileNotFoundError: `dataset` is not a folder or holds no images.
         SplitError: it has training images only.
+        NotFiniteError: an output is NaN or infinite; the message names the image.
         VerificationError: the artefact is a backbone, or none of the images can be read or has a known label.
     """
     runner = Runner(folder)
@@ -89,15 +94,18 @@ def readable_images(runner: Runner, readers: list[ImageReader], dataset: str | P
     return ReadableImages(readers=working, labels=labels, names=names, num_unreadable=len(errors))
 
 
-def program_input(runner: Runner, read: ImageReader) -> np.ndarray:
-    """The input of the method `forward` for an image."""
-    return runner.manifest.input.pixel_values(read().image)
-
-
 def program_outputs(runner: Runner, images: ReadableImages) -> np.ndarray:
-    """Outputs (n, ..) of the program: logits, or all feature maps flattened."""
-    outputs = (runner.outputs(program_input(runner, read)) for read in images.readers)
-    return np.stack([np.concatenate([values.ravel() for values in of_image]) for of_image in outputs])
+    """Outputs (n, ..) of the program: logits, or all feature maps flattened.
+
+    Raises:
+        NotFiniteError: one is NaN or infinite; the message names the image.
+    """
+    return np.stack([_outputs_for(runner, read()) for read in images.readers])
+
+
+def _outputs_for(runner: Runner, image: LabelledImage) -> np.ndarray:
+    with about_image(image.name):
+        return np.concatenate([values.ravel() for values in runner.outputs(runner.manifest.input.pixel_values(image.image))])
 
 
 def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -> dict[str, float | int | str]:
@@ -123,16 +131,43 @@ def self_test(folder: str | Path) -> tuple[int, float]:
 
     Raises:
         ArtefactError: the artefact has no bundle, or a damaged one.
+        NotFiniteError: an output is NaN or infinite.
         VerificationError: the outputs differ from those of the machine that exported the program.
     """
-    manifest = read_manifest(folder)
-    content = read_file(folder, manifest, SELF_TEST_FILE)
-    num_images, tolerance = manifest.self_test.num_images, manifest.self_test.tolerance
+    runner, file = Runner(folder), Path(folder) / SELF_TEST_FILE
+    about = runner.manifest.self_test
+    for number, case in enumerate(_read_cases(runner, file)):
+        with about_image(f"image {number} of {file}"):
+            outputs = runner.outputs(case.inputs[0])
+        if [values.shape for values in outputs] != [values.shape for values in case.outputs]:
+            raise ArtefactError(f"{file} must hold outputs of the program's shapes, got others; {_ADVICE}")
+        largest = max(float(np.abs(found - expected).max()) for found, expected in zip(outputs, case.outputs))
+        if not largest <= about.tolerance:
+            raise VerificationError(
+                f"the outputs of the program for image {number} of {file} differ from those of the machine that exported it "
+                f"by {largest:.2g}, more than {about.tolerance:.2g}: this runtime or processor computes the program wrongly"
+            )
+    return about.num_images, about.tolerance
+
+
+def _read_cases(runner: Runner, file: Path) -> list[Case]:
+    """The images of a bundle and the outputs for them.
+
+    Raises:
+        ArtefactError: the bundle is missing, damaged or of another program.
+    """
+    manifest = runner.manifest
+    content = read_file(file.parent, manifest, SELF_TEST_FILE)
     try:
-        run_bundle(content, num_images, tolerance)
-    except RuntimeError as error:
-        raise VerificationError(
-            f"the outputs of the program in {Path(folder) / SELF_TEST_FILE} differ from those of the machine that exported it "
-            f"by more than {tolerance:.2g}: {error}. This runtime or processor computes the program wrongly"
-        ) from error
-    return num_images, tolerance
+        bundle = read_bundle(content)
+    except FlatbufferError as error:
+        raise ArtefactError(f"{file} is not a whole bundle of ExecuTorch: {error}; {_ADVICE}") from error
+    wanted = (runner.shape("forward"), manifest.input.dtype)
+    for holds, what in (
+        (bytes(bundle.program) == runner.program_bytes, f"a copy of {PROGRAM_FILE}"),
+        (len(bundle.cases) == manifest.self_test.num_images, f"{manifest.self_test.num_images} images"),
+        (all([(x.shape, x.dtype) for x in case.inputs] == [wanted] for case in bundle.cases), f"inputs of {wanted}"),
+    ):
+        if not holds:
+            raise ArtefactError(f"{file} must hold {what}, got others; {_ADVICE}")
+    return bundle.cases

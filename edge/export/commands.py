@@ -1,12 +1,11 @@
 """The commands export, verify and sensitivity."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures
+from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures, print_json
 from edge.lower.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     )
     manifest = export(arguments.checkpoint, arguments.output_dir, settings)
     if arguments.json:
-        print(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+        print_json(asdict(manifest))
     else:
         print(describe(manifest, arguments.output_dir))
     return 0
@@ -106,7 +105,8 @@ def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
         "check the accuracy of the program, and its agreement with the checkpoint",
         "images, best in class folders, or a saved data set",
     )
-    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="default: the one it was exported from")
+    help_text = "default: the one it was exported from, if it lies beside the artefact"
+    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help=help_text)
     command.set_defaults(run=run_verify)
     return command
 
@@ -136,7 +136,7 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
 
     rows = sensitivity(arguments.checkpoint, ExportSettings(recipe=arguments.recipe, dataset=arguments.dataset))
     if arguments.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
     else:
         for row in rows:
             print(f"{row.sqnr_db:7.1f} dB  {row.precision:<12}  {row.layer}")

@@ -113,7 +113,8 @@ def _trained(prepared: Prepared, deployed: nn.Module, parity: Parity) -> ChosenF
     samples = prepared.samples["forward"]
     training = [image for number, image in enumerate(samples.tensors()) if number % HELD_OUT_OF_TRAINING]
     form = train_quantized(deployed, prepared.recipe, training)
-    kept = replace(samples, inputs=samples.inputs[::HELD_OUT_OF_TRAINING], reference=samples.reference[::HELD_OUT_OF_TRAINING])
+    every = slice(None, None, HELD_OUT_OF_TRAINING)
+    kept = replace(samples, inputs=samples.inputs[every], names=samples.names[every], reference=samples.reference[every])
     candidate = _candidate(prepared, form, kept)
     return ChosenForm(
         forms={"forward": form},

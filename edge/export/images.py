@@ -35,7 +35,7 @@ def load_images(
         CalibrationError: there are none, or none that can be read.
     """
     if not isinstance(source, str | Path):
-        return evenly([LabelledImage(to_rgb(image), None) for image in source], at_most)
+        return evenly([LabelledImage(to_rgb(image), None, f"image {n}") for n, image in enumerate(source)], at_most)
     readers = evenly(open_images(source, labels, splits), at_most)
     images, unreadable = [], []
     for read in readers:

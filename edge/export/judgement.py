@@ -1,5 +1,6 @@
 """The last step of an export: compare the exported graph and the program with the model, and say what they miss."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,10 @@ from torch.export import ExportedProgram
 
 from edge.deploy.form import flat
 from edge.device.parity import Parity
-from edge.device.runner import Runner
+from edge.device.runner import Runner, about_image
 from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bound
 from edge.export.form_choice import FEW_IMAGES, ChosenForm
-from edge.export.prepare import Prepared
+from edge.export.prepare import HeldOut, Prepared, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,28 @@ def judge_graph(prepared: Prepared, chosen: ChosenForm, traced: dict[str, Export
 
 
 def judge_program(prepared: Prepared, chosen: ChosenForm, runner: Runner) -> Judgement:
-    """Run every method on all its images as a device would, up to the first bound that one misses."""
+    """Run every method on all its images as a device would, up to the first bound that one misses.
+
+    Raises:
+        NotFiniteError: an output is NaN or infinite; the message names the image.
+    """
     parity: dict[str, Parity] = {}
     for name, samples in chosen.samples.items():
         stage = "program" if name == "forward" else f"program {name}"
-        outputs = [flat(tuple(map(torch.from_numpy, runner.outputs(array, name)))) for array in samples.inputs]
+        outputs = [flat(tuple(map(torch.from_numpy, values))) for values in _run(runner, samples, name)]
         parity[stage] = samples.compare(outputs)
         if misses := missed_bound(prepared.recipe, parity[stage]):
             return Judgement(parity=parity, misses=f"{misses} in method {name}")
     held_out = prepared.held_out
     if held_out is None:
         return Judgement(parity=parity)
-    logits = np.concatenate([runner.outputs(array)[0] for array in held_out.inputs])
+    logits = np.concatenate([values[0] for values in _run(runner, held_out)])
     accuracy = count_right(held_out.expected, logits, held_out.classes)
     return Judgement(parity=parity, accuracy=accuracy, misses=missed_accuracy(prepared.recipe, accuracy))
+
+
+def _run(runner: Runner, images: Samples | HeldOut, method: str = "forward") -> Iterator[list[np.ndarray]]:
+    """Outputs of a method for all its inputs."""
+    for number, array in enumerate(images.inputs):
+        with about_image(images.names[number * len(array)]):
+            yield runner.outputs(array, method)

@@ -16,6 +16,7 @@ from edge.export.images import MAX_IMAGES, load_images, method_inputs
 from edge.export.settings import ExportError, ExportSettings
 from edge.lower.recipes import CASTS, Recipe, find_recipe
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.configuration_swin_hf import class_names
 
 MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 
@@ -24,10 +25,11 @@ MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 class Samples:
     """Inputs of a method, and the model's outputs for them, with which every form of it is compared.
 
-    inputs: (B, ..) each. reference: (n, ..), logits or all feature maps flattened.
+    inputs: (B, ..) each. names: of the images in them. reference: (n, ..), logits or all feature maps flattened.
     """
 
     inputs: list[np.ndarray]
+    names: list[str]
     reference: np.ndarray
     are_logits: bool
 
@@ -46,6 +48,7 @@ class HeldOut:
     """Labelled images that nothing is calibrated on: inputs of `forward`, the model's logits (n, K), and classes (n,)."""
 
     inputs: list[np.ndarray]
+    names: list[str]
     expected: np.ndarray
     classes: np.ndarray
 
@@ -84,6 +87,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         CheckpointError: no such checkpoint, or an image processor that a device cannot repeat.
         ExportError: the settings ask for what the checkpoint cannot give, or name no images.
         CalibrationError: no images, too few, or noise.
+        NotFiniteError: the model puts out NaN or infinity.
     """
     recipe = find_recipe(settings.recipe)
     if settings.input_dtype == "uint8":  # no backend takes the cast to floats
@@ -94,13 +98,10 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     contract = replace(contract, height=sizes[0][0], width=sizes[0][1])
     methods = methods_of(sizes, settings.batch_sizes)
     is_classifier = isinstance(model, SwinHfForImageClassification)
-    if is_classifier:
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    else:
-        labels = list(model.out_features)
+    labels = class_names(model.config) if is_classifier else list(model.out_features)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
-    images = _images_to_compare_on(settings, recipe, labels)
+    images = images_to_compare_on(settings, labels)
     labelled = _labelled_images(settings, labels) if is_classifier else []
     if settings.validation is not None and not labelled:
         raise ExportError(
@@ -109,15 +110,17 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         )
     inputs = {name: method_inputs(images, contract, method) for name, method in methods.items()}
     # PyTorch's work comes before the runtime's first run: two spinning thread pools slow each other down.
-    samples = {
-        name: Samples(inputs=arrays, reference=model_outputs(model, processor, arrays), are_logits=is_classifier)
-        for name, arrays in inputs.items()
-    }
+    names, samples = [image.name for image in images], {}
+    for method, arrays in inputs.items():
+        reference = model_outputs(model, processor, arrays, names)
+        samples[method] = Samples(inputs=arrays, names=names, reference=reference, are_logits=is_classifier)
     held_out = None
     if labelled:
         arrays = method_inputs(labelled, contract, methods["forward"])
         classes = np.array([labels.index(image.label) for image in labelled])
-        held_out = HeldOut(inputs=arrays, expected=model_outputs(model, processor, arrays), classes=classes)
+        names = [image.name for image in labelled]
+        expected = model_outputs(model, processor, arrays, names)
+        held_out = HeldOut(inputs=arrays, names=names, expected=expected, classes=classes)
     return Prepared(
         checkpoint_dir=Path(checkpoint_dir),
         settings=settings,
@@ -160,7 +163,14 @@ def _require_trainable(recipe: Recipe, is_classifier: bool, methods: dict[str, d
         raise ExportError(f"recipe {recipe.name} needs accelerate; pip install swin-hf[train]")
 
 
-def _images_to_compare_on(settings: ExportSettings, recipe: Recipe, labels: list[str]) -> list[LabelledImage]:
+def images_to_compare_on(settings: ExportSettings, labels: list[str]) -> list[LabelledImage]:
+    """The images that an export finds its scales on and is checked on.
+
+    Raises:
+        ExportError: the settings name none.
+        CalibrationError: they cannot be read, or are too few, noise, or of one colour.
+    """
+    recipe = find_recipe(settings.recipe)
     if settings.dataset is None:
         raise ExportError(
             "dataset must be a folder or a list of real images, on which an export is calibrated and checked, got None"

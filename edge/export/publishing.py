@@ -12,7 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.device.artefact import MANIFEST_FILE, ArtefactError, Manifest, read_file, read_manifest
+from edge.device.artefact import (
+    MANIFEST_FILE,
+    PROGRAM_FILE,
+    ArtefactError,
+    Manifest,
+    check_constants,
+    read_file,
+    read_manifest,
+)
 from edge.device.commands import add_command
 
 if TYPE_CHECKING:
@@ -39,10 +47,11 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
         PublishError: it is no device artefact, or a file is not the exported one, or `repo_id` is not the name of a
             repository.
     """
-    from swin_hf.publish import PublishError, check_repo_id, complete
+    from swin_hf.publish import PublishError, check_links, check_repo_id, complete
 
     source = Path(source)
     check_repo_id(repo_id)
+    check_links(source)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         manifest = read_manifest(source)
@@ -50,6 +59,7 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
             if Path(name).name != name:
                 raise PublishError(f"{source / MANIFEST_FILE} must name files beside it, got {name!r}")
             (folder / name).write_bytes(read_file(source, manifest, name))
+        check_constants(source, manifest, (folder / PROGRAM_FILE).read_bytes())
         card = _card(manifest)
     except ArtefactError as error:
         raise PublishError(str(error)) from error

@@ -5,7 +5,6 @@ processor = AutoImageProcessor.from_pretrained(folder)
 exported(**processor(image, return_tensors="pt")).logits
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers.exporters.metadata import ExportMetadata
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 
 from edge.device.artefact import PROCESSOR_FILE, PROGRAM_FILE, TRANSFORMERS_FILE, InputContract
+from edge.device.json_text import json_text
 from swin_hf import SwinHfImageProcessorPil
 from swin_hf.weight_export import stock_processor
 
@@ -45,13 +45,14 @@ def write_transformers_files(
         "export_format": "executorch",
         "components": {"model": {"file": PROGRAM_FILE, "metadata": asdict(metadata)}},
     }
-    (folder / TRANSFORMERS_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / TRANSFORMERS_FILE).write_text(json_text(manifest) + "\n", encoding="utf-8")
     if contract.dtype != "float32" or (contract.crop_pct is not None and contract.height != contract.width):
         return [TRANSFORMERS_FILE]  # no image processor of transformers leaves bytes alone or crops to a rectangle like ours
     processor = SwinHfImageProcessorPil(
         size={"height": contract.height, "width": contract.width},
         resample=contract.resample,
         crop_pct=contract.crop_pct,
+        num_channels=contract.channels,
         do_normalize=False,  # the program does it
     )
     stock_processor(processor).save_pretrained(folder)

@@ -14,7 +14,6 @@ from edge.device.verify import (
     ReadableImages,
     VerificationError,
     label_figures,
-    program_input,
     program_outputs,
     readable_images,
 )
@@ -28,19 +27,20 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
 
     Accuracy is counted over images whose label is known: from their class folder, a name `<label>_<n>`, or the class of a data
     set. Of a folder or data set with splits, `test` is taken, or else `validation`. The program is compared with the model in
-    `checkpoint_dir`, by default the checkpoint that `edge.json` names, if it is still there. A backbone, whose outputs are
-    large, is compared on 128 images.
+    `checkpoint_dir`, by default the checkpoint that `edge.json` names, if it lies beside the artefact. A backbone, whose
+    outputs are large, is compared on 128 images.
 
     Raises:
         CalibrationError: no images.
         CheckpointError: `checkpoint_dir` holds no checkpoint that can be exported.
+        NotFiniteError: the model or the program puts out NaN or infinity; the message names the image.
         VerificationError: there are neither labels nor a checkpoint, or the program is further from the model than its
             recipe allows.
     """
     runner = Runner(folder)
     if checkpoint_dir is None and importlib.util.find_spec("transformers") is not None:
         recorded = recorded_checkpoint(folder, runner.manifest)
-        checkpoint_dir = recorded if recorded.is_dir() else None
+        checkpoint_dir = recorded if recorded is not None and recorded.is_dir() else None
     readers = open_images(dataset, runner.manifest.labels, SPLITS)
     if not runner.is_classifier:
         readers = evenly(readers, MAX_IMAGES)
@@ -64,7 +64,10 @@ def _outputs_of_checkpoint(runner: Runner, images: ReadableImages, checkpoint_di
     from edge.export.checkpoint import load_checkpoint, model_outputs
 
     model, processor = load_checkpoint(checkpoint_dir)
-    return np.concatenate([model_outputs(model, processor, [program_input(runner, read)]) for read in images.readers])
+    rows = []
+    for image in (read() for read in images.readers):
+        rows.append(model_outputs(model, processor, [runner.manifest.input.pixel_values(image.image)], [image.name]))
+    return np.concatenate(rows)
 
 
 def _compare_with_checkpoint(

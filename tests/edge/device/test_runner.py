@@ -42,5 +42,8 @@ def test_another_program_under_this_manifest_is_noticed(artefact, make_config, c
     (artefact / "model.pte").write_bytes(maps)
     content |= {"methods": {"forward": content["methods"]["forward"]}, "sha256": {"model.pte": sha256_of(maps)}}
     (artefact / "edge.json").write_text(json.dumps(content))
-    with pytest.raises(ArtefactError, match=r"forward must put out \[\(\(1, 3\), 6\)\] .*, got \[\(\(1, 16, 8, 8\), 6\)"):
+    with pytest.raises(ArtefactError, match=r"labels must be \['stage1', 'stage2'\], got \['blue', 'green', 'red'\]"):
+        Runner(artefact)
+    (artefact / "edge.json").write_text(json.dumps(content | {"labels": ["stage1", "stage2"]}))
+    with pytest.raises(ArtefactError, match=r"forward must put out \[\(\(1, 2\), 6\)\] .*, got \[\(\(1, 16, 8, 8\), 6\)"):
         Runner(artefact)

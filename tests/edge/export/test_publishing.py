@@ -5,19 +5,24 @@ The upload itself is in tests/swin_hf/test_hub.py.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+from constant_programs import constant_program
 from huggingface_hub import ModelCard
 
+import edge.__main__ as cli
 from edge.device.artefact import MANIFEST_FILE, InputContract, Manifest, Source, sha256_of
 from edge.export.publishing import add_publish_command, prepare
 from swin_hf.publish import PublishError, add_options
 
 NAME = "org/program"
+INPUT = vars(InputContract(height=16, width=24, resample=3))
+CONSTANTS = {"labels": ["blue", "green", "red"], "temperature": [1.0], "input_contract": [json.dumps(INPUT)]}
 FILES = {
-    "model.pte": b"\0\0\0\0ET12 a program",
+    "model.pte": constant_program(CONSTANTS),
     "export.json": b"{}",
     "preprocessor_config.json": b"{}",
     "self_test.bpte": b"a program with images",
@@ -42,7 +47,7 @@ def manifest(**changes) -> dict:
         "task": "image-classification",
         "labels": ["blue", "green", "red"],
         "temperature": 1.0,
-        "input": vars(InputContract(height=16, width=24, resample=3)),
+        "input": INPUT,
         "methods": {"forward": one_image},
         "recipe": "int8",
         "backend": "xnnpack",
@@ -91,7 +96,10 @@ def test_a_card_tells_what_was_measured(artefact, tmp_path, capsys):
 
 
 def test_a_backbone_without_figures_has_a_card_too(artefact, tmp_path):
-    (artefact / MANIFEST_FILE).write_text(json.dumps(manifest(task="feature-maps", labels=["stage1"], accuracy={})))
+    program = constant_program(CONSTANTS | {"labels": ["stage1"]})
+    (artefact / "model.pte").write_bytes(program)
+    changes = {"labels": ["stage1"], "sha256": manifest()["sha256"] | {"model.pte": sha256_of(program)}}
+    (artefact / MANIFEST_FILE).write_text(json.dumps(manifest(task="feature-maps", accuracy={}, **changes)))
     prepare(artefact, NAME, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "image-feature-extraction" and card.data.eval_results is None
@@ -157,3 +165,13 @@ def test_other_commands_do_without_swin_hf():
         "sys.exit(any(name in sys.modules for name in ('swin_hf', 'transformers', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "model.pte", "edge.json"])
+def test_what_links_lead_to_is_not_published(artefact, tmp_path, capsys, name):
+    source = tmp_path / "source"
+    shutil.copytree(artefact, source)
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(artefact / name if (artefact / name).exists() else "/etc/hostname")
+    assert cli.main(["publish", str(source), "org/name"]) == 1
+    assert f"got links to elsewhere: {name}; copy the folder with `cp -rL`" in capsys.readouterr().err
