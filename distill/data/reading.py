@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask
+from distill.data.sources import ImageSource
 from edge.device.image import UnreadableImageError
 
 READING_THREADS = 8
@@ -72,6 +73,19 @@ def read_all(examples: dict[Place, Example], num_classes: int) -> Reading:
             raise
     reading.copies.extend(group for group in groups.values() if len(group) > 1)
     return reading
+
+
+def digests_of(sources: list[ImageSource]) -> frozenset[bytes]:
+    """Hashes of the pixels of those images that can be read."""
+
+    def read(source: ImageSource) -> bytes | None:
+        try:
+            return digest(source.load())
+        except UnreadableImageError:
+            return None
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        return frozenset(pool.map(read, sources)) - {None}
 
 
 def digest(image: Image.Image) -> bytes:
