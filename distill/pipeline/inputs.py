@@ -56,7 +56,7 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     files = [f"{name} (new)" for name in new if name not in old]
     files += [f"{name} (gone)" for name in old if name not in new]
     files += [f"{name} (changed)" for name in new if name in old and old[name] != new[name]]
-    told = [f"settings {', '.join(changed)}"] if changed else []
+    told = [", ".join(changed)] if changed else []
     if files:
         more = f", and {len(files) - 5} more" if len(files) > 5 else ""
         told.append(f"files {', '.join(files[:5])}{more}")
