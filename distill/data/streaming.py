@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask, to_sample
 from distill.data.finding import holds_parquet
-from distill.data.reading import digest, digests_of
+from distill.data.reading import KnownImages
 from distill.data.rows import image_column
 from distill.data.sources import DataError, FoundImages, ImageSource, by_split
 from distill.data.splits import ImageSettings, check_unreadable
@@ -150,7 +150,7 @@ class StreamedImages(IterableDataset):
         self.process_index, self.num_processes = process_index, num_processes
         self.positions: dict[int, list[int]] = {}
         self.first = 0
-        self.held_out = digests_of_held_out(stream)
+        self.held_out = held_out_images(stream)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Samples with their "position": worker, pass, rows read in it, number."""
@@ -193,7 +193,7 @@ class StreamedImages(IterableDataset):
         """A sample, or None for a copy of a held-out image."""
         example = example_of(row, self.stream, number, self.settings.reduce_labels)
         picture, classes = example.source.load(), example.load_mask()
-        if digest(picture) in self.held_out:
+        if picture in self.held_out:
             if epoch == 0:
                 tqdm.write(f"left out: {example.source.name} is a copy of a held-out image (the same pixels)")
             return None
@@ -202,8 +202,8 @@ class StreamedImages(IterableDataset):
         return to_sample(picture, classes, example.label, self.crop, epoch, number)
 
 
-def digests_of_held_out(stream: Stream) -> frozenset[bytes]:
-    return digests_of([source for sources in stream.held_out.images.values() for source in sources])
+def held_out_images(stream: Stream) -> KnownImages:
+    return KnownImages.of([source for sources in stream.held_out.images.values() for source in sources])
 
 
 def example_of(row: dict, stream: Stream, number: int, reduce_labels: bool = False) -> Example:
@@ -226,7 +226,7 @@ def example_of(row: dict, stream: Stream, number: int, reduce_labels: bool = Fal
 
 def first_examples(stream: Stream, count: int) -> list[Example]:
     """The first readable images of a stream that are no copies of held-out ones."""
-    examples, held_out = [], digests_of_held_out(stream)
+    examples, held_out = [], held_out_images(stream)
     for number, row in enumerate(stream.rows):
         if len(examples) == count:
             break
@@ -235,6 +235,6 @@ def first_examples(stream: Stream, count: int) -> list[Example]:
             picture = example.source.load()
         except UnreadableImageError:
             continue
-        if digest(picture) not in held_out:
+        if picture not in held_out:
             examples.append(example)
     return examples
