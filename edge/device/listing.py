@@ -30,7 +30,7 @@ class Listing:
     @cached_property
     def with_images(self) -> set[Path]:
         """The folders that hold images, at any depth."""
-        return {parent for image in self.images for parent in image.parents}
+        return {parent for folder in self.direct for parent in (folder, *folder.parents)}
 
     @cached_property
     def direct(self) -> set[Path]:
