@@ -8,7 +8,7 @@ from pathlib import Path
 from distill.data.layout import find_class_folders, find_splits, innermost
 from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource
 from edge.device.listing import Listing, describe_left_out
-from edge.device.names import plain
+from edge.device.names import as_utf8, plain
 
 CLASSES_FILE = "classes.txt"
 
@@ -155,4 +155,4 @@ def _in_brackets(left_out: dict[str, int]) -> str:
 
 
 def _source(file: Path) -> ImageSource:
-    return ImageSource(str(file).encode(errors="replace").decode(), partial(Path, file))
+    return ImageSource(as_utf8(file), partial(Path, file))

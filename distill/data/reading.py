@@ -36,10 +36,10 @@ class Reading:
         """What people should know, a sentence each."""
         if not self.may_be_turned:
             return []
+        names = ", ".join(sorted(self.may_be_turned)[:3]) + (", .." if len(self.may_be_turned) > 3 else "")
         return [
-            f"{len(self.may_be_turned)} images are turned by a note in their files (EXIF), and their sizes do not tell "
-            "whether their masks, which are taken as they are, need it too; save these images upright: "
-            f"{', '.join(sorted(self.may_be_turned)[:3])}{', ..' if len(self.may_be_turned) > 3 else ''}"
+            f"images that a note in their files (EXIF) turns, while nothing tells whether their masks are turned: "
+            f"{len(self.may_be_turned)}, such as {names}; the masks are taken as they are, save these images upright"
         ]
 
 

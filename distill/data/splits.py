@@ -117,7 +117,8 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
         notes = [*found.notes, *reading.notes(), *describe_copies(found, splits, groups, leaked)]
         for note in notes:
             tqdm.write(f"note: {note}")
-        more = {"skipped": skipped, "copies": copies, "copies_left_out": leaked, "left_out": found.left_out, "notes": notes}
+        names = {split: [found.images[source][number].name for source, number in own] for split, own in leaked.items()}
+        more = {"skipped": skipped, "copies": copies, "copies_left_out": names, "left_out": found.left_out, "notes": notes}
         record.parent.mkdir(parents=True, exist_ok=True)
         write_whole(record, json.dumps(content | more, ensure_ascii=False) + "\n")
     elif content != {name: former.get(name) for name in content}:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.finding import files_behind
+from edge.device.names import as_utf8
 
 TEXTS = (".csv", ".jsonl", ".json", ".txt", ".py")
 # What `from_pretrained` reads of a folder, beside weights and code.
@@ -37,7 +38,7 @@ def checkpoint_files(name: str) -> Facts:
 def _facts(files: Iterable[Path], folder: Path) -> Facts:
     prefix = f"{folder}{os.sep}"
     return [
-        [str(file).removeprefix(prefix), status.st_size, _state(file, status)]
+        [as_utf8(str(file).removeprefix(prefix)), status.st_size, _state(file, status)]
         for file in dict.fromkeys(files)
         if not file.name.startswith(".") and (status := _status(file)) is not None
     ]

@@ -49,12 +49,13 @@ def test_copies_of_given_test_images_leave_the_training(tmp_path, capsys):
     assert not set(pixels["train"]) & (set(pixels["test"]) | set(pixels["validation"]))
     assert not set(pixels["validation"]) & set(pixels["test"])
     printed = capsys.readouterr().out
-    assert "note: 3 of 25 train images are copies of held-out images (the same pixels) and are left out: " in printed
-    assert "note: 1 of 9 validation images are copies of held-out images" in printed
-    assert "note: 2 images are copies of others in the same split (2 in train)" in printed
-    assert "note: 1 images have copies in another class: " in printed and "odd.png" in printed
+    assert "note: left out as copies of held-out images (the same pixels): 3 of 25 train images: " in printed
+    assert "note: left out as copies of held-out images (the same pixels): 1 of 9 validation images: " in printed
+    assert "note: copies of other images in the same split: 2 (2 in train)" in printed
+    assert "note: images with copies in another class: 1, such as " in printed and "odd.png" in printed
     record = json.loads((tmp_path / "data.json").read_text())
-    assert {split: len(places) for split, places in record["copies_left_out"].items()} == {"train": 3, "validation": 1}
+    left_out = {split: [Path(name).name for name in names] for split, names in record["copies_left_out"].items()}
+    assert left_out == {"train": ["other.bmp", "copy.png", "copy.png"], "validation": ["copy.png"]}
     assert len(record["copies"]) == 6 and len(record["notes"]) == 4
     assert prepare(root, tmp_path, known=True) == pixels  # from the record, without reading
 

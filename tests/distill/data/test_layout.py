@@ -1,5 +1,7 @@
 """Folders that are splits, classes, or neither; classes by their names."""
 
+import json
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -10,7 +12,9 @@ from PIL import Image
 
 from distill.data.finding import find_images
 from distill.data.sources import DataError
+from distill.data.splits import ImageSettings, prepare_splits
 from distill.data.targets import CLASSES, MASKS, NOTHING
+from distill.pipeline.inputs import data_files
 from edge.device.names import split_of
 
 
@@ -174,6 +178,24 @@ def test_classes_without_training_images_are_all_named_or_left_out_when_asked(wr
     assert found.class_names == ["cat", "dog"] and found.left_out == {"in a class with too few images": 7}
     assert found.labels == {"train": [0] * 5 + [1] * 5, "test": [0] * 2}
     assert [source.name.split("/")[-2] for source in found.images["train"]] == ["cat"] * 5 + ["dog"] * 5
+
+
+def test_names_that_are_not_utf8(write, tmp_path):
+    """Of a file they are escaped in records, of a class they are refused."""
+    for folder in ("cat", "dog"):
+        root = write(folder, 8)
+    for name in (b"\xff.png", b"\xfe.png", b"notes.\xff"):
+        (root / "cat" / os.fsdecode(name)).write_bytes(b"no image")
+    found = find_images(str(root), CLASSES)
+    settings = ImageSettings(dataset=str(root), max_unreadable_share=0.2, validation_share=0.2, test_share=0.2)
+    prepare_splits(found, settings, tmp_path / "data.json", known=False)
+    record = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    assert [error["error"].split(" cannot")[0][-12:] for error in record["skipped"]] == ["t/\\udcfe.png", "t/\\udcff.png"]
+    assert record["left_out"] == {"suffix .\\udcff": 1}
+    assert "cat/\\udcff.png" in [name for name, *_ in data_files(str(root))]
+    (root / "cat").rename(root / os.fsdecode(b"c\xe9"))
+    with pytest.raises(DataError, match="must have a name in UTF-8 to be a class; rename it"):
+        find_images(str(root), CLASSES)
 
 
 def test_classes_that_differ_in_case_are_noted(write):

@@ -62,8 +62,8 @@ def test_masks_are_turned_where_their_size_or_their_own_note_says_so(folder, for
     for example in examples:
         image = np.asarray(example.source.load().convert("L")) >= 150
         assert np.array_equal(image, np.asarray(example.load_mask()) == 1), example.source.name
-    noted = [note for note in record["notes"] if "turned by a note in their files" in note]
-    assert [text[:8] for text in noted] == ([] if mask_is == "noted" else ["3 images"])  # orientations 2, 3 and 4
+    noted = [note for note in record["notes"] if "a note in their files (EXIF) turns" in note]
+    assert [": 3, such as " in text for text in noted] == ([] if mask_is == "noted" else [True])  # orientations 2, 3 and 4
 
 
 def test_square_images_are_noted_once_with_their_number(folder, capsys):
@@ -71,9 +71,9 @@ def test_square_images_are_noted_once_with_their_number(folder, capsys):
         write(folder, number, 6 if number > 5 else 1, "upright", "png", size=(16, 16))
     prepare(folder)
     printed = capsys.readouterr().out
-    assert printed.count("turned by a note") == 1
-    assert "note: 3 images are turned by a note in their files (EXIF)" in printed
-    assert f"{folder / 'images' / '6.png'}, {folder / 'images' / '7.png'}, {folder / 'images' / '8.png'}" in printed
+    assert printed.count("a note in their files (EXIF) turns") == 1
+    names = ", ".join(str(folder / "images" / f"{number}.png") for number in (6, 7, 8))
+    assert f"masks are turned: 3, such as {names}; the masks are taken as they are" in printed
 
 
 def test_a_mask_that_fits_neither_way_is_an_error(folder):
