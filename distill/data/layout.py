@@ -109,9 +109,9 @@ def _refuse_shared_names(listing: Listing, folder: Path) -> None:
     for name, paths in sorted(holders.items()):
         if len(paths) > 1 or name in siblings.values():
             raise DataError(
-                f"{_where(listing, folder)} has folders ({_names(sorted(paths))}) that hold folders of the same names ({name}) "
-                f"or are named so, and are no classes then; {HOW_TO_NAME}, or put the images of each class directly into its "
-                "folder"
+                f"{_where(listing, folder)} has folders ({_names(sorted(paths))}) that hold folders of the same names "
+                f"({name}) or are named so, and are no classes then; {HOW_TO_NAME}, or put the images of each class directly "
+                "into its folder"
             )
 
 
