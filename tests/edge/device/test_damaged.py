@@ -1,4 +1,4 @@
-"""Damaged and forged programs and self-tests, with their own sha256: a command ends with a result or a sentence, never silently."""
+"""Damaged and forged programs and self-tests, with their own sha256: a command ends with a result or a sentence."""
 
 import json
 import os
