@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.image_utils import SizeDict
@@ -190,7 +191,10 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     destination.parent.mkdir(parents=True, exist_ok=True)
     work_dir = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        WRITERS[to](model, processor, work_dir)
+        try:
+            WRITERS[to](model, processor, work_dir)
+        except (StrictDataclassError, TypeError) as error:  # of values that transformers checks only here
+            raise ConversionError(f"{source} cannot be saved: {in_one_line(error)}; correct its JSON files") from error
         (work_dir / REPORT_FILE).write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
         work_dir.chmod(0o755)
         if destination.is_dir():
