@@ -164,10 +164,9 @@ def test_weights_that_are_not_finite_are_refused_on_every_road(checkpoint, tmp_p
     weights["swin.layernorm.bias"][3] = math.nan
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     assert explained(checkpoint, tmp_path / "out") == ALL
+    message = "finite weights, got swin.layernorm.bias with 1 of 32 values"
     for name, road in roads(checkpoint, tmp_path / "again"):
-        with pytest.raises(
-            (ExplainedError, DeviceError), match=r"finite weights, got swin.layernorm.bias with 1 of 32 values"
-        ):
+        with pytest.raises((ExplainedError, DeviceError), match=message):
             road()
         assert not list((tmp_path / "again").glob("*")), name
     with pytest.raises(ModelError, match=f"--model .* {message}"):
