@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,7 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     destination.parent.mkdir(parents=True, exist_ok=True)
     work_dir = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        try:
-            WRITERS[to](model, processor, work_dir)
-        except (StrictDataclassError, TypeError) as error:  # of values that transformers checks only here
-            raise ConversionError(f"{source} cannot be saved: {in_one_line(error)}; correct its JSON files") from error
+        WRITERS[to](model, processor, work_dir)
         (work_dir / REPORT_FILE).write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
         work_dir.chmod(0o755)
         if destination.is_dir():
@@ -222,7 +220,24 @@ def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, fold
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-WRITERS: dict[str, Callable] = {"swin_hf": _write_swin_hf, "transformers": _write_transformers, "timm": _write_timm}
+def _explained(write: Callable) -> Callable:
+    """A writer that explains values which transformers checks only when it saves them."""
+
+    @wraps(write)
+    def call(*arguments) -> None:
+        try:
+            write(*arguments)
+        except (StrictDataclassError, TypeError) as error:
+            raise ConversionError(f"the model cannot be saved: {in_one_line(error)}; correct its JSON files") from error
+
+    return call
+
+
+WRITERS: dict[str, Callable] = {
+    "swin_hf": _explained(_write_swin_hf),
+    "transformers": _explained(_write_transformers),
+    "timm": _explained(_write_timm),
+}
 
 
 def read_labels(path: Path) -> list[str]:
