@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import json
 import math
 import os
@@ -10,7 +11,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, fold
 def _explained(write: Callable) -> Callable:
     """A writer that explains values which transformers checks only when it saves them."""
 
-    @wraps(write)
+    @functools.wraps(write)
     def call(*arguments) -> None:
         try:
             write(*arguments)
