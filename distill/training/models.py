@@ -22,6 +22,7 @@ from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.errors import in_one_line
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.weight_files import ConversionError, not_finite, why_unreadable
+from swin_hf.working_processor import require_working_processor
 
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 
@@ -129,11 +130,9 @@ def load_processor(
     Raises:
         ModelError: the checkpoint's crop is not defined at another size, or it makes images of other channels.
     """
-    backbone = getattr(config, "backbone_config", None) or config
-    num_channels = getattr(backbone, "num_channels", 3)
-    if num_channels not in (1, 3):
-        raise ModelError(f"--{choice.flag}: num_channels must be 3 (RGB) or 1 (greyscale), got {num_channels}")
+    num_channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
     processor = _processor_at(choice, image_size, crops, num_channels)
+    require_working_processor(processor, num_channels, f"--{choice.flag} {choice.name}", ModelError)
     if channels_of(processor) != num_channels:
         raise ModelError(
             f"--{choice.flag} {choice.name} takes images of {num_channels} channels, and its image processor makes "
@@ -184,6 +183,7 @@ def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_
     config, unknown = AutoConfig.from_pretrained(choice.name, return_unused_kwargs=True, **changes)
     rule = f"be fields of {type(config).__name__}"
     require(not unknown, f"{choice.flag}_args", rule, ", ".join(sorted(unknown)))
+    config.return_dict = True
     for own in (config, getattr(config, "backbone_config", None)):
         if isinstance(own, SwinHfConfig):
             own.image_size = image_size
