@@ -23,6 +23,7 @@ from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
 from .output_folders import check_apart, check_free, new_folder
+from .quiet import hide_progress
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .weight_config import SourceSizes
 from .weight_export import stock_processor, to_timm, to_transformers
@@ -275,6 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(make_parser().parse_args(arguments))
+    hide_progress()
     sizes = SourceSizes(
         image_size=options.pop("source_image_size"),
         window_size=options.pop("source_window_size"),

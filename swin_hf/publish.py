@@ -36,6 +36,7 @@ from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .model_card import CARD, METRICS, Card, PublishError, write_card
 from .output_folders import shown
+from .quiet import hide_progress
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
 from .weight_files import WeightFiles, not_finite, read_weight_files, why_unreadable
 from .weight_import import HEADS, OURS, architecture_of, import_model
@@ -334,7 +335,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m swin_hf.publish", description="Publish a checkpoint on the Hugging Face Hub.", allow_abbrev=False
     )
     add_options(parser)
-    return run(parser.parse_args(arguments), prepare)
+    options = parser.parse_args(arguments)
+    hide_progress()
+    return run(options, prepare)
 
 
 if __name__ == "__main__":
