@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from distill.public_names import public_name
 from distill.training.tasks.task import Task
 from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
+from edge.device.names import did_you_mean
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.convert import processor_settings, resized_processor
@@ -52,7 +54,10 @@ class ModelChoice:
         Raises:
             SettingsError: the name is empty, or a value is not a YAML mapping.
         """
-        require(bool(name.strip()), flag, "name a preset, a checkpoint folder or a Hub id", name)
+        kinds = "name a preset, a checkpoint folder or a Hub id"
+        require(bool(name.strip()), flag, kinds, name)
+        if name not in PRESETS and "/" not in name and not Path(name).exists() and (hint := did_you_mean(name, PRESETS)):
+            raise SettingsError(f"--{flag} must {kinds}, got {name!r}{hint}")
         return cls(name=name, args=_fields(args, f"{flag}_args"), head_args=_fields(head_args, "head_args"), flag=flag)
 
     @property

@@ -181,6 +181,8 @@ def test_figures_of_an_evaluation():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures["calibration_error"] == pytest.approx(error, abs=1e-6)
+    of_five = ImageClassification(PROCESSOR, list("abcde"), TransformSettings())
+    assert "top5_accuracy" not in of_five.metrics(EvalPrediction(predictions=logits[:, :5], label_ids=labels % 5))
 
 
 # -- whole trainings ---------------------------------------------------------------------------------------------------
