@@ -213,7 +213,7 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["test_accuracy"] == figures["test_accuracy"] and metrics["num_test_images"] == 10
     assert set(metrics["accuracy_by_class"]) == {"blue", "green", "red"}
-    assert f"| test_accuracy | {figures['test_accuracy']:.4g} |" in (out / "README.md").read_text()
+    assert f"| test_accuracy | {100 * figures['test_accuracy']:.1f} % |" in (out / "README.md").read_text()
     split = json.loads((out / "data.json").read_text())["split"]
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
 
