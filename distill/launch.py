@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill import interruption
-from distill.errors import TrainingStopped
+from distill.errors import SettingsError, TrainingStopped
 from edge.device.errors import ExplainedError
 from edge.quiet import quieten
 
+USAGE = 2  # exit code, as argparse has it
 # What the extra "train" installs, by the names that are imported.
 OF_TRAINING = (
     *("accelerate", "datasets", "executorch", "jinja2", "kornia", "matplotlib", "pytorch_optimizer"),
@@ -21,7 +22,7 @@ OF_TRAINING = (
 def launch(work: Callable[[], None], how_to_resume: str) -> int:
     """Run a program; the exit code is 0 when all is done, and otherwise explained on stderr.
 
-    1 is an error, 130 Ctrl-C, 143 SIGTERM.
+    2 is a mistake in a flag or a configuration, as in all commands, 1 another error, 130 Ctrl-C, 143 SIGTERM.
 
     work: imports what it needs itself, after the messages of PyTorch's packages were silenced.
     """
@@ -45,7 +46,7 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
         print(f"\nerror: {message}", file=sys.stderr)  # below a progress bar that was cut off
         if _is_launched_by_accelerate():
             print("(accelerate adds a traceback of its own below; `accelerate launch --quiet` does not)", file=sys.stderr)
-        return 1
+        return USAGE if isinstance(error, SettingsError) else 1
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.image_utils import SizeDict
@@ -21,6 +23,7 @@ from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
 from .output_folders import check_apart, check_free, new_folder
+from .quiet import hide_progress
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .weight_config import SourceSizes
 from .weight_export import stock_processor, to_timm, to_transformers
@@ -209,7 +212,24 @@ def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, fold
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-WRITERS: dict[str, Callable] = {"swin_hf": _write_swin_hf, "transformers": _write_transformers, "timm": _write_timm}
+def _explained(write: Callable) -> Callable:
+    """A writer that explains values which transformers checks only when it saves them."""
+
+    @functools.wraps(write)
+    def call(*arguments) -> None:
+        try:
+            write(*arguments)
+        except (StrictDataclassError, TypeError) as error:
+            raise ConversionError(f"the model cannot be saved: {in_one_line(error)}; correct its JSON files") from error
+
+    return call
+
+
+WRITERS: dict[str, Callable] = {
+    "swin_hf": _explained(_write_swin_hf),
+    "transformers": _explained(_write_transformers),
+    "timm": _explained(_write_timm),
+}
 
 
 def read_labels(path: Path) -> list[str]:
@@ -256,6 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(make_parser().parse_args(arguments))
+    hide_progress()
     sizes = SourceSizes(
         image_size=options.pop("source_image_size"),
         window_size=options.pop("source_window_size"),

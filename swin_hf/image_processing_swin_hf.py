@@ -172,7 +172,9 @@ class SwinHfImageProcessingMixin:
 
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
-        crop_pct, size = kwargs["crop_pct"], kwargs["size"]
+        crop_pct, size, resample = kwargs["crop_pct"], kwargs["size"], kwargs["resample"]
+        if not isinstance(resample, int | None) and not hasattr(resample, "value"):  # torchvision's filters are enumerated
+            raise ValueError(f"resample must be the number of one of Pillow's filters, 0 to 5, got {resample!r}")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must lie in (0, 1], got {crop_pct}")
         if crop_pct is not None and not (size.height and size.width):

@@ -16,17 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_swin_hf import SwinHfConfig
 from .resizing_swin_hf import resize_position_embeddings
-from .tokens_swin_hf import Reorder, join, split_for_cpu
-from .windows import (
-    attention_mask,
-    fit_window,
-    log_spaced_offsets,
-    relative_position_index,
-    shifted_token_order,
-    shifted_token_places,
-    window_partition,
-    window_reverse,
-)
+from .tokens_swin_hf import cut_windows, join, join_windows, split_for_cpu
+from .windows import attention_mask, fit_window, log_spaced_offsets, pad_map, relative_position_index
 
 MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature of at least 0.01 (V2, section 3.3)
 POSITION_NETWORK_DIM = 512  # hidden channels of V2's position network, in the authors' code
@@ -78,10 +69,8 @@ class SwinHfPatchEmbeddings(nn.Module):
             raise ValueError(
                 f"pixel_values must have shape (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
             )
-        pad_height, pad_width = (-size % patch for size, patch in zip(pixel_values.shape[2:], self.patch_size))
-        if pad_height or pad_width:
-            pixel_values = nn.functional.pad(pixel_values, (0, pad_width, 0, pad_height))
-        return self.projection(pixel_values).permute(0, 2, 3, 1)  # (B, H, W, C)
+        padded = pad_map(pixel_values, self.patch_size, channels_first=True)
+        return self.projection(padded).permute(0, 2, 3, 1)  # (B, H, W, C)
 
 
 class SwinHfEmbeddings(nn.Module):
@@ -229,7 +218,8 @@ class SwinHfAttention(nn.Module):
         if output_attentions:
             return self.attend(windows, bias, eager_attention_forward)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if self.config._attn_implementation == "sdpa" and bias.requires_grad and bias.device.type == "cpu":
+        on_cpu_with_gradient = bias.requires_grad and bias.device.type == "cpu"
+        if self.config._attn_implementation == "sdpa" and on_cpu_with_gradient and not torch.jit.is_tracing():
             attention = eager_attention_forward  # on a CPU PyTorch has no fused kernel with a gradient for the bias
         parts = split_for_cpu(windows, windows.shape[1], bias.shape[0])
         return join([self.attend(part, bias, attention)[0] for part in parts]), None
@@ -329,27 +319,15 @@ class SwinHfBlock(GradientCheckpointingLayer):
 
     def attend(self, feature_map: torch.Tensor, output_attentions: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention in (shifted) windows over a (B, H, W, C) map, which is padded to whole windows in between."""
-        B, H, W, C = feature_map.shape
+        _, H, W, _ = feature_map.shape
         window, shift = fit_window(H, W, self.window, self.shifted)
-        pad_height, pad_width = -H % window[0], -W % window[1]
-        padded = pad_height or pad_width
-        if padded:
-            feature_map = nn.functional.pad(feature_map, (0, 0, 0, pad_width, 0, pad_height))
+        padded = pad_map(feature_map, window)
         mask = None
-        if shift or (padded and self.mask_padding):
+        if shift or (padded is not feature_map and self.mask_padding):
             mask = attention_mask((H, W), window, shift, self.mask_padding, feature_map.device)
-
-        height, width = H + pad_height, W + pad_width
-        if shift:
-            cut = (height, width, window, shift, feature_map.device)
-            order, places = shifted_token_order(*cut), shifted_token_places(*cut)
-            windows = Reorder.apply(feature_map.flatten(1, 2), order, places).view(-1, window[0] * window[1], C)
-            windows, weights = self.attention(windows, window, mask, output_attentions)
-            feature_map = Reorder.apply(windows.view(B, -1, C), places, order).view(B, height, width, C)
-        else:
-            windows, weights = self.attention(window_partition(feature_map, window), window, mask, output_attentions)
-            feature_map = window_reverse(windows, window, height, width)
-        return (feature_map[:, :H, :W] if padded else feature_map), weights
+        windows, weights = self.attention(cut_windows(padded, window, shift), window, mask, output_attentions)
+        attended = join_windows(windows, window, shift, padded.shape[1:3])
+        return (attended if padded is feature_map else attended[:, :H, :W]), weights
 
 
 class SwinHfPatchMerging(nn.Module):
@@ -366,10 +344,8 @@ class SwinHfPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = pad_map(feature_map, (2, 2))
         B, H, W, C = feature_map.shape
-        if H % 2 or W % 2:
-            feature_map = nn.functional.pad(feature_map, (0, 0, 0, W % 2, 0, H % 2))
-            H, W = H + H % 2, W + W % 2
         groups = feature_map.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5)  # (.., column, row, C)
         groups = groups.flatten(3)  # (B, H/2, W/2, 4C)
         if self.post_norm:

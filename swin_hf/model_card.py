@@ -83,6 +83,12 @@ def as_markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>#|$&])", r"\\\1", line)
 
 
+def figure_text(name: str, value: float) -> str:
+    """A figure as people read it: shares, as their names tell, in percent with one decimal; others with four digits."""
+    is_share = name.removeprefix("test_").removeprefix("validation_").endswith(SHARES) and 0 <= value <= 1
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
+
+
 def doubt(accuracy: float, low: float, high: float, n: int, largest_class_share: float) -> str:
     """A sentence if an accuracy with its interval cannot be told from that of always naming the largest class, else empty."""
     if low > largest_class_share:
@@ -117,7 +123,7 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
     """
     numbers, evaluation = read_metrics(source / METRICS)
     figures = card.figures | (dict([evaluation.row]) if evaluation else {})
-    figures |= {name.replace("_", " "): f"{value:.4g}" for name, value in numbers.items()}
+    figures |= {name.replace("_", " "): figure_text(name, value) for name, value in numbers.items()}
     name = repo_id.split("/")[-1]
     data = ModelCardData(
         library_name=card.library,

@@ -267,6 +267,7 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_block_hidden_states=output_block_hidden_states,
+            return_dict=True,  # also where the config asks for tuples
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None
@@ -318,6 +319,7 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_block_hidden_states=output_block_hidden_states,
+            return_dict=True,  # also where the config asks for tuples
         )
         height, width = pixel_values.shape[2:]
         rows, columns = (-(-size // self.config.encoder_stride) for size in (height, width))

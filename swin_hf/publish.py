@@ -17,7 +17,7 @@ from pathlib import Path
 
 import transformers
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoBackbone,
@@ -32,10 +32,11 @@ from transformers import (
 )
 
 from .configuration_swin_hf import height_width
-from .errors import ExplainedError
+from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .model_card import CARD, METRICS, Card, PublishError, write_card
 from .output_folders import shown
+from .quiet import hide_progress
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
 from .weight_files import WeightFiles, not_finite, read_weight_files, why_unreadable
 from .weight_import import HEADS, OURS, architecture_of, import_model
@@ -217,8 +218,11 @@ def _save_checkpoint(source: Path, folder: Path) -> Card:
         raise PublishError(str(error)) from error
     except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
         raise PublishError(f"{source} cannot be loaded: {why_unreadable(error)}") from error
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    except (StrictDataclassError, TypeError) as error:  # of values that transformers checks only here
+        raise PublishError(f"{source} cannot be saved: {in_one_line(error)}; correct its JSON files") from error
     end = next((end for end in (*HEADS, *PIPELINES) if architecture.endswith(end)), "")
     return Card(
         pipeline=PIPELINES.get(end, FEATURES),
@@ -331,7 +335,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m swin_hf.publish", description="Publish a checkpoint on the Hugging Face Hub.", allow_abbrev=False
     )
     add_options(parser)
-    return run(parser.parse_args(arguments), prepare)
+    options = parser.parse_args(arguments)
+    hide_progress()
+    return run(options, prepare)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from .configuration_swin_hf import SwinHfConfig, class_names, height_width
+from .errors import in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .plain_layers_swin_hf import require_plain_layers
@@ -133,7 +134,10 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
         fields = {name: getattr(config, name) for name in UPERNET_FIELDS}
         stock_config = UperNetConfig(backbone_config=stock_config, **fields)
     options = {"use_mask_token": True} if kind is SwinHfModel and model.embeddings.mask_token is not None else {}
-    stock = stock_class(stock_config, **options)
+    try:
+        stock = stock_class(stock_config, **options)
+    except (ValueError, RuntimeError) as error:  # it computes with sizes that it does not check, an image of one pixel for one
+        raise ConversionError(f"transformers has no such Swin: {in_one_line(error)}") from error
     weights = {_stock_name(name, inner.version): weight for name, weight in model.state_dict().items()}
     missing, unexpected = stock.load_state_dict(weights, strict=False)
     lacking = [name for name in missing if not (is_backbone and "swin.layernorm." in name)]  # which it never uses

@@ -13,6 +13,7 @@ from edge.device.errors import ExplainedError
 from edge.device.names import plain
 from swin_hf.configuration_swin_hf import class_names as names_of_classes
 from swin_hf.weight_files import not_finite, why_unreadable
+from swin_hf.working_processor import require_working_processor
 
 
 class TeacherError(ExplainedError):
@@ -58,6 +59,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
         raise TeacherError(
             f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {why_unreadable(error)}"
         ) from error
+    model.config.return_dict = True
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise TeacherError(f"{checkpoint} lacks weights of {type(model).__name__}: {', '.join(missing[:5])}")
@@ -67,6 +69,11 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
         raise TeacherError(
             f"{checkpoint} must take the images that its processor makes, of 3 channels or 1, got {taken} and {made}; correct "
             "num_channels, image_mean and image_std in its preprocessor_config.json"
+        )
+    require_working_processor(processor, taken, checkpoint, TeacherError)
+    if not (processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size):
+        raise TeacherError(
+            f"{checkpoint} must have an image processor with a size, got none; correct preprocessor_config.json"
         )
     order = _class_order(config, class_names, checkpoint)
     return Classifier(model, processor, order).eval().requires_grad_(False)

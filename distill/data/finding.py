@@ -13,8 +13,9 @@ from distill.data.sources import DataError, FoundImages, by_split
 from distill.data.tables import is_table, open_table, paths_in_table
 from distill.data.targets import CLASSES, Targets, small_classes
 from edge.device.listing import Listing, describe_left_out, list_files
-from edge.device.names import is_hidden
+from edge.device.names import did_you_mean, is_hidden
 
+EMBEDDED = ("digits", "digit-scenes")
 FEWEST_IMAGES = 4
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder written by `save_to_disk`
 STORED = (".parquet", ".arrow", ".json")  # what rows are read from
@@ -80,6 +81,8 @@ def _open(dataset: str) -> tuple[Listing | Rows, dict[str, int]]:
             f"--dataset {dataset} is neither a folder nor a .csv, .jsonl or .parquet table; give digits, digit-scenes, a "
             "folder of images, a table, or a Hub id"
         )
+    if "/" not in dataset and (hint := did_you_mean(dataset, [*EMBEDDED, *(own.name for own in Path().iterdir())])):
+        raise DataError(f"--dataset {dataset} is neither {', nor '.join(EMBEDDED)}, nor a local folder{hint}")
     try:
         return _by_split(datasets.load_dataset(dataset), dataset)
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import json
 import sys
 import typing
@@ -16,6 +15,7 @@ from transformers import HfArgumentParser
 
 from distill.errors import SettingsError
 from distill.training.yaml_text import parse_yaml
+from edge.device.names import did_you_mean
 from swin_hf.presets_swin_hf import PRESETS
 
 OPTION = "config"  # names the YAML file
@@ -108,7 +108,8 @@ class CommandLine:
         if path.suffix not in (".yaml", ".yml"):
             path = self.folder / f"{file}.yaml"
         if not path.is_file():
-            raise SettingsError(f"--{OPTION} must be a YAML file or one of {', '.join(self.files)}, got {file!r}")
+            hint = did_you_mean(file, self.files)
+            raise SettingsError(f"--{OPTION} must be a YAML file or one of {', '.join(self.files)}, got {file!r}{hint}")
         try:
             content = parse_yaml(path.read_bytes()) or {}
         except yaml.YAMLError as error:
@@ -133,6 +134,4 @@ def _raise_settings_error(message: str):
 
 
 def _unknown_key(where: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see --help for the list"
-    return f"unknown setting {key} in {where}; {hint}"
+    return f"unknown setting {key} in {where}{did_you_mean(key, known) or '; see --help for the list'}"

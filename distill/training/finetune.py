@@ -34,7 +34,7 @@ from distill.training.tasks.distillation import Distillation
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
-from swin_hf.model_card import as_markdown, read_metrics
+from swin_hf.model_card import as_markdown, figure_text, read_metrics
 from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
 
 METRICS = "metrics.json"
@@ -250,7 +250,7 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
 def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
     """Write a model card that says what was trained on which data, and the figures measured."""
     data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
-    rows = "\n".join(f"| {as_markdown(name)} | {value:.4g} |" for name, value in figures.items())
+    rows = "\n".join(f"| {as_markdown(name)} | {figure_text(name, value)} |" for name, value in figures.items())
     taught = f", taught by {as_markdown(public_name(settings.teacher))}" if settings.teacher else ""
     doubt = doubt_of(output_dir)
     warning = f"**{doubt}**\n\n" if doubt else ""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from distill.public_names import public_name
 from distill.training.tasks.task import Task
 from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
+from edge.device.names import did_you_mean
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.errors import in_one_line
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.weight_files import ConversionError, not_finite, why_unreadable
+from swin_hf.working_processor import require_working_processor
 
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 
@@ -51,7 +54,10 @@ class ModelChoice:
         Raises:
             SettingsError: the name is empty, or a value is not a YAML mapping.
         """
-        require(bool(name.strip()), flag, "name a preset, a checkpoint folder or a Hub id", name)
+        kinds = "name a preset, a checkpoint folder or a Hub id"
+        require(bool(name.strip()), flag, kinds, name)
+        if name not in PRESETS and "/" not in name and not Path(name).exists() and (hint := did_you_mean(name, PRESETS)):
+            raise SettingsError(f"--{flag} must {kinds}, got {name!r}{hint}")
         return cls(name=name, args=_fields(args, f"{flag}_args"), head_args=_fields(head_args, "head_args"), flag=flag)
 
     @property
@@ -129,11 +135,9 @@ def load_processor(
     Raises:
         ModelError: the checkpoint's crop is not defined at another size, or it makes images of other channels.
     """
-    backbone = getattr(config, "backbone_config", None) or config
-    num_channels = getattr(backbone, "num_channels", 3)
-    if num_channels not in (1, 3):
-        raise ModelError(f"--{choice.flag}: num_channels must be 3 (RGB) or 1 (greyscale), got {num_channels}")
+    num_channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
     processor = _processor_at(choice, image_size, crops, num_channels)
+    require_working_processor(processor, num_channels, f"--{choice.flag} {choice.name}", ModelError)
     if channels_of(processor) != num_channels:
         raise ModelError(
             f"--{choice.flag} {choice.name} takes images of {num_channels} channels, and its image processor makes "
@@ -184,6 +188,7 @@ def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_
     config, unknown = AutoConfig.from_pretrained(choice.name, return_unused_kwargs=True, **changes)
     rule = f"be fields of {type(config).__name__}"
     require(not unknown, f"{choice.flag}_args", rule, ", ".join(sorted(unknown)))
+    config.return_dict = True
     for own in (config, getattr(config, "backbone_config", None)):
         if isinstance(own, SwinHfConfig):
             own.image_size = image_size

@@ -231,7 +231,8 @@ def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
     """
     path = Path(folder) / name
     if name not in manifest.sha256 or not path.is_file():
-        raise ArtefactError(f"{folder} has no {name}; export the checkpoint again with it")
+        how = "without --no_self_test" if name == SELF_TEST_FILE else "to have it"
+        raise ArtefactError(f"{folder} has no {name}; export the checkpoint again {how}")
     content = path.read_bytes()
     if sha256_of(content) != manifest.sha256[name]:
         raise ArtefactError(

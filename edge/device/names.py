@@ -1,8 +1,10 @@
 """Names of files, folders and classes: which are hidden, which are splits, and how a class is named in a file."""
 
+import difflib
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -53,3 +55,9 @@ def file_stem(label: str) -> str:
         return stem
     digest = hashlib.sha256(stem.encode()).hexdigest()[:16]
     return f"{stem.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}~{digest}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a message, beginning with a semicolon, if a name is nearly one of those that are known; else empty."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -142,7 +142,7 @@ def model_outputs(
         pixels = torch.from_numpy(array)
         if pixels.dtype == torch.uint8:
             pixels = pixels.permute(0, 3, 1, 2) / 255
-        outputs = model((pixels - mean) / std)
+        outputs = model((pixels - mean) / std, return_dict=True)
         rows.append(flat(outputs.logits if hasattr(outputs, "logits") else outputs.feature_maps))
     outputs = np.concatenate(rows)
     damaged = ~np.isfinite(outputs).all(axis=1)

@@ -1,7 +1,7 @@
 """Run a command on damaged copies of a file of an artefact, as if somebody had meant it: with their own sha256.
 
-python damaged_artefacts.py ARTEFACT_DIR FILE NUM_SEEDS COMMAND ARGUMENT.. : prints a line of JSON for each copy. The command is
-`python -m edge COMMAND ARTEFACT_DIR ARGUMENT..`, in the child process of the real one; PyTorch is loaded once for all of them.
+python damaged_artefacts.py ARTEFACT_DIR FILE NUM_SEEDS COMMAND ARGUMENT.. : prints a line of JSON for each copy. The command
+is `python -m edge COMMAND ARTEFACT_DIR ARGUMENT..`, in the child process of the real one; PyTorch is loaded once for all.
 """
 
 import json
@@ -78,21 +78,33 @@ def cut(rng, content, position):
 CHANGES = (one_bit, one_bit, eight_bits, one_byte, one_number, zeros, a_piece_from_elsewhere, more_bytes, cut)
 
 
+def run_and_leave(arguments: list[str]) -> None:
+    """Run a command and end the process at once: what Python does at its end takes most of a second with PyTorch."""
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run_on_copies(folder: Path, name: str, num_seeds: int, arguments: list[str]) -> None:
     content, manifest = (folder / name).read_bytes(), json.loads((folder / "edge.json").read_text())
-    stderr = os.dup(2)
+    streams = os.dup(1), os.dup(2)
     for what, damaged in damaged_copies(content, num_seeds):
         (folder / name).write_bytes(damaged)
         manifest["sha256"][name] = sha256_of(damaged)
         (folder / "edge.json").write_text(json.dumps(manifest))
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             sys.stdout.flush()
-            os.dup2(said.fileno(), 2)
-            code = run_in_child(lambda: main([arguments[0], str(folder), *arguments[1:], "--json"]))
-            os.dup2(stderr, 2)
-            said.seek(0)
-            err = said.read().decode(errors="replace")
-        print(json.dumps({"what": what, "code": code, "err": err}), flush=True)
+            for stream, file in ((1, out), (2, err)):
+                os.dup2(file.fileno(), stream)
+            code = run_in_child(lambda: run_and_leave([arguments[0], str(folder), *arguments[1:], "--json"]))
+            for stream, original in zip((1, 2), streams):
+                os.dup2(original, stream)
+            said = {}
+            for stream, file in (("out", out), ("err", err)):
+                file.seek(0)
+                said[stream] = file.read().decode(errors="replace")
+        print(json.dumps({"what": what, "code": code, **said}), flush=True)
 
 
 if __name__ == "__main__":

@@ -210,3 +210,31 @@ def test_likeliest_classes_are_those_of_the_pipeline(checkpoint):
 def test_auto_map_names_both_backends(checkpoint):
     named = json.loads((checkpoint / "preprocessor_config.json").read_text())["auto_map"]["AutoImageProcessor"]
     assert [name.split(".")[1] for name in named] == ["SwinHfImageProcessorPil", "SwinHfImageProcessor"]
+
+
+def odd_images(folder) -> list:
+    """Files that transformers' pipelines convert to RGB in another way than our processors."""
+    rng = np.random.default_rng(0)
+    clear = Image.fromarray(rng.integers(0, 256, (20, 30, 4), dtype=np.uint8))
+    clear.save(folder / "clear.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 30), dtype=np.uint16)).save(folder / "deep.png")
+    Image.fromarray(rng.random((20, 30), dtype=np.float32)).save(folder / "float.tiff")
+    return [folder / name for name in ("clear.png", "deep.png", "float.tiff")]
+
+
+def test_pipelines_show_the_model_our_pixels_if_they_get_our_images(checkpoint, tmp_path):
+    model = swin_hf.SwinHfForImageClassification.from_pretrained(checkpoint).eval()
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    classify = pipeline("image-classification", model=model, image_processor=processor)
+    differ = []
+    for path in odd_images(tmp_path):
+        pixel_values = processor(Image.open(path), return_tensors="pt")["pixel_values"]
+        on_device = to_pixel_values(load_image(path), 16, 16, 3)
+        np.testing.assert_allclose(pixel_values, (on_device - 0.5) / 0.5, atol=1e-6)
+        logits = model(pixel_values).logits
+        expected = processor.post_process_image_classification(SimpleNamespace(logits=logits), model.config)[0]
+        # The remedy of docs/models.md.
+        assert [one["score"] for one in classify(load_image(path))] == pytest.approx([one["score"] for one in expected])
+        scores = {one["label"]: one["score"] for one in classify(str(path))}
+        differ.append(max(abs(scores[one["label"]] - one["score"]) for one in expected))
+    assert max(differ) > 1e-3  # or the remedy is not needed any more

@@ -181,6 +181,8 @@ def test_figures_of_an_evaluation():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures["calibration_error"] == pytest.approx(error, abs=1e-6)
+    of_five = ImageClassification(PROCESSOR, list("abcde"), TransformSettings())
+    assert "top5_accuracy" not in of_five.metrics(EvalPrediction(predictions=logits[:, :5], label_ids=labels % 5))
 
 
 # -- whole trainings ---------------------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["test_accuracy"] == figures["test_accuracy"] and metrics["num_test_images"] == 10
     assert set(metrics["accuracy_by_class"]) == {"blue", "green", "red"}
-    assert f"| test_accuracy | {figures['test_accuracy']:.4g} |" in (out / "README.md").read_text()
+    assert f"| test_accuracy | {100 * figures['test_accuracy']:.1f} % |" in (out / "README.md").read_text()
     split = json.loads((out / "data.json").read_text())["split"]
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
 
