@@ -12,7 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.device.artefact import MANIFEST_FILE, PROGRAM_FILE, ArtefactError, Manifest, check_constants, read_file, read_manifest
+from edge.device.artefact import (
+    MANIFEST_FILE,
+    PROGRAM_FILE,
+    ArtefactError,
+    Manifest,
+    check_constants,
+    read_file,
+    read_manifest,
+)
 from edge.device.commands import add_command
 
 if TYPE_CHECKING:
