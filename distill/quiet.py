@@ -1,5 +1,8 @@
 """Less output from libraries that report every small file they read or write."""
 
+import logging
+import warnings
+
 import datasets
 from transformers.utils import logging as transformers_logging
 
@@ -9,3 +12,5 @@ def quieten_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every retry
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # matplotlib's, for names in other scripts

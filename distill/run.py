@@ -14,7 +14,7 @@ from distill.launch import launch
 
 
 def main() -> int:
-    """Run the stages; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
+    """Run the stages; returns 0 on success, otherwise as `launch`."""
 
     def work() -> None:
         from distill.pipeline.pipeline import run_pipeline

@@ -9,7 +9,7 @@ python -m edge sensitivity runs/demo/recovered --dataset runs/demo/data/calibrat
 python -m edge app android runs/demo/edge --output_dir my_app
 python -m edge publish runs/demo/edge org/digits-phone --upload
 
-run, bench, self-test, app, and verify against labels work where only ExecuTorch is installed.
+run, bench, self-test, and verify against labels work where only ExecuTorch is installed.
 """
 
 import os

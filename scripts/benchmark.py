@@ -29,6 +29,7 @@ from benchmark_training import CONTENDERS, benchmark_training, compare_weight_in
 from edge.device.commands import positive
 from edge.device.errors import ExplainedError
 from edge.lower.recipes import RECIPES
+from swin_hf.output_folders import check_file_replaceable
 from swin_hf.presets_swin_hf import PRESETS
 
 
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the measurements that the command line asks for; 1 after an error that was explained on stderr."""
     arguments = make_parser().parse_args(argv)
     try:
+        if output_file := getattr(arguments, "output_file", None):
+            check_file_replaceable(output_file, "--output_file")
+            output_file.parent.mkdir(parents=True, exist_ok=True)
         arguments.run(arguments)
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,11 +29,11 @@ from edge.device.runner import Runner
 from edge.export.checkpoint import input_contract, input_view, load_checkpoint, model_outputs
 from edge.export.export import ExportSettings, export
 from edge.export.images import MAX_IMAGES, method_inputs
-from edge.files import write_whole
 from edge.lower.lowering import lower, trace
 from edge.lower.quantize import in_precision
 from edge.lower.recipes import RECIPES, Recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
 NUM_CROPS = 16  # of scikit-learn's photographs
@@ -81,8 +81,7 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as work_dir:
             report[part] = measured | EDGE_PARTS[part](arguments, Path(work_dir))
-        arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output_file, json.dumps(report, indent=1) + "\n")
+        write_json(arguments.output_file, report)
     print(f"-> {arguments.output_file}")
 
 
@@ -184,7 +183,8 @@ def measure_accuracy(arguments: argparse.Namespace, work_dir: Path) -> dict:
         model, processor = load_checkpoint(checkpoint)
         contract = input_contract(model.config, processor)
         inputs = method_inputs([LabelledImage(image.load(), None) for image, _ in test], contract, contract.one_image)
-        expected = model_outputs(model, processor, inputs).argmax(axis=1)  # before the runtime starts its threads
+        names = [image.name for image, _ in test]
+        expected = model_outputs(model, processor, inputs, names).argmax(axis=1)  # before the runtime starts its threads
         for recipe in arguments.recipes:
             out = work_dir / f"{checkpoint.name}-{recipe}"
             export(
@@ -266,7 +266,7 @@ def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
     processor = _processor(model.config)
     contract = input_contract(model.config, processor)
     inputs = method_inputs(photograph_crops(), contract, contract.one_image)
-    reference = model_outputs(model, processor, inputs)
+    reference = model_outputs(model, processor, inputs, [f"crop {number}" for number in range(len(inputs))])
     method = Runtime.get().load_program(made.contender.file).load_method("forward")
     outputs = [method.execute([torch.from_numpy(x)])[0].numpy().copy() for x in inputs]
     return compare(np.concatenate(outputs), reference)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, SwinForImageClassification, Swinv2ForI
 
 from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
+from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.weight_export import stock_swin_config
 
@@ -78,12 +79,11 @@ def benchmark_models(arguments: argparse.Namespace) -> None:
         "versions": installed_versions("torch", "transformers", *(["timm"] if _timm() else [])),
         "cases": [],
     }
-    arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
     print(HEADER)
     for case in cases:
         measurements = measure_case(case, device, arguments.threads, arguments.seconds)
         report["cases"].append(asdict(case) | {"measurements": [asdict(measurement) for measurement in measurements]})
-        arguments.output_file.write_text(json.dumps(report, indent=1) + "\n")  # after each case, in case a run is interrupted
+        write_json(arguments.output_file, report)  # after each case, in case a run is interrupted
         print(table_row(case, measurements), flush=True)
     print(
         f"\n{report['machine']}, {report['threads']} threads, {report['versions']}, {report['date']}\n"

@@ -26,6 +26,7 @@ from distill.training.finetune import finetune
 from distill.training.settings import parse_finetune_settings
 from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfForImageClassification
+from swin_hf.output_folders import OutputError, write_json
 from swin_hf.presets_swin_hf import PRESETS
 
 matplotlib.use("Agg")
@@ -89,8 +90,7 @@ def benchmark_training(arguments: argparse.Namespace) -> None:
     for contender, results in runs.items():
         figures = {name: median(result[name] for result in results) for name in results[0]}
         report["contenders"][contender] = {"what": CONTENDERS[contender], "runs": results, **figures}
-    arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output_file.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.output_file, report)
     print(training_table(report))
     print(f"\n{report['machine']}, {report['versions']}, {report['date']}, {report['settings']} -> {arguments.output_file}")
 
@@ -206,6 +206,9 @@ def peak_megabytes() -> float:
 
 def compare_weight_inits(arguments: argparse.Namespace) -> None:
     """Train a Swin of width 24 on the digits with both values of `weight_init`, and write the curves as JSON and PNG."""
+    plot = arguments.output_file.with_suffix(".png")
+    if plot.exists() and not arguments.output_file.exists():
+        raise OutputError(f"--output_file must leave {plot} free for the plot; it is left as it is: give another name")
     quieten_libraries()
     architecture = {"image_size": 32, "patch_size": 2, "window_size": 4}
     architecture |= {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 3, 6]}
@@ -238,10 +241,9 @@ def compare_weight_inits(arguments: argparse.Namespace) -> None:
         "num_validation_images": NUM_VALIDATION_DIGITS,
         "validation_accuracy_by_epoch": curves,
     }
-    arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output_file.write_text(json.dumps(report, indent=1) + "\n")
-    plot_weight_inits(report, arguments.output_file.with_suffix(".png"))
-    print(f"-> {arguments.output_file} and {arguments.output_file.with_suffix('.png')}")
+    write_json(arguments.output_file, report)
+    plot_weight_inits(report, plot)
+    print(f"-> {arguments.output_file} and {plot}")
 
 
 def plot_weight_inits(report: dict, path: Path) -> None:

@@ -13,17 +13,20 @@ from distill.launch import launch
 
 
 def main() -> int:
-    """Train; returns 0 on success, 1 after an error that is explained on stderr, 143 after SIGTERM."""
+    """Train; returns 0 on success, otherwise as `launch`."""
 
     def work() -> None:
-        from distill.training.finetune import finetune
+        from distill.training.finetune import doubt_of, finetune
         from distill.training.settings import parse_finetune_settings
+        from swin_hf.model_card import figure_text
 
         settings = parse_finetune_settings()
         figures = finetune(settings)
         if settings.trainer.should_save:
+            if doubt := doubt_of(Path(settings.trainer.output_dir)):
+                print(f"{doubt} Start from a pre-trained model (--model CHECKPOINT), train longer, or add images.")
             for name, value in figures.items():
-                print(f"{name:24} {value:.4g}")
+                print(f"{name:24} {figure_text(name, value)}")
             print(f"model: {settings.trainer.output_dir}")
 
     return launch(work, "resume with --resume true")

@@ -1,5 +1,9 @@
 """Swin Transformers for Hugging Face. Importing this package registers them with the Auto classes."""
 
+from .quiet import quieten_command
+
+quieten_command()  # before transformers is imported
+
 from transformers import (
     AutoBackbone,
     AutoConfig,

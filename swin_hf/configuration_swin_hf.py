@@ -1,7 +1,10 @@
 """Configuration of the Swin models: the stock `SwinConfig` fields plus the version and the widths of every part."""
 
 import difflib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -117,7 +120,8 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self._refuse_typos(kwargs)
+        for name, meant in likely_typos(kwargs, type(self)).items():
+            raise ValueError(f"SwinHfConfig has no field {name}; did you mean {meant}?")
         for derived in ("num_layers", "num_hidden_layers", "hidden_size", "stage_names"):
             kwargs.pop(derived, None)
         self.num_layers = len(self.depths)
@@ -129,13 +133,15 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         self.hidden_size = self.stage_dim(self.num_layers - 1)
         super().__post_init__(**kwargs)
 
-    def _refuse_typos(self, unknown: dict) -> None:
-        """Refuse names that are close to a field, as typos; others are kept, as in every config of transformers."""
-        known = ["num_labels", *(field.name for field in fields(self) if not field.name.startswith("_"))]
-        for name in unknown:
-            near = difflib.get_close_matches(name, known, n=1)
-            if near and name not in BASE_CLASS_KEYWORDS:
-                raise ValueError(f"SwinHfConfig has no field {name}; did you mean {near[0]}?")
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """The config in a dictionary or a `config.json`, which may hold attributes that others set on it."""
+        set_later = likely_typos(config_dict, cls)
+        made = super().from_dict({name: value for name, value in config_dict.items() if name not in set_later}, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made  # a pair with return_unused_kwargs
+        for name in set_later:
+            setattr(config, name, config_dict[name])
+        return made
 
     def stage_dim(self, stage: int) -> int:
         """Number of channels of the feature map in `stage` (from 0)."""
@@ -237,10 +243,39 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
             hint = f"; did you mean {near[0]}?" if near else f"; one of {', '.join(ACT2FN)}"
             raise ValueError(f"hidden_act must name an activation of transformers, got {self.hidden_act!r}{hint}")
 
+    def validate_numbers(self):
+        for name, low in (("mlp_ratio", "above 0"), ("layer_norm_eps", "0 or more"), ("initializer_range", "0 or more")):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
+                raise ValueError(f"{name} must be a finite number, {low}, got {value}")
+
     def validate_shares(self):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+
+def likely_typos(names: Iterable[str], owner: type) -> dict[str, str]:
+    """Names that are no field of the config class `owner` but close to one, with that one."""
+    own = {field.name for field in fields(owner)}
+    known = ["num_labels", *(field.name for field in fields(owner) if not field.name.startswith("_"))]
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in names if name not in own | BASE_CLASS_KEYWORDS}
+    return {name: close[0] for name, close in near.items() if close}
+
+
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """The names of a classifier's classes in the order of its logits.
+
+    Raises:
+        ValueError: `id2label` does not name the classes 0 to K - 1.
+    """
+    names, K = config.id2label, config.num_labels
+    if set(names) != set(range(K)) or not all(isinstance(name, str | int | float) for name in names.values()):
+        raise ValueError(
+            f"id2label must name the classes 0 to {K - 1} of the logits, got {names!s:.80}; correct config.json, where they "
+            "may be numbered from 1"
+        )
+    return [str(names[number]) for number in range(K)]
 
 
 def named_classes(names: list[str]) -> dict[str, dict]:

@@ -2,36 +2,40 @@
 
 import argparse
 import copy
+import functools
 import json
 import math
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_swin_hf import named_classes
-from .errors import ExplainedError
+from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorKwargs, SwinHfImageProcessorPil
 from .modeling_swin_hf import SwinHfForImageClassification
+from .output_folders import check_apart, check_free, new_folder
+from .quiet import hide_progress
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .weight_config import SourceSizes
 from .weight_export import stock_processor, to_timm, to_transformers
 from .weight_files import ConversionError, WeightFiles, read_weight_files
 from .weight_import import ConversionReport, import_model
+from .working_processor import for_channels, require_working_processor
 
 # Microsoft's code evaluates classifiers on the central 224 of 256 pixels, but those for 384 pixels on whole images.
 ORIGINAL_CROP_PCT, LARGEST_CROPPED = 0.875, 383
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 TIMM_CROP_PCT = 0.875  # timm's default
+MOMENTS = ("image_mean", "image_std")
 REPORT_FILE = "conversion.json"
 
 
@@ -86,27 +90,32 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
     """The image processor of a checkpoint; if it has none, the usual one of its kind, with a note in the report.
 
     Raises:
-        ConversionError: the checkpoint's is not one that ours can express.
+        ConversionError: the checkpoint's cannot be expressed by ours, or the model's images are neither RGB nor greyscale.
     """
     config = getattr(model.config, "backbone_config", model.config)
     height, width = config.image_height_width
     settings: dict[str, Any] = {"size": {"height": height, "width": width}}
     timm = files.config.get("pretrained_cfg") or {}
-    if files.processor:
-        settings |= processor_settings(files.processor)
-    elif timm:
-        settings |= timm_processor_settings(files.name, timm, (height, width))
-    else:
-        is_original = not files.config and isinstance(model, SwinHfForImageClassification)
-        settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
-        report.notes.append(
-            "the checkpoint has no image processor: ImageNet's mean and standard deviation, bicubic, "
-            f"size {height} x {width} and crop_pct {settings['crop_pct']} are assumed"
-        )
     try:
-        return SwinHfImageProcessorPil(**settings)
-    except ValueError as error:
-        raise ConversionError(f"{files.name} has an impossible image processor: {error}") from error
+        if files.processor:
+            settings |= processor_settings(files.processor)
+        elif timm:
+            settings |= timm_processor_settings(files.name, timm, (height, width))
+        else:
+            is_original = not files.config and isinstance(model, SwinHfForImageClassification)
+            settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
+            report.notes.append(
+                "the checkpoint has no image processor: ImageNet's mean and standard deviation, bicubic, "
+                f"size {height} x {width} and crop_pct {settings['crop_pct']} are assumed"
+            )
+        settings |= {name: for_channels(settings[name], config.num_channels) for name in MOMENTS if name in settings}
+        processor = SwinHfImageProcessorPil(**settings | {"num_channels": config.num_channels})
+    except ConversionError:
+        raise
+    except Exception as error:  # settings of a wrong type make transformers raise anything
+        raise ConversionError(f"{files.name} has an impossible image processor: {in_one_line(error)}") from error
+    require_working_processor(processor, config.num_channels, files.name)
+    return processor
 
 
 def timm_processor_settings(name: str, timm: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -170,25 +179,19 @@ def convert(source: str | Path, destination: str | Path, to: str = "swin_hf", **
     options: as for `load`.
 
     Raises:
-        ConversionError: the destination exists already, the target cannot express the model, or as for `load`.
+        ConversionError: the target cannot express the model, or as for `load`.
+        OutputError: the destination is not empty, is the source, or cannot be written.
     """
     destination = Path(destination).resolve()
     if to not in WRITERS:
         raise ConversionError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConversionError(f"{destination} must be an empty folder or not exist yet; choose another or remove it")
-    model, processor, report = load(source, **options)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    work_dir = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
+    check_apart(destination, "destination", source=source)
+    with new_folder(destination, partial(check_free, flag="destination")) as work_dir:
+        model, processor, report = load(source, **options)
+        if to == "transformers" and processor.num_channels == 1:
+            report.notes.append("the image processor of transformers leaves images as they are: give it greyscale ones")
         WRITERS[to](model, processor, work_dir)
         (work_dir / REPORT_FILE).write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
-        work_dir.chmod(0o755)
-        if destination.is_dir():
-            destination.rmdir()
-        os.replace(work_dir, destination)
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
     return report
 
 
@@ -209,7 +212,24 @@ def _write_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil, fold
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-WRITERS: dict[str, Callable] = {"swin_hf": _write_swin_hf, "transformers": _write_transformers, "timm": _write_timm}
+def _explained(write: Callable) -> Callable:
+    """A writer that explains values which transformers checks only when it saves them."""
+
+    @functools.wraps(write)
+    def call(*arguments) -> None:
+        try:
+            write(*arguments)
+        except (StrictDataclassError, TypeError) as error:
+            raise ConversionError(f"the model cannot be saved: {in_one_line(error)}; correct its JSON files") from error
+
+    return call
+
+
+WRITERS: dict[str, Callable] = {
+    "swin_hf": _explained(_write_swin_hf),
+    "transformers": _explained(_write_transformers),
+    "timm": _explained(_write_timm),
+}
 
 
 def read_labels(path: Path) -> list[str]:
@@ -256,6 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(make_parser().parse_args(arguments))
+    hide_progress()
     sizes = SourceSizes(
         image_size=options.pop("source_image_size"),
         window_size=options.pop("source_window_size"),

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_transforms import convert_to_rgb, get_resize_output_image_size
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -23,18 +23,22 @@ from transformers.utils import is_torchvision_available
 
 from .auto_map_swin_hf import IMAGE_PROCESSORS
 
+IMAGE_CHANNELS = (1, 3)  # of models that have an image processor
 IGNORED_LABEL = 255  # of pixels that do not count, in 8-bit maps of classes
 
 
 class SwinHfImageProcessorKwargs(ImagesKwargs, total=False):
     """Settings in addition to those of every image processor of transformers.
 
+    num_channels: that of the model: 3 for RGB, 1 for greyscale, to which colours are converted; mean and standard deviation
+        have as many values, which by default are ImageNet's, or the means of these.
     crop_pct: share of each side of the resized image that a centre crop of `size` keeps: 0.875 in the protocol of ImageNet,
         0.9 for timm's Swins. None, the default, resizes to `size` without keeping the aspect ratio.
     do_reduce_labels: for maps whose classes are numbered from 1, with 0 for background that does not count (ADE20k): 0
         becomes 255, and every other number is reduced by one.
     """
 
+    num_channels: int
     crop_pct: float | int | None
     do_reduce_labels: bool
 
@@ -69,6 +73,19 @@ def to_eight_bits(image):
     return Image.fromarray(np.round(levels).astype(np.uint8))
 
 
+def to_grey(image) -> Image.Image:
+    """An 8-bit grey PIL image from one of any mode; transparent ones are laid on white.
+
+    Raises:
+        ValueError: it is no PIL image.
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"images must be PIL images, or arrays of one channel, for num_channels 1, got {type(image).__name__}"
+        )
+    return Image.fromarray(convert_to_rgb(to_eight_bits(image), return_numpy=True)).convert("L")
+
+
 def to_class_numbers(segmentation_map) -> torch.Tensor:
     """A map of classes, (H, W) or (1, H, W), as integers (H, W).
 
@@ -101,7 +118,7 @@ def crop_middle(numbers: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class SwinHfImageProcessingMixin:
-    """What both backends share: mean and standard deviation of ImageNet, bicubic, three channels from an image of any kind."""
+    """What both backends share: mean and deviation of ImageNet, bicubic, RGB or greyscale from an image of any kind."""
 
     valid_kwargs = SwinHfImageProcessorKwargs
     resample = PILImageResampling.BICUBIC
@@ -112,9 +129,21 @@ class SwinHfImageProcessingMixin:
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    num_channels = 3
     crop_pct = None
     do_reduce_labels = False
     _auto_class = "AutoImageProcessor"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.num_channels not in IMAGE_CHANNELS:
+            raise ValueError(f"num_channels must be 3 (RGB) or 1 (greyscale), got {self.num_channels}")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if self.num_channels == 1 and kwargs.get(name) is None:
+                setattr(self, name, [round(float(np.mean(value)), 3)])
+            elif isinstance(value, int | float):
+                setattr(self, name, [float(value)] * self.num_channels)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Prepare images, and maps of classes for them, for a model.
@@ -134,12 +163,18 @@ class SwinHfImageProcessingMixin:
             settings["auto_map"] = {"AutoImageProcessor": list(IMAGE_PROCESSORS)}
         return settings
 
-    def process_image(self, image, **kwargs):
-        return super().process_image(to_eight_bits(image), **kwargs)
+    def process_image(self, image, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs):
+        is_grey_array = not isinstance(image, Image.Image) and 1 in np.shape(image)[::2]  # channels first or last
+        if num_channels == 1 and do_convert_rgb and not is_grey_array:
+            image = to_grey(image)
+        do_convert_rgb = do_convert_rgb and num_channels == 3
+        return super().process_image(to_eight_bits(image), do_convert_rgb=do_convert_rgb, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
-        crop_pct, size = kwargs["crop_pct"], kwargs["size"]
+        crop_pct, size, resample = kwargs["crop_pct"], kwargs["size"], kwargs["resample"]
+        if not isinstance(resample, int | None) and not hasattr(resample, "value"):  # torchvision's filters are enumerated
+            raise ValueError(f"resample must be the number of one of Pillow's filters, 0 to 5, got {resample!r}")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must lie in (0, 1], got {crop_pct}")
         if crop_pct is not None and not (size.height and size.width):
@@ -166,7 +201,7 @@ class SwinHfImageProcessingMixin:
         batch = self._preprocess(prepared, return_tensors=None, **kwargs)
         return BatchFeature({**batch, "labels": labels}, tensor_type=tensor_type)
 
-    def _preprocess(self, images, do_resize, size, resample, crop_pct=None, **kwargs) -> BatchFeature:
+    def _preprocess(self, images, do_resize, size, resample, crop_pct=None, num_channels=3, **kwargs) -> BatchFeature:
         if do_resize and crop_pct is not None:
             images = [self._resize_and_crop(image, size, resample, crop_pct) for image in images]
             do_resize = False
@@ -248,8 +283,8 @@ class SwinHfImageProcessingMixin:
 class SwinHfImageProcessorPil(SwinHfImageProcessingMixin, PilBackend):
     """Resize, rescale to [0, 1] and normalise with Pillow and NumPy: the same arithmetic as on a phone or a board.
 
-    Takes PIL images of any mode, arrays and tensors, one or many; returns float32 `pixel_values` (batch, 3, height, width).
-    Transparent images are laid on white; grey levels of more than 8 bits keep their whole range.
+    Takes PIL images of any mode, arrays and tensors, one or many; returns float32 `pixel_values` (batch, num_channels, height,
+    width). Transparent images are laid on white; grey levels of more than 8 bits keep their whole range.
     """
 
 

@@ -16,17 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_swin_hf import SwinHfConfig
 from .resizing_swin_hf import resize_position_embeddings
-from .tokens_swin_hf import Reorder, join, split_for_cpu
-from .windows import (
-    attention_mask,
-    fit_window,
-    log_spaced_offsets,
-    relative_position_index,
-    shifted_token_order,
-    shifted_token_places,
-    window_partition,
-    window_reverse,
-)
+from .tokens_swin_hf import cut_windows, join, join_windows, split_for_cpu
+from .windows import attention_mask, fit_window, log_spaced_offsets, pad_map, relative_position_index
 
 MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature of at least 0.01 (V2, section 3.3)
 POSITION_NETWORK_DIM = 512  # hidden channels of V2's position network, in the authors' code
@@ -34,17 +25,20 @@ MIN_NORM = 1e-12  # of queries and keys in cosine attention, as in torch.nn.func
 MAX_POSITION_BIAS = 16.0  # the position network's output goes through 16 * sigmoid, in the authors' code
 
 
-class SwinHfBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over all tokens of a (..., C) map."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return super().forward(hidden_states.flatten(0, -2)).view_as(hidden_states)
-
-
 def make_norm(config: SwinHfConfig, dim: int, eps: float = 1e-5) -> nn.Module:
-    """The norm that the config asks for, over the last dimension of a map."""
-    norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": SwinHfBatchNorm}
+    """The norm that the config asks for, to be called through `apply_norm`."""
+    norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": nn.BatchNorm1d}
     return norms[config.norm](dim, eps=eps)
+
+
+def apply_norm(norm: nn.Module, hidden_states: torch.Tensor, kind: str) -> torch.Tensor:
+    """Normalise (..., C) tokens; batch normalisation ("batch") is over all of them.
+
+    The norm may be what others made of ours, a SyncBatchNorm for instance.
+    """
+    if kind != "batch":
+        return norm(hidden_states)
+    return norm(hidden_states.flatten(0, -2)).reshape(hidden_states.shape)
 
 
 class SwinHfDropPath(nn.Module):
@@ -67,19 +61,16 @@ class SwinHfPatchEmbeddings(nn.Module):
 
     def __init__(self, config: SwinHfConfig):
         super().__init__()
-        self.patch_size = config.patch_height_width
+        self.num_channels, self.patch_size = config.num_channels, config.patch_height_width
         self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, stride=self.patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        expected = self.projection.in_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
-                f"pixel_values must have shape (batch, {expected}, height, width), got {tuple(pixel_values.shape)}"
+                f"pixel_values must have shape (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
             )
-        pad_height, pad_width = (-size % patch for size, patch in zip(pixel_values.shape[2:], self.patch_size))
-        if pad_height or pad_width:
-            pixel_values = nn.functional.pad(pixel_values, (0, pad_width, 0, pad_height))
-        return self.projection(pixel_values).permute(0, 2, 3, 1)  # (B, H, W, C)
+        padded = pad_map(pixel_values, self.patch_size, channels_first=True)
+        return self.projection(padded).permute(0, 2, 3, 1)  # (B, H, W, C)
 
 
 class SwinHfEmbeddings(nn.Module):
@@ -89,6 +80,7 @@ class SwinHfEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = SwinHfPatchEmbeddings(config)
         self.norm = make_norm(config, config.embed_dim)  # with PyTorch's default eps, as in every Swin implementation
+        self.norm_kind = config.norm
         self.grid = config.grid
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if use_mask_token else None
         self.position_embeddings = None
@@ -102,7 +94,7 @@ class SwinHfEmbeddings(nn.Module):
         return positions.view(1, height, width, -1)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
-        feature_map = self.norm(self.patch_embeddings(pixel_values))
+        feature_map = apply_norm(self.norm, self.patch_embeddings(pixel_values), self.norm_kind)
         if bool_masked_pos is not None:
             masked = self.masked_patches(bool_masked_pos, feature_map)
             feature_map = torch.where(masked, self.mask_token.to(feature_map.dtype), feature_map)
@@ -137,7 +129,7 @@ class SwinHfRelativePositionBias(nn.Module):
         self.window = window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
 
-    def forward(self, window: tuple[int, int]) -> torch.Tensor:
+    def forward(self, window: tuple[int, int], like: torch.Tensor | None = None) -> torch.Tensor:
         """Bias of a window of this size, at most the configured one, (1, h, N, N)."""
         return bias_of_pairs(self.relative_position_bias_table, window, self.window)
 
@@ -155,11 +147,14 @@ class SwinHfContinuousPositionBias(nn.Module):
             nn.Linear(2, POSITION_NETWORK_DIM), nn.ReLU(), nn.Linear(POSITION_NETWORK_DIM, num_heads, bias=False)
         )
 
-    def forward(self, window: tuple[int, int]) -> torch.Tensor:
-        """Bias of a window of this size, at most the configured one, (1, h, N, N)."""
-        weight = self.continuous_position_bias_mlp[0].weight
-        offsets = log_spaced_offsets(window, self.unit_window, weight.device)
-        table = MAX_POSITION_BIAS * torch.sigmoid(self.continuous_position_bias_mlp(offsets.to(weight.dtype)))
+    def forward(self, window: tuple[int, int], like: torch.Tensor | None = None) -> torch.Tensor:
+        """Bias of a window of this size, at most the configured one, (1, h, N, N), on the device and in the type of `like`.
+
+        Without `like` in float32 on the CPU.
+        """
+        like = torch.empty(0) if like is None else like
+        offsets = log_spaced_offsets(window, self.unit_window, like.device)
+        table = MAX_POSITION_BIAS * torch.sigmoid(self.continuous_position_bias_mlp(offsets.to(like.dtype)))
         return bias_of_pairs(table, window, window)
 
 
@@ -217,13 +212,14 @@ class SwinHfAttention(nn.Module):
         self, windows: torch.Tensor, window: tuple[int, int], mask: torch.Tensor | None, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend inside each of the (B * nW, N, C) windows; `mask` (nW, N, N) is True where a pair may mix."""
-        bias = self.relative_position_bias(window)  # (1, h, N, N)
+        bias = self.relative_position_bias(window, windows)  # (1, h, N, N)
         if mask is not None:
             bias = torch.where(mask[:, None], bias, -math.inf)  # (nW, h, N, N)
         if output_attentions:
             return self.attend(windows, bias, eager_attention_forward)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if self.config._attn_implementation == "sdpa" and bias.requires_grad and bias.device.type == "cpu":
+        on_cpu_with_gradient = bias.requires_grad and bias.device.type == "cpu"
+        if self.config._attn_implementation == "sdpa" and on_cpu_with_gradient and not torch.jit.is_tracing():
             attention = eager_attention_forward  # on a CPU PyTorch has no fused kernel with a gradient for the bias
         parts = split_for_cpu(windows, windows.shape[1], bias.shape[0])
         return join([self.attend(part, bias, attention)[0] for part in parts]), None
@@ -298,7 +294,7 @@ class SwinHfBlock(GradientCheckpointingLayer):
         self.window = config.stage_window(stage)
         self.shifted = block % 2 == 1
         self.mask_padding = config.mask_padding
-        self.post_norm = config.version == 2
+        self.post_norm, self.norm_kind = config.version == 2, config.norm
         self.layernorm_before = make_norm(config, dim, config.layer_norm_eps)
         self.attention = (SwinHfCosineAttention if config.version == 2 else SwinHfAttention)(config, stage, block)
         self.layernorm_after = make_norm(config, dim, config.layer_norm_eps)
@@ -310,37 +306,28 @@ class SwinHfBlock(GradientCheckpointingLayer):
     def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.post_norm:
             attended, weights = self.attend(feature_map, output_attentions)
-            feature_map = feature_map + self.drop_path(self.layernorm_before(self.dropout(attended)))
-            transformed = self.layernorm_after(self.dropout(self.mlp(feature_map)))
+            feature_map = feature_map + self.drop_path(self.normalise(self.layernorm_before, self.dropout(attended)))
+            transformed = self.normalise(self.layernorm_after, self.dropout(self.mlp(feature_map)))
             return feature_map + self.drop_path(transformed), weights
-        attended, weights = self.attend(self.layernorm_before(feature_map), output_attentions)
+        attended, weights = self.attend(self.normalise(self.layernorm_before, feature_map), output_attentions)
         feature_map = feature_map + self.drop_path(self.dropout(attended))
-        transformed = self.dropout(self.mlp(self.layernorm_after(feature_map)))
+        transformed = self.dropout(self.mlp(self.normalise(self.layernorm_after, feature_map)))
         return feature_map + self.drop_path(transformed), weights
+
+    def normalise(self, norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
+        return apply_norm(norm, feature_map, self.norm_kind)
 
     def attend(self, feature_map: torch.Tensor, output_attentions: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention in (shifted) windows over a (B, H, W, C) map, which is padded to whole windows in between."""
-        B, H, W, C = feature_map.shape
+        _, H, W, _ = feature_map.shape
         window, shift = fit_window(H, W, self.window, self.shifted)
-        pad_height, pad_width = -H % window[0], -W % window[1]
-        padded = pad_height or pad_width
-        if padded:
-            feature_map = nn.functional.pad(feature_map, (0, 0, 0, pad_width, 0, pad_height))
+        padded = pad_map(feature_map, window)
         mask = None
-        if shift or (padded and self.mask_padding):
+        if shift or (padded is not feature_map and self.mask_padding):
             mask = attention_mask((H, W), window, shift, self.mask_padding, feature_map.device)
-
-        height, width = H + pad_height, W + pad_width
-        if shift:
-            cut = (height, width, window, shift, feature_map.device)
-            order, places = shifted_token_order(*cut), shifted_token_places(*cut)
-            windows = Reorder.apply(feature_map.flatten(1, 2), order, places).view(-1, window[0] * window[1], C)
-            windows, weights = self.attention(windows, window, mask, output_attentions)
-            feature_map = Reorder.apply(windows.view(B, -1, C), places, order).view(B, height, width, C)
-        else:
-            windows, weights = self.attention(window_partition(feature_map, window), window, mask, output_attentions)
-            feature_map = window_reverse(windows, window, height, width)
-        return (feature_map[:, :H, :W] if padded else feature_map), weights
+        windows, weights = self.attention(cut_windows(padded, window, shift), window, mask, output_attentions)
+        attended = join_windows(windows, window, shift, padded.shape[1:3])
+        return (attended if padded is feature_map else attended[:, :H, :W]), weights
 
 
 class SwinHfPatchMerging(nn.Module):
@@ -352,18 +339,18 @@ class SwinHfPatchMerging(nn.Module):
     def __init__(self, config: SwinHfConfig, stage: int):
         super().__init__()
         dim, out_dim = config.stage_dim(stage), config.stage_dim(stage + 1)
-        self.post_norm = config.version == 2
+        self.post_norm, self.norm_kind = config.version == 2, config.norm
         self.norm = make_norm(config, out_dim if self.post_norm else 4 * dim)  # with PyTorch's default eps, as everywhere
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = pad_map(feature_map, (2, 2))
         B, H, W, C = feature_map.shape
-        if H % 2 or W % 2:
-            feature_map = nn.functional.pad(feature_map, (0, 0, 0, W % 2, 0, H % 2))
-            H, W = H + H % 2, W + W % 2
         groups = feature_map.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5)  # (.., column, row, C)
         groups = groups.flatten(3)  # (B, H/2, W/2, 4C)
-        return self.norm(self.reduction(groups)) if self.post_norm else self.reduction(self.norm(groups))
+        if self.post_norm:
+            return apply_norm(self.norm, self.reduction(groups), self.norm_kind)
+        return self.reduction(apply_norm(self.norm, groups, self.norm_kind))
 
 
 class SwinHfStage(nn.Module):

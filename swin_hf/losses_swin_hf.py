@@ -6,37 +6,62 @@ import torch
 from torch import nn
 
 
+def infer_problem_type(labels: torch.Tensor, num_labels: int) -> str:
+    """The kind of problem that labels are of, for a model with so many outputs whose config does not say.
+
+    As in the stock models: one output is a regression, integers are classes, other (B, K) labels are several labels of each
+    image. Unlike there, rows that sum to 1 are class probabilities.
+    """
+    if num_labels == 1:
+        return "regression"
+    is_per_class = labels.ndim == 2 and labels.shape[1] == num_labels
+    if is_per_class and (labels.dtype == torch.bool or (labels.is_floating_point() and not are_probabilities(labels))):
+        return "multi_label_classification"
+    return "single_label_classification"
+
+
+@torch.compiler.disable(reason="it depends on the labels' values; set problem_type in the config")
+def are_probabilities(labels: torch.Tensor) -> bool:
+    """Whether every row of (B, K) numbers sums to 1, but for rounding."""
+    return bool(((labels.detach().float().sum(dim=1) - 1).abs() < 0.5).all() & (labels.detach() >= 0).all())
+
+
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None = None, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Loss of (B, K) logits: cross-entropy unless `problem_type` says otherwise.
+    """Loss of (B, K) logits for the kind of problem.
 
-    labels: (B,) class indices or (B, K) class probabilities (mixup, cutmix); (B, K) of 0 and 1 for
-        "multi_label_classification"; (B,) or (B, K) numbers for "regression".
+    labels: (B,) class indices or (B, K) class probabilities (mixup, cutmix) for "single_label_classification"; (B, K) of 0 and
+        1 for "multi_label_classification"; (B,) or (B, K) numbers for "regression".
+    problem_type: None infers it, as `infer_problem_type` says.
     label_smoothing: share of the label that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567).
-
-    The stock models silently take float labels for a multi-label problem and train with binary cross-entropy.
 
     Raises:
         ValueError: labels of another shape or kind.
     """
     B, K = logits.shape
+    problem_type = problem_type or infer_problem_type(labels, K)
+    labels = labels.to(logits.device)
     if problem_type == "regression":
         if labels.numel() != logits.numel():
             raise ValueError(f"regression labels must hold {B} x {K} numbers like the logits, got {tuple(labels.shape)}")
-        return nn.functional.mse_loss(logits, labels.view_as(logits).to(logits.dtype))
+        return nn.functional.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
     if problem_type == "multi_label_classification":
         if labels.shape != logits.shape:
             raise ValueError(f"multi-label labels must have shape {(B, K)} like the logits, got {tuple(labels.shape)}")
         return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     is_soft = labels.is_floating_point()
-    if tuple(labels.shape) != ((B, K) if is_soft else (B,)):
+    if tuple(labels.shape) not in ([(B, K)] if is_soft else [(B,), (B, 1)]):
         raise ValueError(
             f"labels must be class indices of shape ({B},) or class probabilities of shape {(B, K)}, got {labels.dtype} "
             f'{tuple(labels.shape)}; set problem_type to "multi_label_classification" or "regression" for those'
         )
-    if is_soft:
-        labels = labels.to(logits.dtype)
+    if is_soft and not torch.compiler.is_compiling() and bool((labels.detach().float().sum(dim=1) > 1.5).any()):
+        raise ValueError(
+            "labels must be class probabilities, whose rows sum to 1, got rows that sum to more; set problem_type to "
+            '"multi_label_classification" for several labels of an image'
+        )
+    labels = labels.to(logits.dtype) if is_soft else labels.reshape(B).long()
     return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 

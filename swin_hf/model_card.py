@@ -1,6 +1,7 @@
 """The card of a published model: what is known of it, and the figures that its `metrics.json` holds."""
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ class PublishError(ExplainedError):
 class Evaluation:
     """The object "evaluation" of `metrics.json`: a figure measured on a data set.
 
+    dataset_type: its id on the Hub, or "imagefolder" and the like for local images; by default its name if that is an id.
     metric: its name, like accuracy or mean_iou. low, high: its 95 % interval, if there is one. n: number of test images.
+    largest_class_share: of the test images, the accuracy of always naming the largest class.
     """
 
     dataset: str
@@ -31,15 +34,17 @@ class Evaluation:
     n: int
     low: float | None = None
     high: float | None = None
+    dataset_type: str | None = None
+    largest_class_share: float | None = None
 
     def __post_init__(self):
-        for name in ("dataset", "metric"):
+        for name in ("dataset", "metric", "dataset_type"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value:
+            if (not isinstance(value, str) or not value) and (name, value) != ("dataset_type", None):
                 raise PublishError(f"evaluation.{name} must be text, got {value!r}")
         if type(self.n) is not int or self.n < 1:
             raise PublishError(f"evaluation.n must be a positive integer, got {self.n!r}")
-        for name in ("value", "low", "high"):
+        for name in ("value", "low", "high", "largest_class_share"):
             value = getattr(self, name)
             if value is None and name != "value":
                 continue
@@ -55,6 +60,12 @@ class Evaluation:
         return self.metric.endswith(SHARES)
 
     @property
+    def doubt(self) -> str:
+        """What to say first if nothing shows that the model learned anything, else empty."""
+        known = self.metric == "accuracy" and self.low is not None and self.largest_class_share is not None
+        return doubt(self.value, self.low, self.high, self.n, self.largest_class_share) if known else ""
+
+    @property
     def row(self) -> tuple[str, str]:
         """Name and value for the table of a card: `accuracy, 40 test images` and `90.0 % [80.0, 95.0]`."""
 
@@ -64,6 +75,28 @@ class Evaluation:
         value = shown(self.value) + (" %" if self.is_share else "")
         interval = "" if self.low is None else f" [{shown(self.low)}, {shown(self.high)}]"
         return f"{self.metric.replace('_', ' ')}, {self.n} test images", value + interval
+
+
+def as_markdown(text: str) -> str:
+    """A name as one line of Markdown that shows it as it is: nothing in it is taken for formatting or for HTML."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return re.sub(r"([\\`*\[\]<>#|$&])", r"\\\1", line)
+
+
+def figure_text(name: str, value: float) -> str:
+    """A figure as people read it: shares, as their names tell, in percent with one decimal; others with four digits."""
+    is_share = name.removeprefix("test_").removeprefix("validation_").endswith(SHARES) and 0 <= value <= 1
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
+
+
+def doubt(accuracy: float, low: float, high: float, n: int, largest_class_share: float) -> str:
+    """A sentence if an accuracy with its interval cannot be told from that of always naming the largest class, else empty."""
+    if low > largest_class_share:
+        return ""
+    return (
+        f"Nothing shows that this model learned anything: its accuracy of {accuracy:.1%} [{low:.1%}, {high:.1%}] on {n} test "
+        f"images cannot be told from that of always naming the largest class, {largest_class_share:.1%}."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +123,7 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
     """
     numbers, evaluation = read_metrics(source / METRICS)
     figures = card.figures | (dict([evaluation.row]) if evaluation else {})
-    figures |= {name.replace("_", " "): f"{value:.4g}" for name, value in numbers.items()}
+    figures |= {name.replace("_", " "): figure_text(name, value) for name, value in numbers.items()}
     name = repo_id.split("/")[-1]
     data = ModelCardData(
         library_name=card.library,
@@ -100,9 +133,10 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
         model_name=name if evaluation else None,
         eval_results=[_eval_result(evaluation, card.pipeline)] if evaluation else None,
     )
-    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+    rows = "\n".join(f"| {as_markdown(name)} | {value} |" for name, value in figures.items())
+    warning = f"**{evaluation.doubt}**\n\n" if evaluation and evaluation.doubt else ""
     text = (
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{card.about}\n\n## Use\n\n{card.use.format(repo_id=repo_id)}\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{warning}{card.about}\n\n## Use\n\n{card.use.format(repo_id=repo_id)}\n"
         f"## Measured\n\n| figure | value |\n|---|---|\n{rows}\n"
     )
     ModelCard(text).save(folder / CARD)
@@ -111,7 +145,7 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
 def _eval_result(evaluation: Evaluation, pipeline: str) -> EvalResult:
     return EvalResult(
         task_type=pipeline,
-        dataset_type=evaluation.dataset,
+        dataset_type=evaluation.dataset_type or (evaluation.dataset if "/" in evaluation.dataset else "imagefolder"),
         dataset_name=evaluation.dataset,
         metric_type=evaluation.metric,
         metric_value=evaluation.value,

@@ -16,20 +16,21 @@ from transformers.utils.generic import can_return_tuple
 from .auto_map_swin_hf import SavesItsCode
 from .configuration_swin_hf import SwinHfConfig, height_width
 from .layers_swin_hf import (
-    SwinHfBatchNorm,
     SwinHfCosineAttention,
     SwinHfEmbeddings,
     SwinHfRelativePositionBias,
     SwinHfStage,
+    apply_norm,
     make_norm,
 )
-from .losses_swin_hf import classification_loss, masked_reconstruction_loss
+from .losses_swin_hf import classification_loss, infer_problem_type, masked_reconstruction_loss
 from .outputs_swin_hf import (
     SwinHfEncoderOutput,
     SwinHfImageClassifierOutput,
     SwinHfMaskedImageModelingOutput,
     SwinHfModelOutput,
 )
+from .plain_layers_swin_hf import require_kept_sizes, require_plain_layers
 from .resizing_swin_hf import resized_config, resized_weights
 from .stock_swin_hf import DROPPED_BUFFERS, HUB_ARGUMENTS, ReadsStockWeights, saved_config
 
@@ -69,6 +70,9 @@ class LoadsInOtherSizes:
 
         image_size, window_size: here or in `config`; where they differ from the checkpoint's, the loaded model is resized
             as `resize` does.
+
+        Raises:
+            ValueError: they differ, and the checkpoint is quantized, or is to be as it is loaded.
         """
         config = kwargs.get("config")
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
@@ -81,6 +85,8 @@ class LoadsInOtherSizes:
             kwargs["config"] = copy.deepcopy(config)
             for name in (*RESIZABLE, "pretrained_window_sizes"):
                 setattr(kwargs["config"], name, getattr(saved, name))
+        if pretrained_model_name_or_path is not None:
+            require_kept_sizes(pretrained_model_name_or_path, kwargs, sizes, SwinHfConfig)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)  # a pair with output_loading_info
         changed = {
@@ -116,15 +122,17 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
         units that they were trained with, which `pretrained_window_sizes` then records.
 
         Raises:
-            ValueError: a size is not positive.
+            ValueError: a size is not positive, or layers were wrapped, replaced or quantized.
         """
         config = resized_config(self.config, image_size, window_size)
-        resized = self._empty_copy(config)
+        resized = self.empty_copy(config)
+        require_plain_layers(self, "resized")
         resized.load_state_dict(resized_weights(self.state_dict(), self.config, config))
         resized = resized.to(device=self.device, dtype=self.dtype)
         return resized.train(self.training)
 
-    def _empty_copy(self, config: SwinHfConfig) -> "SwinHfPreTrainedModel":
+    def empty_copy(self, config: SwinHfConfig) -> "SwinHfPreTrainedModel":
+        """A new model of another config with the same parts."""
         return type(self)(config)
 
     @torch.no_grad()
@@ -136,11 +144,11 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, SwinHfBatchNorm)):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d)):
             init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-            if isinstance(module, SwinHfBatchNorm):
+            if isinstance(module, nn.BatchNorm1d):
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
@@ -171,7 +179,7 @@ class SwinHfModel(SwinHfPreTrainedModel):
         self.layernorm = make_norm(config, config.hidden_size, config.layer_norm_eps) if num_stages is None else None
         self.post_init()
 
-    def _empty_copy(self, config: SwinHfConfig) -> "SwinHfModel":
+    def empty_copy(self, config: SwinHfConfig) -> "SwinHfModel":
         return type(self)(config, self.embeddings.mask_token is not None, self.num_stages)
 
     @can_return_tuple
@@ -199,7 +207,7 @@ class SwinHfModel(SwinHfPreTrainedModel):
         maps = self.encode(pixel_values, bool_masked_pos, output_attentions, output_block_hidden_states)
         last_hidden_state = maps.hidden_states[-1]
         if self.layernorm is not None:
-            last_hidden_state = self.layernorm(last_hidden_state)
+            last_hidden_state = apply_norm(self.layernorm, last_hidden_state, self.config.norm)
         return SwinHfModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=last_hidden_state.mean(dim=1),
@@ -250,17 +258,22 @@ class SwinHfForImageClassification(SwinHfPreTrainedModel):
         """Classify images (B, num_channels, height, width).
 
         labels: (B,) class indices, or (B, K) class probabilities (mixup), or (B, K) for the
-            `config.problem_type` "multi_label_classification", or numbers for "regression".
+            `config.problem_type` "multi_label_classification", or numbers for "regression". Without a `problem_type` it
+            is inferred from the first labels, and set in the config, as in the stock model; but (B, K) numbers whose rows
+            sum to 1 are class probabilities.
         """
         outputs = self.swin(
             pixel_values,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_block_hidden_states=output_block_hidden_states,
+            return_dict=True,  # also where the config asks for tuples
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
+            if self.config.problem_type is None and not torch.compiler.is_compiling():
+                self.config.problem_type = infer_problem_type(labels, logits.shape[1])
             loss = classification_loss(logits, labels, self.config.problem_type, self.config.label_smoothing)
         return SwinHfImageClassifierOutput(loss=loss, logits=logits, **outputs.intermediates())
 
@@ -306,6 +319,7 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_block_hidden_states=output_block_hidden_states,
+            return_dict=True,  # also where the config asks for tuples
         )
         height, width = pixel_values.shape[2:]
         rows, columns = (-(-size // self.config.encoder_stride) for size in (height, width))
@@ -357,7 +371,10 @@ class SwinHfBackbone(BackboneMixin, SwinHfPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         maps = self.swin.encode(pixel_values, output_attentions=output_attentions)
-        chosen = [norm(maps.stage_maps[self.stage_names.index(name)]) for name, norm in self.hidden_states_norms.items()]
+        chosen = [
+            apply_norm(norm, maps.stage_maps[self.stage_names.index(name)], self.config.norm)
+            for name, norm in self.hidden_states_norms.items()
+        ]
         return BackboneOutput(
             feature_maps=tuple(feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in chosen),
             hidden_states=_channels_first(maps.stage_maps) if output_hidden_states else None,

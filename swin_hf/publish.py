@@ -7,6 +7,7 @@ published with a card of the same form.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -16,22 +17,43 @@ from pathlib import Path
 
 import transformers
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import (
+    AutoBackbone,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForImageToImage,
+    AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 
 from .configuration_swin_hf import height_width
-from .errors import ExplainedError
+from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .model_card import CARD, METRICS, Card, PublishError, write_card
-from .stock_swin_hf import STOCK_VERSIONS, is_stock
-from .weight_files import read_weight_files
-from .weight_import import HEADS, OURS, import_model
+from .output_folders import shown
+from .quiet import hide_progress
+from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
+from .weight_files import WeightFiles, not_finite, read_weight_files, why_unreadable
+from .weight_import import HEADS, OURS, architecture_of, import_model
+from .working_processor import require_working_processor
 
 PIPELINES = {  # by the end of a class name; others give features
     "ForImageClassification": "image-classification",
     "ForSemanticSegmentation": "image-segmentation",
+    "ForImageSuperResolution": "image-to-image",
 }
+NAMED_CLASSES = ("ForImageClassification", "ForSemanticSegmentation")
+# The Swins of transformers, in every class that an Auto class loads.
+PUBLISHED_TYPES = ("swin", "swinv2", "swin2sr", "maskformer-swin", "donut-swin")
+AUTO_CLASSES = (
+    *(AutoModelForImageClassification, AutoModelForMaskedImageModeling, AutoModelForSemanticSegmentation),
+    *(AutoModelForImageToImage, AutoBackbone, AutoModel),
+)
 FEATURES = "image-feature-extraction"
 
 
@@ -71,10 +93,12 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
     A README.md of its own becomes the card; otherwise one is written.
 
     Raises:
-        PublishError: it is no checkpoint, or not a complete one, or `repo_id` is not the name of a repository.
+        PublishError: it is no checkpoint, or not a complete one, or has links out of it, or `repo_id` is not the name of a
+            repository.
     """
     source = Path(source)
     check_repo_id(repo_id)
+    check_links(source)
     if not (source / "config.json").is_file():
         raise PublishError(
             f"{source} must be a checkpoint folder with config.json, got {'one without' if source.is_dir() else 'no folder'}; "
@@ -116,6 +140,22 @@ def check_repo_id(repo_id: str) -> None:
             raise HFValidationError("it has no organisation or user")
     except HFValidationError as error:
         raise PublishError(f"the repository must be named like org/name, got {repo_id!r}: {error}") from error
+
+
+def check_links(source: Path) -> None:
+    """Refuse a folder with links out of it: what lies behind them was not meant to be published with it.
+
+    Raises:
+        PublishError: it has some.
+    """
+    folder = source.resolve()
+    entries = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    outside = [path.relative_to(folder).as_posix() for path in entries if not path.resolve().is_relative_to(folder)]
+    if outside:
+        raise PublishError(
+            f"{source} must hold what is published, got links to elsewhere: {shown(outside)}; copy the folder with `cp -rL` "
+            "and publish the copy"
+        )
 
 
 def complete(source: Path, repo_id: str, folder: Path, card: Card, license_name: str | None = None) -> Publication:
@@ -162,34 +202,76 @@ def _save_checkpoint(source: Path, folder: Path) -> Card:
     """Load a checkpoint's model and processor and save them to a folder; what a card says of them."""
     try:
         files = read_weight_files(source)
-        architecture = (files.config.get("architectures") or [""])[0]
-        stock = is_stock(files.config)
+        architecture = architecture_of(files)
+        stock = is_stock(files.config, PUBLISHED_TYPES)
         kind = getattr(transformers, architecture, None) if stock else OURS.get(architecture)
         if kind is None or not files.processor:
             raise PublishError(
                 f"{source} must hold a Swin of swin_hf or of transformers with its preprocessor_config.json, got "
                 f"{architecture or 'none'}; others are converted by python -m swin_hf.convert {source} FOLDER"
             )
-        model, _ = import_model(files)  # which is strict: nothing is missing, nothing is lost
-        if stock:
-            model = kind.from_pretrained(source, local_files_only=True)
-        processor_class = AutoImageProcessor if stock else SwinHfImageProcessorPil
-        processor = processor_class.from_pretrained(source, local_files_only=True)
+        model = _whole_stock_model(kind, source, files) if stock else import_model(files)[0]
+        processor = _working_processor(source, stock, model)
     except PublishError:
         raise
-    except (OSError, ValueError) as error:  # also those of transformers, which has no class for them
+    except ExplainedError as error:
         raise PublishError(str(error)) from error
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    end = next((end for end in HEADS if architecture.endswith(end)), "")
-    auto_class = "AutoBackbone" if end == "Backbone" else f"Auto{'Model' * (end != 'Model')}{end}"
+    except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
+        raise PublishError(f"{source} cannot be loaded: {why_unreadable(error)}") from error
+    try:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    except (StrictDataclassError, TypeError) as error:  # of values that transformers checks only here
+        raise PublishError(f"{source} cannot be saved: {in_one_line(error)}; correct its JSON files") from error
+    end = next((end for end in (*HEADS, *PIPELINES) if architecture.endswith(end)), "")
     return Card(
         pipeline=PIPELINES.get(end, FEATURES),
         library="transformers",
-        about=_about(model, architecture, end in PIPELINES),
-        use=(_USE_STOCK if stock else _USE).format(auto_class=auto_class, repo_id="{repo_id}"),
+        about=_about(model, architecture, end in NAMED_CLASSES),
+        use=(_USE_STOCK if stock else _USE).format(auto_class=_auto_class_of(model), repo_id="{repo_id}"),
         figures={"parameters": f"{model.num_parameters():,}"},
     )
+
+
+def _whole_stock_model(kind: type[PreTrainedModel], source: Path, files: WeightFiles) -> PreTrainedModel:
+    """A stock model with all of its weights, and without any that it does not know.
+
+    Raises:
+        PublishError: some are missing, unknown or not finite.
+    """
+    if bad := not_finite(files.weights):
+        raise PublishError(f"{source} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
+    model, report = kind.from_pretrained(source, local_files_only=True, output_loading_info=True)
+    missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    unknown = [name for name in unknown if name.rsplit(".", 1)[-1] not in DROPPED_BUFFERS]
+    for what, names in (("lacks weights of", missing), ("has weights that are unknown to", unknown)):
+        if names:
+            raise PublishError(
+                f"{source} {what} {kind.__name__}: {', '.join(map(str, names[:5]))}; other names are read by "
+                f"python -m swin_hf.convert {source} FOLDER"
+            )
+    return model
+
+
+def _working_processor(source: Path, stock: bool, model: PreTrainedModel) -> BaseImageProcessor:
+    """The image processor of a checkpoint, tried on an image."""
+    processor_class = AutoImageProcessor if stock else SwinHfImageProcessorPil
+    processor = processor_class.from_pretrained(source, local_files_only=True)
+    config = getattr(model.config, "backbone_config", None) or model.config
+    require_working_processor(processor, config.num_channels, source, PublishError)
+    return processor
+
+
+def _auto_class_of(model: PreTrainedModel) -> str:
+    """The Auto class that loads a model as what it is.
+
+    Raises:
+        PublishError: there is none.
+    """
+    for auto_class in AUTO_CLASSES:
+        if auto_class._model_mapping.get(type(model.config), None) is type(model):
+            return auto_class.__name__
+    raise PublishError(f"{type(model).__name__} must be a model that one of transformers' Auto classes loads; there is none")
 
 
 def _about(model: PreTrainedModel, architecture: str, has_classes: bool) -> str:
@@ -253,7 +335,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m swin_hf.publish", description="Publish a checkpoint on the Hugging Face Hub.", allow_abbrev=False
     )
     add_options(parser)
-    return run(parser.parse_args(arguments), prepare)
+    options = parser.parse_args(arguments)
+    hide_progress()
+    return run(options, prepare)
 
 
 if __name__ == "__main__":

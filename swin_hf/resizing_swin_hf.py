@@ -57,7 +57,7 @@ def resize_bias_table(table: torch.Tensor, window: tuple[int, int], new_window: 
 
 def resize_position_embeddings(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
     """Absolute position embeddings (1, H * W, C) for another grid of patches, bicubic."""
-    if new_grid == grid:
+    if new_grid == grid and not torch.jit.is_tracing():  # which then records the interpolation, for images of other sizes
         return positions
     return _interpolate(positions.view(1, *grid, -1), new_grid).flatten(1, 2)
 

@@ -8,8 +8,9 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead, UperNetPreTrainedModel
 
 from .auto_map_swin_hf import SavesItsCode
-from .configuration_swin_hf import SwinHfConfig
+from .configuration_swin_hf import SwinHfConfig, height_width
 from .modeling_swin_hf import RESIZABLE, SwinHfBackbone, SwinHfPreTrainedModel
+from .plain_layers_swin_hf import require_kept_sizes, require_plain_layers
 from .stock_swin_hf import ReadsStockConfigs, ReadsStockWeights
 
 AUXILIARY_STAGE = 2  # whose map the auxiliary head reads, counted among those that the backbone returns
@@ -30,7 +31,9 @@ class SwinHfUperNetConfig(ReadsStockConfigs, UperNetConfig):
         if self.backbone_config is None:
             self.backbone_config = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
         if isinstance(self.backbone_config, dict):  # transformers knows the class only after swin_hf was imported
-            self.backbone_config = SwinHfConfig(**self.backbone_config)
+            is_saved = "model_type" in self.backbone_config  # which may hold attributes that others set
+            make = SwinHfConfig.from_dict if is_saved else lambda given: SwinHfConfig(**given)
+            self.backbone_config = make(self.backbone_config)
         super().__post_init__(**kwargs)
         maps = self.backbone_config.out_features
         if self.use_auxiliary_head and len(maps) <= AUXILIARY_STAGE:
@@ -65,6 +68,10 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
             self.auxiliary_head = UperNetFCNHead(config, in_channels=self.backbone.channels, in_index=AUXILIARY_STAGE)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embeddings, for which those who quantize or adapt models ask."""
+        return self.backbone.get_input_embeddings()
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as every model of transformers does, also stock UperNets over a Swin.
@@ -72,9 +79,12 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
         image_size, window_size: of the backbone; where they are given, the loaded model is resized as `resize` does.
         """
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
+        require_kept_sizes(pretrained_model_name_or_path, kwargs, sizes, cls.config_class)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
-        model = model.resize(**sizes) if sizes else model
+        own = model.config.backbone_config
+        changed = {name: size for name, size in sizes.items() if height_width(size) != height_width(getattr(own, name))}
+        model = model.resize(**changed) if changed else model
         return (model, *info) if info else model
 
     def resize(
@@ -84,5 +94,6 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
         backbone, config = self.backbone.resize(image_size, window_size), copy.deepcopy(self.config)
         config.backbone_config = backbone.config
         resized = type(self)(config)
+        require_plain_layers(self, "resized")
         resized.load_state_dict(self.state_dict() | backbone.state_dict(prefix="backbone."))
         return resized.to(device=self.device, dtype=self.dtype).train(self.training)

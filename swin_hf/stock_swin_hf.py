@@ -1,6 +1,7 @@
 """Stock `swin` and `swinv2` checkpoints of transformers as ours: their config and the names of their weights."""
 
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -33,13 +34,20 @@ STOCK_NAMES = {
     r"^backbone\.embeddings\.": "backbone.swin.embeddings.",
     r"^backbone\.encoder\.": "backbone.swin.encoder.",
 } | {re.escape(stock): ours for stock, ours in BLOCK_NAMES}
+# What distributed training, `torch.compile` and larger models put before names, of a Swin and of a UperNet over one.
+WRAPPERS = (
+    r"^(?:(?:module|_orig_mod|model|net|backbone|encoder)\.)+"
+    r"(?=(?:swin|swinv2|embeddings|encoder|layernorm|classifier|decoder|hidden_states_norms)\.)"
+)
+WRAPPERS_OF_UPERNET = r"^(?:(?:module|_orig_mod|model|net|encoder)\.)+(?=(?:backbone|decode_head|auxiliary_head)\.)"
 
 
-def is_stock(config: dict[str, Any]) -> bool:
+def is_stock(config: dict[str, Any], model_types: Collection[str] = STOCK_VERSIONS) -> bool:
     """Whether `config.json` is that of a stock Swin, or of a UperNet over one."""
     if config.get("model_type") == "upernet":
-        return is_stock(config.get("backbone_config") or {})
-    return config.get("model_type") in STOCK_VERSIONS
+        backbone = config.get("backbone_config")
+        return isinstance(backbone, dict) and is_stock(backbone, model_types)
+    return config.get("model_type") in tuple(model_types)
 
 
 def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:
@@ -95,24 +103,26 @@ class ReadsStockWeights:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as every model of transformers does, also stock checkpoints, and a stock `config` given as an object."""
+        given = kwargs.get("key_mapping")
         kwargs = cls.arguments_for_stock(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        if kwargs.get("key_mapping") is STOCK_NAMES:
+        if kwargs["key_mapping"] is not given:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
-            model.__dict__.pop("_weight_conversions", None)  # with which it would be saved under the stock names
+            model.__dict__.pop("_weight_conversions", None)  # with which it would be saved under the names in the checkpoint
         return loaded
 
     @classmethod
     def arguments_for_stock(cls, path, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Keywords of `from_pretrained` with a stock `config` as one of ours, and the names of weights if they are stock."""
+        """Keywords of `from_pretrained` with a stock `config` as one of ours, and the names that weights may have."""
         config, given = kwargs.get("config"), {}
+        wrappers = {WRAPPERS_OF_UPERNET if "backbone_config" in cls.config_class.sub_configs_defaults else WRAPPERS: ""}
         if isinstance(config, PreTrainedConfig) and is_stock(config.to_dict()):
             given = config.to_dict()
             own = from_stock_config(given, cls.config_class)
             kwargs = kwargs | {"config": cls.config_class(**own, attn_implementation=config._attn_implementation)}
         if path is not None and is_stock(saved_config(path, kwargs) or given):
-            kwargs = kwargs | {"key_mapping": STOCK_NAMES}
-        return kwargs
+            return kwargs | {"key_mapping": wrappers | STOCK_NAMES}
+        return {"key_mapping": wrappers} | kwargs
 
 
 def saved_config(path, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from .configuration_swin_hf import SwinHfConfig, height_width
+from .configuration_swin_hf import SwinHfConfig, class_names, height_width
+from .errors import in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorPil, resized_to_crop
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
+from .plain_layers_swin_hf import require_plain_layers
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .stock_swin_hf import BLOCK_NAMES
 from .weight_config import difference_to_timm, extended_table, map_size, stock_v2_difference, windows_of_table
@@ -110,6 +112,7 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ConversionError: stock transformers has no such model; the message names the block.
     """
+    require_plain_layers(model, "converted", ConversionError)
     kind, config = type(model), model.config
     inner = config.backbone_config if kind is SwinHfForSemanticSegmentation else config
     stock_class = STOCK_CLASSES[kind][inner.version - 1]
@@ -131,7 +134,10 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
         fields = {name: getattr(config, name) for name in UPERNET_FIELDS}
         stock_config = UperNetConfig(backbone_config=stock_config, **fields)
     options = {"use_mask_token": True} if kind is SwinHfModel and model.embeddings.mask_token is not None else {}
-    stock = stock_class(stock_config, **options)
+    try:
+        stock = stock_class(stock_config, **options)
+    except (ValueError, RuntimeError) as error:  # it computes with sizes that it does not check, an image of one pixel for one
+        raise ConversionError(f"transformers has no such Swin: {in_one_line(error)}") from error
     weights = {_stock_name(name, inner.version): weight for name, weight in model.state_dict().items()}
     missing, unexpected = stock.load_state_dict(weights, strict=False)
     lacking = [name for name in missing if not (is_backbone and "swin.layernorm." in name)]  # which it never uses
@@ -195,6 +201,7 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
     Raises:
         ConversionError: timm has no such model; the message names the block.
     """
+    require_plain_layers(model, "converted", ConversionError)
     kind, config = type(model), model.config
     if kind not in (SwinHfForImageClassification, SwinHfModel):
         raise ConversionError(f"timm has Swins that classify, or without a head, and no {kind.__name__}")
@@ -257,7 +264,10 @@ def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfIma
             "crop_pct": processor.crop_pct or 1.0,
             "crop_mode": "center" if processor.crop_pct else "squash",
         }
-    labels = {"label_names": [config.id2label[number] for number in range(classes)]} if classes else {}
+    try:
+        labels = {"label_names": class_names(config)} if classes else {}
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     return {
         "architecture": TIMM_ARCHITECTURES[config.version],
         "num_classes": classes,
@@ -298,6 +308,8 @@ def stock_processor(
     """
     names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
     settings = {name: getattr(processor, name) for name in (*names, "do_convert_rgb")} | {"size": dict(processor.size)}
+    if processor.num_channels == 1:
+        settings["do_convert_rgb"] = False  # it has no conversion to greyscale
     if of_maps:
         if processor.crop_pct is not None or processor.do_center_crop:
             raise ConversionError("transformers has no image processor that crops maps of classes; set crop_pct to None")

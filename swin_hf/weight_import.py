@@ -2,15 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .configuration_swin_hf import SwinHfConfig
+from .errors import in_one_line
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, from_stock_config, is_stock
@@ -23,8 +23,8 @@ from .weight_config import (
     stock_v2_difference,
     windows_of_table,
 )
-from .weight_files import ConversionError, WeightFiles
-from .weight_names import original_name, original_names
+from .weight_files import ConversionError, WeightFiles, not_finite
+from .weight_names import original_name, original_names, without_prefix
 
 OURS = {
     kind.__name__: kind
@@ -112,13 +112,17 @@ def import_model(
     renamed = (
         rename_stock(files, num_labels) if from_transformers else rename_original(files, sizes or SourceSizes(), num_labels)
     )
-    report = ConversionReport(notes=renamed.notes)
+    report = ConversionReport(notes=[*files.notes, *renamed.notes])
     if num_labels is not None and num_labels != renamed.config.num_labels:
         renamed.config.num_labels = num_labels
         _drop_head(renamed, report, num_labels)
-    model = renamed.make_model()
-    _check_missing(model, renamed, files, report)
+    if bad := not_finite({renamed.origins[ours]: weight for ours, weight in renamed.weights.items()}):
+        raise ConversionError(f"{files.name} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
+    with _explained(files), torch.device("meta"):
+        expected = renamed.make_model().state_dict()
+    _check_missing(expected, renamed, files, report)
     _check_unexpected(renamed, files, report, allow_unexpected)
+    model = renamed.make_model()
     names_of: dict[str, list[str]] = {}
     for ours, name in renamed.origins.items():
         names_of.setdefault(name, []).append(ours)
@@ -140,30 +144,42 @@ def rename_stock(files: WeightFiles, num_labels: int | None = None) -> Renamed:
     Raises:
         ConversionError: the config is of another model.
     """
-    config, architecture = files.config, (files.config.get("architectures") or ["SwinHfModel"])[0]
+    config, architecture = files.config, architecture_of(files) or "SwinHfModel"
     kind = OURS.get(architecture) or next((kind for end, kind in HEADS.items() if architecture.endswith(end)), None)
-    if config["model_type"] in (SwinHfConfig.model_type, SwinHfUperNetConfig.model_type) and architecture in OURS:
-        fields = {name: value for name, value in config.items() if name != "model_type"}
-    elif is_stock(config) and kind is not None:
-        fields = from_stock_config(config, kind.config_class)
-    else:
+    is_ours = config["model_type"] in (SwinHfConfig.model_type, SwinHfUperNetConfig.model_type) and architecture in OURS
+    if not is_ours and (kind is None or not is_stock(config)):
         raise ConversionError(
             f"{files.name} must be a Swin of transformers or of swin_hf, got a {architecture} of type {config['model_type']}"
         )
     with _explained(files):
-        own = kind.config_class(**fields)
+        fields = {name: value for name, value in config.items() if name != "model_type"}
+        own = kind.config_class.from_dict(fields if is_ours else from_stock_config(config, kind.config_class))
     difference = stock_v2_difference(getattr(own, "backbone_config", own)) if is_stock(config) else ""
     notes = [f"transformers computes something else: {difference}"] if difference else []
     given_kind, kind = kind, _with_classes(kind, num_labels)
-    origins = {}
-    for name in files.weights:
-        ours = name
+    origins, (plain, _) = {}, without_prefix(files.weights)
+    for name, ours in plain.items():
         for stock, here in STOCK_NAMES.items():
             ours = re.sub(stock, here, ours)
         origins[ours.removeprefix("swin.") if kind is SwinHfModel else ours] = name
     weights = {ours: files.weights[name] for ours, name in origins.items()}
     new_head = kind is not given_kind or num_labels not in (None, own.num_labels)
     return Renamed(kind=kind, config=own, weights=weights, origins=origins, new_head=new_head, notes=notes)
+
+
+def architecture_of(files: WeightFiles) -> str:
+    """The class of a checkpoint's model in `config.json`, empty if it names none.
+
+    Raises:
+        ConversionError: `architectures` and `model_type` are not what they should be.
+    """
+    architectures, model_type = files.config.get("architectures") or [""], files.config.get("model_type", "")
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in [*architectures, model_type]):
+        raise ConversionError(
+            f"{files.name} must have a model_type and a list of architectures in config.json, got {model_type!r:.60} and "
+            f"{architectures!r:.60}"
+        )
+    return architectures[0]
 
 
 def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | None = None) -> Renamed:
@@ -177,7 +193,7 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
     if "patch_embed.proj.weight" not in source:
         raise ConversionError(
             f"{files.name} must be a Swin of transformers, with config.json, or of timm or Microsoft's code, with "
-            f"patch_embed.proj.weight; got weights like {', '.join(list(files.weights)[:3])}"
+            f"patch_embed.proj.weight; got weights like {', '.join(list(files.weights)[:3])}{beginnings(files.weights)}"
         )
     with _explained(files):
         config, kind = original_config(source, files, sizes), SwinHfModel
@@ -206,16 +222,21 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
     return Renamed(kind=kind, config=config, weights=weights, origins=origins, new_head=new_head, notes=notes)
 
 
+def beginnings(names: Iterable[str]) -> str:
+    """The first parts of names, in words, if there are several."""
+    first = list(dict.fromkeys(name.split(".")[0] for name in names))
+    return f", under {', '.join(first[:10])}{' and more' if first[10:] else ''}" if len(first) > 1 else ""
+
+
 @contextmanager
 def _explained(files: WeightFiles) -> Iterator[None]:
     """Raise the errors of a config as ConversionErrors."""
     try:
         yield
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        why = str(error).splitlines()[-1].strip()  # the first one names the validator
-        raise ConversionError(f"{files.name} has an impossible config: {why}") from error
+    except ConversionError:
+        raise
+    except Exception as error:  # values of a wrong type make transformers and PyTorch raise anything
+        raise ConversionError(f"{files.name} has an impossible config: {in_one_line(error)}") from error
 
 
 def _with_classes(kind: type[PreTrainedModel], num_labels: int | None) -> type[PreTrainedModel]:
@@ -248,13 +269,12 @@ def _drop_head(renamed: Renamed, report: ConversionReport, num_labels: int) -> N
         report.dropped[renamed.origins.pop(ours)] = f"of a head for {classes} classes, not {num_labels}"
 
 
-def _check_missing(model: PreTrainedModel, renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
+def _check_missing(expected: dict[str, torch.Tensor], renamed: Renamed, files: WeightFiles, report: ConversionReport) -> None:
     """Check that every weight of the model, except those of a new head, is there in its shape.
 
     Raises:
         ConversionError: one is not.
     """
-    expected = model.state_dict()
     for ours, weight in renamed.weights.items():
         if ours in expected and weight.shape != expected[ours].shape:
             shapes = f"{tuple(expected[ours].shape)} as {ours}, got {tuple(weight.shape)}"
@@ -275,7 +295,10 @@ def _check_unexpected(renamed: Renamed, files: WeightFiles, report: ConversionRe
     """
     used = set(renamed.origins.values())
     left = [name for name in files.weights if name not in used and name not in report.dropped]
-    reasons = {name: _reason_to_drop(name, renamed.kind) or ("unexpected, as was allowed" if allowed else "") for name in left}
+    plain, copies = without_prefix(files.weights)
+    why_allowed = "unexpected, as was allowed" if allowed else ""
+    reasons = {name: _reason_to_drop(plain.get(name, name), renamed.kind) or why_allowed for name in left}
+    reasons |= dict.fromkeys(copies, "not averaged; the file has averaged weights too")
     unexpected = [name for name, reason in reasons.items() if not reason]
     if unexpected:
         raise ConversionError(
@@ -289,6 +312,8 @@ def _reason_to_drop(name: str, kind: type[PreTrainedModel]) -> str:
     """Why a model has no use for a weight that others save; empty if there is no reason."""
     if BUFFERS.search(name):
         return "follows from the configuration"
+    if name == "n_averaged":
+        return "the number of averaged models"
     if kind is not SwinHfForMaskedImageModeling and PRETRAINING.search(name):
         return "of masked-image pre-training"
     if kind in (SwinHfBackbone, SwinHfForSemanticSegmentation) and re.search(r"(^|\.)swin\.layernorm\.", name):

@@ -3,6 +3,14 @@
 import re
 from collections.abc import Iterable
 
+from .weight_files import ConversionError
+
+# The first weights of a Swin in the original code and in transformers, and what precedes them there.
+ORIGINAL_START = "patch_embed.proj.weight"
+STOCK_START = "embeddings.patch_embeddings.projection.weight"
+OWN_PARTS = r"(^|(?<=\.))(swin|swinv2)\.$"
+OWN_PARTS_OF_SEGMENTERS = r"(^|(?<=\.))backbone\.((swin|swinv2)\.)?$"
+
 # Parts of names: here, and in the original code.
 NAMES = (
     ("swin.embeddings.patch_embeddings.projection.", "patch_embed.proj."),
@@ -58,20 +66,53 @@ def timm_name(name: str) -> str:
     return re.sub(r"^head\.", "head.fc.", name)
 
 
+def without_prefix(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Names of weights by those in a file, without what wrappers of a Swin put before them; and names of another copy of it.
+
+    Distributed training puts `module.` before names, `torch.compile` `_orig_mod.`, and larger models have a Swin as their
+    `encoder.`, `backbone.` or `model.`: what precedes the patch embeddings precedes all weights of a Swin, and is removed
+    where it does. Of a Swin and its moving average in one file, the average is taken.
+
+    Raises:
+        ConversionError: there are several Swins, or two weights have one name without the prefix.
+    """
+    names = list(names)
+    own = OWN_PARTS_OF_SEGMENTERS if any("decode_head." in name for name in names) else OWN_PARTS
+    prefixes = {name.removesuffix(ORIGINAL_START) for name in names if re.search(rf"(^|\.){ORIGINAL_START}$", name)}
+    prefixes |= {
+        re.sub(own, "", name.removesuffix(STOCK_START)) for name in names if re.search(rf"(^|\.){STOCK_START}$", name)
+    }
+    averaged = sorted(prefix for prefix in prefixes if re.search(r"(^|[._])ema[._]", prefix))
+    if len(averaged or prefixes) > 1:
+        raise ConversionError(
+            f"the weights must be of one Swin, got {len(prefixes)}, whose names begin with {', '.join(sorted(prefixes))}; "
+            "save one of them without the others"
+        )
+    (prefix,) = averaged or prefixes or {""}
+    rivals = tuple(other for other in prefixes if other not in (prefix, ""))
+    whole = set(names)
+    copies = [
+        name for name in names if name.startswith(rivals) or (not name.startswith(prefix) and f"{prefix}{name}" in whole)
+    ]
+    if copies and not averaged:
+        raise ConversionError(
+            f"the weights must have different names without {prefix}, got {prefix}{copies[0]} and {copies[0]}"
+        )
+    return {name: name.removeprefix(prefix) for name in names if name not in copies}, copies
+
+
 def original_names(names: Iterable[str]) -> dict[str, str]:
     """Names in a file of weights, of any age and origin, by their names in the original code today.
 
-    A SimMIM checkpoint has a Swin as its `encoder`; distributed training puts `module.` before all; early releases of V2
-    called the position network `rpe_mlp`.
+    Early releases of V2 called the position network `rpe_mlp`.
     """
-    names = list(names)
-    merging_begins_stages = any(".downsample." in name for name in names) and not any(
-        re.search(r"(^|\.)layers\.0\.downsample\.", name) for name in names
+    plain, _ = without_prefix(names)
+    merging_begins_stages = any(".downsample." in name for name in plain.values()) and not any(
+        re.search(r"^layers\.0\.downsample\.", name) for name in plain.values()
     )
     found = {}
-    for name in names:
-        original = re.sub(r"^(module\.)?(encoder\.)?", "", name).replace(".rpe_mlp.", ".cpb_mlp.")
-        original = re.sub(r"^head\.fc\.", "head.", original)
+    for name, original in plain.items():
+        original = re.sub(r"^head\.fc\.", "head.", original.replace(".rpe_mlp.", ".cpb_mlp."))
         if merging_begins_stages:
             original = re.sub(r"^layers\.(\d+)\.downsample\.", lambda at: f"layers.{int(at[1]) - 1}.downsample.", original)
         found[original] = name

@@ -16,7 +16,7 @@ def remembered(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
     """Cache the latest results of a function that builds a constant tensor from hashable arguments.
 
     The cache belongs to the process, not to a model, so that models have no state beside their weights. While PyTorch
-    traces or fakes tensors, the constant is built anew and becomes part of what is traced.
+    records operations or fakes tensors, the constant is built anew and becomes part of what is recorded.
     """
 
     @lru_cache(maxsize=REMEMBERED_CONSTANTS)
@@ -26,12 +26,38 @@ def remembered(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
     @wraps(build)
     def call(*args) -> torch.Tensor:
-        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        if is_recorded():
             return build(*args)
         return build_once(*args)
 
     call.remembered = build_once
     return call
+
+
+def is_recorded() -> bool:
+    """Whether PyTorch records operations to run them later: torch.compile, torch.export, torch.jit.trace, make_fx."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
+
+
+def padding(length: int, side: int) -> int:
+    """What `length` lacks to be a multiple of `side`."""
+    if torch.jit.is_tracing():
+        return (side - length % side) % side  # recorded, so that what is traced pads images of other sizes rightly
+    # Not -length % side: from the comparison, torch.compile knows from now on that nothing is left over.
+    return side - length % side if length % side else 0
+
+
+def pad_map(feature_map: torch.Tensor, sides: tuple[int, int], channels_first: bool = False) -> torch.Tensor:
+    """A (B, H, W, C) map, padded on the right and bottom to multiples of `sides`; the same tensor if nothing is lacking.
+
+    channels_first: it is (B, C, H, W).
+    """
+    size = feature_map.shape[2:] if channels_first else feature_map.shape[1:3]
+    bottom, right = (padding(length, side) for length, side in zip(size, sides))
+    if not torch.jit.is_tracing() and not (bottom or right):
+        return feature_map
+    channels = () if channels_first else (0, 0)
+    return torch.nn.functional.pad(feature_map, (*channels, 0, right, 0, bottom))
 
 
 def fit_window(
@@ -42,7 +68,8 @@ def fit_window(
     A window never exceeds the map, and a map that a window spans in either direction is not shifted, as in the original
     code.
     """
-    fitted = (min(window[0], height), min(window[1], width))
+    # Not min(): while sizes are symbols, the window, and every size computed from it, would be an expression of them.
+    fitted = (window[0] if window[0] <= height else height, window[1] if window[1] <= width else width)
     if not shifted or height <= window[0] or width <= window[1]:
         return fitted, None
     return fitted, (window[0] // 2, window[1] // 2)
@@ -53,15 +80,15 @@ def window_partition(feature_map: torch.Tensor, window: tuple[int, int]) -> torc
     B, H, W, C = feature_map.shape
     wh, ww = window
     windows = feature_map.view(B, H // wh, wh, W // ww, ww, C).transpose(2, 3)  # (B, H/wh, W/ww, wh, ww, C)
-    return windows.reshape(-1, wh * ww, C)
+    return windows.reshape(B * (H // wh) * (W // ww), wh * ww, C)
 
 
 def window_reverse(windows: torch.Tensor, window: tuple[int, int], height: int, width: int) -> torch.Tensor:
     """Put (B * nW, N, C) windows back into a (B, H, W, C) map: the inverse of `window_partition`."""
     wh, ww = window
-    C = windows.shape[-1]
-    blocks = windows.view(-1, height // wh, width // ww, wh, ww, C).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, C)
-    return blocks.reshape(-1, height, width, C)
+    B, C = windows.shape[0] // ((height // wh) * (width // ww)), windows.shape[-1]
+    blocks = windows.view(B, height // wh, width // ww, wh, ww, C).transpose(2, 3)  # (B, H/wh, wh, W/ww, ww, C)
+    return blocks.reshape(B, height, width, C)
 
 
 @remembered
@@ -130,16 +157,15 @@ def attention_mask(
     4 of the paper). With `mask_padding`, padded tokens see padded tokens only.
     """
 
-    def region(size: int, side: int, moved: int) -> torch.Tensor:
-        index = torch.arange(size, device=device)
-        return (index >= size - side).long() + (index >= size - moved).long()
-
-    height, width = (length + -length % side for length, side in zip(map_size, window))
-    rows, columns = shift or (0, 0)
-    regions = region(height, window[0], rows)[:, None] * 3 + region(width, window[1], columns)  # (H, W)
+    sides = []
+    for length, side, moved in zip(map_size, window, shift or (0, 0)):
+        padded = length + padding(length, side)
+        index = torch.arange(padded // side, device=device)[:, None] * side + torch.arange(side, device=device)
+        region = (index >= padded - side).long() + (index >= padded - moved).long()
+        sides.append((region, (index + moved) % padded < length))
+    (rows, inside_rows), (columns, inside_columns) = sides  # (H/wh, wh) and (W/ww, ww)
+    regions = rows[:, None, :, None] * 3 + columns[:, None, :]  # (H/wh, W/ww, wh, ww)
     if mask_padding:
-        inside = [(torch.arange(padded, device=device) + moved) % padded < length
-                  for padded, moved, length in zip((height, width), (rows, columns), map_size)]  # fmt: skip
-        regions = torch.where(inside[0][:, None] & inside[1], regions, -1)
-    regions = window_partition(regions[None, :, :, None], window).squeeze(-1)  # (nW, N)
+        regions = torch.where(inside_rows[:, None, :, None] & inside_columns[:, None, :], regions, -1)
+    regions = regions.flatten(2).flatten(0, 1)  # (nW, N)
     return regions[:, :, None] == regions[:, None, :]

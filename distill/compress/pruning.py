@@ -17,6 +17,7 @@ from torch import nn
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfForImageClassification
 from swin_hf.layers_swin_hf import SwinHfAttention, SwinHfBlock
+from swin_hf.plain_layers_swin_hf import require_plain_layers
 
 MLP_MULTIPLE = 8  # matrix kernels work in tiles of 8 channels
 
@@ -59,8 +60,10 @@ def measure_importance(model: SwinHfForImageClassification, losses: Iterable[tor
     losses: one per batch, ideally the distillation loss; computed one at a time, each by a forward pass of `model`.
 
     Raises:
-        PruningError: queries and values have different widths, so that their channels do not correspond.
+        PruningError: queries and values have different widths, so that their channels do not correspond, or layers were
+            wrapped or quantized.
     """
+    require_plain_layers(model, "pruned", PruningError)
     if any(block.attention.head_dim != block.attention.value_head_dim for block in blocks_of(model)):
         raise PruningError("heads whose queries and values have different widths cannot be ranked")
     importance = tp.importance.GroupTaylorImportance(normalizer="mean")
@@ -151,7 +154,12 @@ def _keep(scores: list[torch.Tensor], share: float, multiple: int, kind: str) ->
 
 
 def prune(model: SwinHfForImageClassification, plan: PruningPlan) -> SwinHfForImageClassification:
-    """A new model with only what the plan keeps; `model` is not changed."""
+    """A new model with only what the plan keeps; `model` is not changed.
+
+    Raises:
+        PruningError: layers were wrapped or quantized.
+    """
+    require_plain_layers(model, "pruned", PruningError)
     config = copy.deepcopy(model.config)
     config.block_num_heads = _by_stage(map(len, plan.heads), config.depths)
     config.block_mlp_dim = _by_stage(map(len, plan.mlp_channels), config.depths)

@@ -5,13 +5,15 @@
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from distill.data.normalisation import Normalisation
+from distill.data.normalisation import Normalisation, channels_of
 from edge.device.errors import ExplainedError
+from edge.device.names import plain
+from swin_hf.configuration_swin_hf import class_names as names_of_classes
+from swin_hf.weight_files import not_finite, why_unreadable
+from swin_hf.working_processor import require_working_processor
 
 
 class TeacherError(ExplainedError):
@@ -52,11 +54,27 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {error}") from error
+        taken, made = getattr(config, "num_channels", 3), channels_of(processor)
+    except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
+        raise TeacherError(
+            f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {why_unreadable(error)}"
+        ) from error
+    model.config.return_dict = True
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise TeacherError(f"{checkpoint} lacks weights of {type(model).__name__}: {', '.join(missing[:5])}")
+    if bad := not_finite(model.state_dict()):
+        raise TeacherError(f"{checkpoint} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
+    if taken != made or taken not in (1, 3):
+        raise TeacherError(
+            f"{checkpoint} must take the images that its processor makes, of 3 channels or 1, got {taken} and {made}; correct "
+            "num_channels, image_mean and image_std in its preprocessor_config.json"
+        )
+    require_working_processor(processor, taken, checkpoint, TeacherError)
+    if not (processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size):
+        raise TeacherError(
+            f"{checkpoint} must have an image processor with a size, got none; correct preprocessor_config.json"
+        )
     order = _class_order(config, class_names, checkpoint)
     return Classifier(model, processor, order).eval().requires_grad_(False)
 
@@ -72,14 +90,17 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
         _class_order(config, class_names, checkpoint)
     except TeacherError:
         return False
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {error}") from error
+    except Exception as error:  # on values of a wrong type transformers raises anything
+        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {why_unreadable(error)}") from error
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
 
 
 def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
     """The index of each of the data's classes in the model's output; None if the order is the same."""
-    model_names = [config.id2label[index] for index in range(config.num_labels)]
+    try:
+        model_names = [plain(name) for name in names_of_classes(config)]
+    except ValueError as error:
+        raise TeacherError(f"{checkpoint}: {error}") from error
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
     if model_names == class_names or (unnamed and len(model_names) == len(class_names)):
         return None

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from distill.data.sources import ImageSource
+from distill.data.sources import ON_THEIR_SIDE, TURNED, ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
 from edge.device.image import UnreadableImageError
 
@@ -26,11 +26,27 @@ class Example:
     reduce_labels: bool = False
 
     def load_mask(self) -> Image.Image | None:
-        """The mask in 8-bit levels, if there is one; pixels that are ignored in training and evaluation are `IGNORED`."""
+        """The mask in 8-bit levels, if there is one; pixels that are ignored in training and evaluation are `IGNORED`.
+
+        If the image is stored on its side, with a note (EXIF) how to turn it, and the mask has the size of the stored image,
+        it is turned like the image.
+        """
         if self.mask is None:
             return None
         mask = self.mask.load_mask()
+        orientation, size = self.source.stored()
+        on_its_side = orientation in ON_THEIR_SIDE and size[0] != size[1] and mask.size == size
+        if on_its_side and self.mask.stored()[0] not in TURNED:
+            mask = mask.transpose(ON_THEIR_SIDE[orientation])
         return Image.fromarray(np.asarray(mask) - np.uint8(1)) if self.reduce_labels else mask  # 0 becomes 255
+
+    @property
+    def may_be_turned(self) -> bool:
+        """Whether the image is turned by a note in its file (EXIF), and sizes do not tell whether the mask needs it too."""
+        if self.mask is None or self.mask.stored()[0] in TURNED:
+            return False
+        orientation, size = self.source.stored()
+        return orientation in TURNED and (orientation not in ON_THEIR_SIDE or size[0] == size[1])
 
 
 class TrainingImages(Dataset):
@@ -53,7 +69,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Images after the model's processor but before normalisation; masks at the same size."""
+    """Images after the model's processor but before normalisation, grey ones as RGB; masks at the same size."""
 
     def __init__(self, examples: list[Example], processor):
         self.examples, self.processor = examples, processor
@@ -65,6 +81,7 @@ class EvaluationImages(Dataset):
         example = self.examples[number]
         pixels = self.processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
         pixels, mask = torch.as_tensor(np.asarray(pixels)), example.load_mask()
+        pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
         if mask is not None:
             mask = mask.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST)
         return {"pixels": pixels, "targets": _targets(example.label, mask)}

@@ -1,5 +1,6 @@
 """Finding the images behind `--dataset`: a folder, a table, a data set or an embedded one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -7,93 +8,125 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from distill.data.digit_scenes import DigitScenes, digit_image, encode
-from distill.data.sources import IMAGE_NAMES, MASK_NAMES, SPLIT_NAMES, SPLITS, DataError, FoundImages
-from distill.data.targets import Targets
+from distill.data.rows import Rows
+from distill.data.sources import DataError, FoundImages, by_split
+from distill.data.tables import is_table, open_table, paths_in_table
+from distill.data.targets import CLASSES, Targets, small_classes
+from edge.device.listing import Listing, describe_left_out, list_files
+from edge.device.names import did_you_mean, is_hidden
 
+EMBEDDED = ("digits", "digit-scenes")
 FEWEST_IMAGES = 4
+SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder written by `save_to_disk`
+STORED = (".parquet", ".arrow", ".json")  # what rows are read from
 
 
-def find_images(dataset: str, targets: Targets, class_names: Path | None = None) -> FoundImages:
+def find_images(
+    dataset: str, targets: Targets, class_names: Path | None = None, drop_small_classes: bool = False
+) -> FoundImages:
     """Find the images behind `--dataset`, with their targets, without decoding them.
 
     targets: what the images have to come with.
     class_names: a text file with the name of each class in a line of its own, if there are masks and the data does not know.
+    drop_small_classes: leave out classes with too few images, instead of raising an error.
 
     Raises:
         DataError: there is no such data set, its images lack classes or masks, or there are too few of them.
     """
-    place = _open(dataset)
-    in_folder = isinstance(place, Path)
-    found = targets.in_folder(place, class_names) if in_folder else targets.in_rows(place, dataset, class_names)
+    place, left_out = _open(dataset)
+    if isinstance(place, Listing):
+        found = targets.in_folder(place, class_names)
+    else:
+        found = targets.in_rows(place, dataset, class_names)
+    found = replace(found, left_out=found.left_out | left_out)
+    _check_number(found, dataset)
+    if drop_small_classes and targets.have_classes and found.masks is None:
+        found = found.without(set(small_classes(found)))
     targets.check(found, dataset)
-    number = len(found.images[found.whole])
-    if number < FEWEST_IMAGES:
-        raise DataError(
-            f"--dataset {dataset} has {number} images for training, validation and test; it needs at least {FEWEST_IMAGES}"
-        )
     return found
 
 
-def _open(dataset: str) -> Path | dict[str, datasets.Dataset]:
-    """A folder of files, or the rows of each split."""
+def _check_number(found: FoundImages, dataset: str) -> None:
+    number = len(found.images.get(found.whole, []))
+    if number < FEWEST_IMAGES:
+        left_out = f" ({describe_left_out(found.left_out)})" if found.left_out else ""
+        raise DataError(
+            f"--dataset {dataset} has {number} images for training, validation and test{left_out}; it needs at least "
+            f"{FEWEST_IMAGES}"
+        )
+
+
+def _open(dataset: str) -> tuple[Listing | Rows, dict[str, int]]:
+    """A folder of files, or the rows of each split; and how many files or rows are left out for what."""
     path = Path(dataset)
     if dataset == "digits":
-        return {"all": _digits()}
+        return {"all": _digits()}, {}
     if dataset == "digit-scenes":
         builder = DigitScenes()
         builder.download_and_prepare()
-        return dict(builder.as_dataset())
-    if path.is_file() and path.suffix in (".csv", ".parquet"):
-        return _open_table(path)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _by_split(datasets.load_from_disk(str(path)))
-    if path.is_dir() and any(path.rglob("*.parquet")):
-        return _by_split(datasets.load_dataset(str(path)))
+        return dict(builder.as_dataset()), {}
+    if is_table(path):
+        return open_table(path)
+    if any((path / name).is_file() for name in SAVED):
+        return _by_split(datasets.load_from_disk(str(path)), dataset)
     if path.is_dir():
-        return path
+        listing = list_files(path)
+        if not holds_parquet(listing):
+            return listing, {}
+        rows, left_out = _by_split(datasets.load_dataset(str(path)), dataset)
+        beside = {"beside parquet files": len(listing.images)} if listing.images else {}
+        return rows, left_out | beside
     if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.exists():
         raise DataError(
-            f"--dataset {dataset} is neither a folder nor a .csv or .parquet table; give digits, digit-scenes, a folder of "
-            "images, a table, or a Hub id"
+            f"--dataset {dataset} is neither a folder nor a .csv, .jsonl or .parquet table; give digits, digit-scenes, a "
+            "folder of images, a table, or a Hub id"
         )
+    if "/" not in dataset and (hint := did_you_mean(dataset, [*EMBEDDED, *(own.name for own in Path().iterdir())])):
+        raise DataError(f"--dataset {dataset} is neither {', nor '.join(EMBEDDED)}, nor a local folder{hint}")
     try:
-        return _by_split(datasets.load_dataset(dataset))
+        return _by_split(datasets.load_dataset(dataset), dataset)
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"--dataset {dataset} is neither digits, nor a local folder, nor a data set of the Hub: {error}"
         ) from error
 
 
-def _by_split(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
-    splits = loaded if isinstance(loaded, dict) else {"all": loaded}
-    splits = {SPLIT_NAMES.get(split, split): rows for split, rows in splits.items()}
-    if "train" not in splits:
-        splits = {"all": next(iter(splits.values()))}
-    return {split: rows for split, rows in splits.items() if split in (*SPLITS, "all")}
-
-
-def _open_table(path: Path) -> dict[str, datasets.Dataset]:
-    """A table of images, or of paths relative to its folder; a column "split" may name the split of each row."""
+def files_behind(dataset: str) -> list[Path]:
+    """The files that are read for the images of `--dataset` and their classes; none if it is embedded or on the Hub."""
+    path = Path(dataset)
+    if is_table(path):
+        return [path, *paths_in_table(path)]
+    if not path.is_dir():
+        return []
+    listing = list_files(path)
+    stored = [file for file in listing.left_out if file.suffix.lower() in STORED and not file.name.startswith("cache-")]
+    if any((path / name).is_file() for name in SAVED) or holds_parquet(listing):
+        return [path / file for file in stored if not any(is_hidden(part) for part in file.parts)]
     try:
-        rows = datasets.Dataset.from_csv(str(path)) if path.suffix == ".csv" else datasets.Dataset.from_parquet(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"--dataset {path} is not a table that can be read: {error.__cause__ or error}") from error
-    for column, feature in rows.features.items():
-        if column in (*IMAGE_NAMES, *MASK_NAMES) and getattr(feature, "dtype", None) in ("string", "large_string"):
-            if None in rows[column]:
-                raise DataError(f'column "{column}" of {path} is empty in row {list(rows[column]).index(None)}; fill it')
-            rows = rows.add_column(f"{column}.path", [str(path.parent / name) for name in rows[column]])
-            rows = rows.remove_columns(column).rename_column(f"{column}.path", column)
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    if "split" not in rows.column_names:
-        return {"all": rows}
-    unknown = sorted(set(map(str, rows["split"])) - set(SPLIT_NAMES))
-    if unknown or "train" not in {SPLIT_NAMES[name] for name in rows["split"]}:
-        raise DataError(f'column "split" of {path} must hold {", ".join(SPLITS)}, including train, got {", ".join(unknown)}')
-    numbers: dict[str, list[int]] = {}
-    for number, name in enumerate(rows["split"]):
-        numbers.setdefault(SPLIT_NAMES[name], []).append(number)
-    return {split: rows.select(own) for split, own in numbers.items()}
+        found = CLASSES.in_folder(listing, None)
+    except DataError:  # said when the images are needed
+        return [path / image for image in listing.images]
+    return [source.open() for images in found.images.values() for source in images]
+
+
+def holds_parquet(listing: Listing) -> bool:
+    """Whether a folder is read as a data set of parquet files; hidden ones do not count."""
+    return any(reason.lower() == "suffix .parquet" for reason in listing.left_out.values())
+
+
+def _by_split(loaded: datasets.Dataset | datasets.DatasetDict, dataset: str) -> tuple[Rows, dict[str, int]]:
+    """The rows of train, validation and test, or of the only split as "all"."""
+    if not isinstance(loaded, dict):
+        return {"all": loaded}, {}
+    names = by_split(loaded, f"--dataset {dataset}")
+    if "train" not in names and len(loaded) == 1:
+        return {"all": next(iter(loaded.values()))}, {}
+    if "train" not in names:
+        raise DataError(f"--dataset {dataset} must have a train split, got {', '.join(loaded)}")
+    left_out = {f"in split {name}": len(rows) for name, rows in loaded.items() if name not in names.values()}
+    return {split: loaded[name] for split, name in names.items()}, left_out
 
 
 def _digits() -> datasets.Dataset:

@@ -1,78 +1,102 @@
 """Images in folders: one folder per class, a folder of images and one of masks, or only images."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from distill.data.sources import IMAGE_NAMES, MASK_NAMES, SPLIT_NAMES, DataError, FoundImages, ImageSource
-from edge.device.image import IMAGE_SUFFIXES
+from distill.data.layout import find_class_folders, find_splits, innermost
+from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource
+from edge.device.listing import Listing, describe_left_out
+from edge.device.names import plain
+
+CLASSES_FILE = "classes.txt"
 
 
-def images_in_class_folders(folder: Path) -> FoundImages:
+def images_in_class_folders(listing: Listing) -> FoundImages:
     """Class folders, or train / validation / test folders of class folders."""
-    roots = _split_folders(folder) or {"all": folder}
-    class_folders = {split: _subfolders(root) for split, root in roots.items()}
-    class_names = sorted({path.name for paths in class_folders.values() for path in paths})
-    images, labels = {}, {}
-    for split, paths in class_folders.items():
-        files = [file for path in paths for file in _files(path)]
-        images[split] = _from_files(files)
-        labels[split] = [class_names.index(file.relative_to(roots[split]).parts[0]) for file in files]
+    splits = find_class_folders(listing)
+    class_names = sorted({class_name(path) for _, folders in splits.values() for path in folders})
+    number_of = {name: number for number, name in enumerate(class_names)}
+    images: dict[str, list[ImageSource]] = {split: [] for split in splits}
+    labels: dict[str, list[int]] = {split: [] for split in splits}
+    for image in listing.images:
+        for split, (root, _) in splits.items():
+            depth = len(root.parts)
+            if image.parts[:depth] == root.parts and len(image.parts) > depth + 1:
+                images[split].append(_source(listing.root / image))
+                labels[split].append(number_of[class_name(Path(image.parts[depth]))])
+    left_out = _left_out(listing, sum(map(len, images.values())), "outside class folders")
     if not any(images.values()):
+        table = next(listing.root.glob("metadata.*"), None)
         raise DataError(
-            f"--dataset {folder} holds no images in class folders; make one folder per class and put its images "
-            f"({' '.join(IMAGE_SUFFIXES)}) into it"
+            f"--dataset {listing.root} holds no images in class folders{_in_brackets(left_out)}; make one folder per class "
+            "and put its images into it" + (f", or give the table: --dataset {table}" if table else "")
         )
-    return FoundImages(images=images, labels=labels, class_names=class_names)
+    return FoundImages(
+        images=images, labels=labels, class_names=class_names, left_out=left_out, notes=notes_on_names(class_names)
+    )
 
 
-def images_in_mask_folders(folder: Path, class_names: Path | None) -> FoundImages:
+def images_in_mask_folders(listing: Listing, class_names: Path | None) -> FoundImages:
     """Images and masks with the same names; `class_names`, or classes.txt in the folder, names the classes."""
-    images, masks = _paired(folder)
-    names = read_class_names(class_names or folder / "classes.txt", str(folder))
-    labels = {split: [0] * len(sources) for split, sources in images.items()}
-    return FoundImages(images=images, labels=labels, class_names=names, masks=masks)
-
-
-def images_alone(folder: Path) -> FoundImages:
-    """All images of a folder and its subfolders, by split where there are split folders."""
-    images = {split: _from_files(_files(root)) for split, root in (_split_folders(folder) or {"all": folder}).items()}
-    labels = {split: [0] * len(sources) for split, sources in images.items()}
-    return FoundImages(images=images, labels=labels, class_names=["image"])
-
-
-def _paired(folder: Path) -> tuple[dict[str, list[ImageSource]], dict[str, list[ImageSource]]]:
-    """Folders "images" and "masks" with files of the same names, with train / validation / test folders in or around them."""
-    pairs = {}
-    image_root, mask_root = _subfolder(folder, IMAGE_NAMES), _subfolder(folder, MASK_NAMES)
-    if image_root and mask_root:
-        parts = _split_folders(image_root)
-        pairs = {split: (root, mask_root / root.name) for split, root in parts.items()} or {"all": (image_root, mask_root)}
-    for split, root in ({} if pairs else _split_folders(folder)).items():
-        pairs[split] = (_subfolder(root, IMAGE_NAMES), _subfolder(root, MASK_NAMES))
-    if not pairs or not all(root and root.is_dir() for pair in pairs.values() for root in pair):
-        raise DataError(
-            f"--dataset {folder} must have a folder images and a folder masks (or annotations) with files of the same names, "
-            "both with the same split folders, if there are any"
-        )
-    images, masks = {}, {}
-    for split, (image_root, mask_root) in pairs.items():
-        by_name = {file.relative_to(mask_root).with_suffix(""): file for file in _files(mask_root)}
-        files = _files(image_root)
-        lacking = [file for file in files if file.relative_to(image_root).with_suffix("") not in by_name]
+    images: dict[str, list[ImageSource]] = {}
+    masks: dict[str, list[ImageSource]] = {}
+    for split, (image_root, mask_root) in _roots(listing).items():
+        files, of_name = listing.below(image_root), _by_name(listing, mask_root)
+        own = [of_name.get(_stem(file, image_root)) for file in files]
+        lacking = [file for file, mask in zip(files, own) if mask is None]
         if lacking:
             raise DataError(
-                f"{len(lacking)} of {len(files)} images have no mask of their name in {mask_root}: {lacking[0]}, ..."
+                f"{len(lacking)} of {len(files)} images have no mask of their name in {listing.root / mask_root}: "
+                f"{listing.root / lacking[0]}, ..."
             )
-        images[split] = _from_files(files)
-        own = [by_name[file.relative_to(image_root).with_suffix("")] for file in files]
-        masks[split] = _from_files(own)
-    return images, masks
+        images[split] = [_source(listing.root / file) for file in files]
+        masks[split] = [_source(listing.root / mask) for mask in own]
+    used = sum(len(own) for own in images.values()) + len({mask.name for own in masks.values() for mask in own})
+    left_out = _left_out(listing, used, "outside the folders of images and masks, or a mask without an image")
+    names = read_class_names(class_names or listing.root / CLASSES_FILE, str(listing.root))
+    labels = {split: [0] * len(sources) for split, sources in images.items()}
+    return FoundImages(images=images, labels=labels, class_names=names, masks=masks, left_out=left_out)
+
+
+def images_alone(listing: Listing) -> FoundImages:
+    """All images of a folder and its subfolders, by split where there are split folders."""
+    roots = find_splits(listing, innermost(listing))
+    images = {split: [_source(listing.root / file) for file in listing.below(root)] for split, root in roots.items()}
+    labels = {split: [0] * len(sources) for split, sources in images.items()}
+    left_out = _left_out(listing, sum(map(len, images.values())), "outside the folders of splits")
+    return FoundImages(images=images, labels=labels, class_names=["image"], left_out=left_out)
+
+
+def class_name(folder: Path) -> str:
+    """The class of a folder.
+
+    Raises:
+        DataError: the name is not UTF-8.
+    """
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"folder {str(folder)!r} must have a name in UTF-8 to be a class; rename it") from error
+    return plain(folder.name) or folder.name
+
+
+def notes_on_names(class_names: list[str]) -> tuple[str, ...]:
+    """Classes that differ in case alone."""
+    alike = defaultdict(list)
+    for name in class_names:
+        alike[name.casefold()].append(name)
+    return tuple(
+        f"classes {' and '.join(names)} differ in case only; merge them if they are one class"
+        for names in alike.values()
+        if len(names) > 1
+    )
 
 
 def read_class_names(file: Path | None, dataset: str) -> list[str]:
-    names = file.read_text().split("\n") if file is not None and file.is_file() else []
-    names = [name.strip() for name in names if name.strip()]
+    names = file.read_text(encoding="utf-8-sig").split("\n") if file is not None and file.is_file() else []
+    names = [plain(name) for name in names if name.strip()]
     if len(names) < 2:
         raise DataError(
             f"--dataset {dataset} does not name its classes; give --class_names FILE (or classes.txt in the folder), a text "
@@ -81,33 +105,53 @@ def read_class_names(file: Path | None, dataset: str) -> list[str]:
     return names
 
 
-def _from_files(files: list[Path]) -> list[ImageSource]:
-    return [ImageSource(str(file), partial(Path, file)) for file in files]
-
-
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of splits, if one of them is for training and there are no other folders.
-
-    Raises:
-        DataError: there are folders of two or more splits and other folders beside them.
-    """
-    splits = {SPLIT_NAMES[path.name.lower()]: path for path in _subfolders(folder) if path.name.lower() in SPLIT_NAMES}
-    others = [path.name for path in _subfolders(folder) if path.name.lower() not in SPLIT_NAMES]
-    if others and len(splits) > 1 and "train" in splits:
+def _roots(listing: Listing) -> dict[str, tuple[Path, Path]]:
+    """Folders "images" and "masks" by split, with train / validation / test folders in or around them."""
+    top = innermost(listing)
+    image_root, mask_root = _subfolder(listing, top, IMAGE_NAMES), _subfolder(listing, top, MASK_NAMES)
+    pairs: dict[str, tuple[Path | None, Path | None]] = {}
+    if image_root and mask_root:
+        of_images = find_splits(listing, image_root, lone_train=False)
+        of_masks = find_splits(listing, mask_root, lone_train=False)
+        pairs = {split: (root, of_masks.get(split)) for split, root in of_images.items()}
+    else:
+        for split, root in find_splits(listing, top, lone_train=False).items():
+            pairs[split] = (_subfolder(listing, root, IMAGE_NAMES), _subfolder(listing, root, MASK_NAMES))
+    if not all(root for pair in pairs.values() for root in pair):
         raise DataError(
-            f"--dataset {folder} has folders of splits ({', '.join(splits)}) and others ({', '.join(others[:5])}); "
-            "move the others away, or rename the splits if they are classes"
+            f"--dataset {listing.root} must have a folder images and a folder masks (or annotations) with files of the same "
+            "names, both with the same split folders, if there are any"
         )
-    return splits if "train" in splits and not others else {}
+    return pairs
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+def _by_name(listing: Listing, mask_root: Path) -> dict[str, Path]:
+    """The masks by the names of their images."""
+    found: dict[str, Path] = {}
+    for file in listing.below(mask_root):
+        other = found.setdefault(_stem(file, mask_root), file)
+        if other != file:
+            raise DataError(f"an image must have one mask, got {listing.root / other} and {listing.root / file}; remove one")
+    return found
 
 
-def _subfolder(folder: Path, names: Iterable[str]) -> Path | None:
-    return next((path for path in _subfolders(folder) if path.name.lower() in names), None)
+def _stem(file: Path, root: Path) -> str:
+    return plain(str(file.relative_to(root).with_suffix("")))
 
 
-def _files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+def _subfolder(listing: Listing, folder: Path, names: Iterable[str]) -> Path | None:
+    return next((path for path in listing.children(folder) if path.name.lower() in names), None)
+
+
+def _left_out(listing: Listing, used: int, otherwise: str) -> dict[str, int]:
+    """How many files are left out for each reason; `otherwise` is that of images that were found but are not used."""
+    reasons = listing.reasons(but=CLASSES_FILE)
+    return reasons | {otherwise: len(listing.images) - used} if len(listing.images) > used else reasons
+
+
+def _in_brackets(left_out: dict[str, int]) -> str:
+    return f" ({describe_left_out(left_out)})" if left_out else ""
+
+
+def _source(file: Path) -> ImageSource:
+    return ImageSource(str(file).encode(errors="replace").decode(), partial(Path, file))

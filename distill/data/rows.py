@@ -1,12 +1,17 @@
 """Images in rows: tables, data sets of the Hub, saved ones, and the columns that hold images and targets."""
 
 import io
+import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 
+from distill.data.folders import notes_on_names
 from distill.data.sources import IMAGE_NAMES, LABEL_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource
+from edge.device.image import UnreadableImageError
+from edge.device.names import plain
 
 Rows = dict[str, datasets.Dataset]  # by split
 
@@ -19,7 +24,7 @@ def rows_with_classes(splits: Rows, dataset: str) -> FoundImages:
     if "test" in labels and min(labels["test"], default=-1) < 0:  # benchmarks hide the labels of their test images
         del images["test"], labels["test"]
     _check_labels(labels, dataset)
-    return FoundImages(images=images, labels=labels, class_names=names)
+    return FoundImages(images=images, labels=labels, class_names=names, notes=notes_on_names(names))
 
 
 def rows_with_masks(splits: Rows, dataset: str, class_names: list[str]) -> FoundImages:
@@ -84,18 +89,33 @@ def _check_labels(labels: dict[str, list[int]], dataset: str) -> None:
 
 def _labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[dict[str, list[int]], list[str]]:
     """Indices of classes by split, and the names of the classes."""
-    values = {split: list(rows[column]) for split, rows in splits.items()}
+    feature = next(iter(splits.values())).features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        values = {split: list(rows[column]) for split, rows in splits.items()}
+        names = [plain(name) for name in feature.names]
+        names = names if len(set(names)) == len(names) else feature.names
+    else:
+        values = {split: [label_text(value) for value in rows[column]] for split, rows in splits.items()}
+        names = []
     for split, own in values.items():
         if None in own:
             raise DataError(
                 f'column "{column}" is empty in row {own.index(None)} of the {split} rows; fill it or drop the row'
             )
-    feature = next(iter(splits.values())).features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return values, feature.names
-    known = sorted({value for own in values.values() for value in own})
-    number_of = {value: number for number, value in enumerate(known)}
-    return {split: [number_of[value] for value in own] for split, own in values.items()}, list(map(str, known))
+    if names:
+        return values, names
+    names = sorted({name for own in values.values() for name in own})
+    if all(name.isdecimal() and str(int(name)) == name for name in names):
+        names.sort(key=int)
+    number_of = {name: number for number, name in enumerate(names)}
+    return {split: [number_of[name] for name in own] for split, own in values.items()}, names
+
+
+def label_text(value: Any) -> str | None:
+    """A class from a cell of a table, as text in NFC without space around it; None for an empty cell."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return plain(str(value)) or None
 
 
 def _sources(rows: datasets.Dataset, column: str, name: str, split: str) -> list[ImageSource]:
@@ -108,5 +128,7 @@ def _sources(rows: datasets.Dataset, column: str, name: str, split: str) -> list
 
 
 def _open_row(undecoded: datasets.Dataset, column: str, number: int) -> Path | io.BytesIO:
-    row = undecoded[number][column]
+    row = undecoded[number][column] or {"bytes": None, "path": None}
+    if row["bytes"] is None and row["path"] is None:
+        raise UnreadableImageError(f"{column} {number} cannot be read: it is empty")
     return Path(row["path"]) if row["bytes"] is None else io.BytesIO(row["bytes"])

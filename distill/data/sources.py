@@ -1,19 +1,26 @@
 """Images that are not decoded yet: where each one is, and its targets."""
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edge.device.errors import ExplainedError
-from edge.device.image import UnreadableImageError, load_image
+from edge.device.image import ORIENTATION, UnreadableImageError, load_image, opened
+from edge.device.names import split_of
 
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "val": "validation", "valid": "validation"}
 IMAGE_NAMES = ("image", "images", "image_path", "file_name", "filename", "path", "img")
+ON_THEIR_SIDE = {  # EXIF orientations that exchange height and width, and what makes the image upright
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED = frozenset(range(2, 9))  # EXIF orientations of images that are not stored upright
 LABEL_NAMES = ("label", "labels", "class", "class_name", "target")
 MASK_NAMES = ("mask", "masks", "annotation", "annotations", "segmentation", "segmentation_mask", "mask_path")
 
@@ -35,25 +42,26 @@ class ImageSource:
         Raises:
             UnreadableImageError: it cannot be decoded; the message names it.
         """
-        try:
-            return load_image(self.open())
-        except UnreadableImageError as error:
-            raise UnreadableImageError(f"{self.name} cannot be read: {error.__cause__}") from error
+        return load_image(self.open(), self.name)
 
     def load_mask(self) -> Image.Image:
-        """The numbers of classes as 8-bit levels; the colours of a palette are ignored.
+        """The numbers of classes as 8-bit levels, upright if the file says how; the colours of a palette are ignored.
 
         Raises:
             UnreadableImageError: it cannot be decoded, or holds colours or numbers above 255; the message names it.
         """
-        try:
-            with Image.open(self.open()) as mask:
-                levels = np.asarray(mask)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{self.name} cannot be read: {error}") from error
+        with opened(self.open(), self.name) as mask:
+            levels = np.asarray(ImageOps.exif_transpose(mask))
         if levels.ndim != 2 or levels.dtype.kind not in "bui" or levels.min(initial=0) < 0 or levels.max(initial=0) > 255:
             raise UnreadableImageError(f"{self.name} must be a mask with a number from 0 to 255 in each pixel, not colours")
         return Image.fromarray(levels.astype(np.uint8))
+
+    def stored(self) -> tuple[int, tuple[int, int]]:
+        """The EXIF orientation, 1 if there is none, and the size (width, height) as the pixels are stored."""
+        with opened(self.open(), self.name) as image:
+            orientation, size = image.getexif().get(ORIENTATION, 1), image.size
+            swapped = image.format == "TIFF" and orientation in ON_THEIR_SIDE  # Pillow gives the size after turning
+            return orientation, size[::-1] if swapped else size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +70,52 @@ class FoundImages:
 
     labels: for each image an index into `class_names`; 0 for all where there are masks, or nothing at all, to learn from.
     masks: for each image the one that says which class each of its pixels has, in segmentation.
+    left_out: how many files or rows are left out for each reason.
+    notes: what else people should know about these images, a sentence each.
     """
 
     images: dict[str, list[ImageSource]]
     labels: dict[str, list[int]]
     class_names: list[str]
     masks: dict[str, list[ImageSource]] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def whole(self) -> str:
         """The split from which missing splits are taken."""
         return "all" if "all" in self.images else "train"
+
+    def without(self, classes: set[int]) -> "FoundImages":
+        """Without the images of some classes, which are counted as left out."""
+        kept = {
+            split: [number for number, label in enumerate(own) if label not in classes] for split, own in self.labels.items()
+        }
+        labels = [label for label in range(len(self.class_names)) if label not in classes]
+        number_of = {label: number for number, label in enumerate(labels)}
+        count = sum(len(own) - len(kept[split]) for split, own in self.labels.items())
+        return replace(
+            self,
+            images={split: [self.images[split][number] for number in own] for split, own in kept.items()},
+            labels={split: [number_of[self.labels[split][number]] for number in own] for split, own in kept.items()},
+            class_names=[self.class_names[label] for label in labels],
+            left_out=self.left_out | {"in a class with too few images": count},
+        )
+
+
+def by_split(names: Iterable[str], where: str) -> dict[str, str]:
+    """The name of each split: train, validation, test, among names such as training_set, val2017 and holdout.
+
+    where: begins the message of an error.
+
+    Raises:
+        DataError: two names stand for the same split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        split = split_of(name)
+        if split in found:
+            raise DataError(f"{where} must have one {split} split, got {found[split]} and {name}; rename or merge them")
+        if split is not None:
+            found[split] = name
+    return found

@@ -1,21 +1,25 @@
 """Images of a training: checked once, split, and the split recorded."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from distill.data.examples import Example, check_mask
+from distill.data.copies import copies_of_held_out, describe_copies
+from distill.data.examples import Example
+from distill.data.reading import Place, Reading, read_all
 from distill.data.sources import SPLITS, DataError, FoundImages
+from distill.data.targets import FEWEST_OF_A_CLASS
 from distill.data.transforms import IGNORED
 from distill.errors import require
-from edge.device.image import UnreadableImageError
-from edge.files import write_whole
-
-READING_THREADS = 8
+from distill.public_names import public_name
+from edge.device.listing import describe_left_out
+from swin_hf.output_folders import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,15 @@ class ImageSettings:
     heading = "images"
 
     dataset: str = field(
-        default="digits",
+        default="",
         metadata={
-            "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv or .parquet table, a "
-            "folder with parquet files, a saved `datasets`, or a Hub id."
+            "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv, .jsonl or .parquet "
+            "table, a folder with parquet files, a saved `datasets`, or a Hub id."
         },
+    )
+    dataset_name: str = field(
+        default="",
+        metadata={"help": "What cards and reports call the data set. Default: its id, or the name of its folder."},
     )
     class_names: str = field(
         default="", metadata={"help": "Text file with one class per line, for masks; by default classes.txt in the folder."}
@@ -42,11 +50,16 @@ class ImageSettings:
     validation_share: float = field(default=0.1, metadata={"help": "Share of the images held out for validation."})
     test_share: float = field(default=0.1, metadata={"help": "Share of the images held out for the final test."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the split; independent of the training's seed."})
+    drop_small_classes: bool = field(
+        default=False, metadata={"help": "Leave out classes with fewer than 4 training images, instead of stopping."}
+    )
     max_unreadable_share: float = field(
         default=0.05, metadata={"help": "Stop when more than this share of the images cannot be read."}
     )
 
     def __post_init__(self):
+        printable = self.dataset_name.isprintable()
+        require(printable, "dataset_name", "be printable text", self.dataset_name)
         missing = self.class_names and not Path(self.class_names).is_file()
         require(not missing, "class_names", "be a text file with one class per line", self.class_names)
         for name in ("validation_share", "test_share"):
@@ -54,54 +67,101 @@ class ImageSettings:
         require(self.shuffle_buffer >= 1, "shuffle_buffer", "be positive", self.shuffle_buffer)
         require(0 <= self.max_unreadable_share < 1, "max_unreadable_share", "lie in [0, 1)", self.max_unreadable_share)
 
+    def require_dataset(self) -> None:
+        """Refuse to start without a data set.
+
+        Raises:
+            SettingsError: none was named.
+        """
+        kinds = "name a folder of images, a table, or a data set of the Hub"
+        require(bool(self.dataset), "dataset", kinds, "nothing", "--config digits trains on the embedded digits")
+
+    @property
+    def public_name(self) -> str:
+        """What cards and reports call the data set."""
+        return self.dataset_name or public_name(self.dataset)
+
 
 def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, known: bool) -> dict[str, list[Example]]:
-    """Readable images by split; the split and what was skipped are written to `record`.
+    """Readable images by split; the split and what was left out are written to `record`.
+
+    Copies of an image, which have the same pixels, end in one split. Where the data set brings copies of test images in its
+    other splits, or of validation images among those for training, these copies are left out.
 
     known: the record already exists, from the run that is resumed or from another process, and must match.
 
     Raises:
-        DataError: too many images cannot be used, a split has none left, or the images differ from the record.
+        DataError: too many images cannot be used, a split or a class has none left, or the images differ from the record.
     """
+    former = _read_record(record) if known and record.is_file() else None
+    if former is None:
+        reading = _look_through(found, settings)
+        skipped = [{"split": split, "number": number, "error": error} for (split, number), error in reading.errors.items()]
+        copies = [list(map(list, group)) for group in reading.copies]
+    else:
+        skipped, copies = former["skipped"], former["copies"]
+    groups = [[(split, number) for split, number in group] for group in copies]
+    shares = (settings.validation_share, settings.test_share)
     splits = {
-        split: (source, indices)
-        for split, indices, source in split_images(found, settings.validation_share, settings.test_share, settings.split_seed)
+        split: (source, list(map(int, indices)))
+        for split, indices, source in split_images(found, *shares, settings.split_seed, groups)
     }
+    leaked = copies_of_held_out(splits, groups)
     content = {
         "dataset": settings.dataset,
         "reduce_labels": settings.reduce_labels,
         "class_names": found.class_names,
-        "split": {split: list(map(int, indices)) for split, (_, indices) in splits.items()},
+        "split": {split: indices for split, (_, indices) in splits.items()},
     }
-    if known and record.is_file():
-        former = json.loads(record.read_text())
-        if content != {name: former.get(name) for name in content}:
-            raise DataError(
-                f"the images or their split are not those recorded in {record}; give another --output_dir, or that run's "
-                "--dataset, --reduce_labels, --validation_share, --test_share and --split_seed"
-            )
-        skipped = former["skipped"]
-    else:
-        skipped = _unusable(found, settings)
+    if former is None:
+        notes = [*found.notes, *reading.notes(), *describe_copies(found, splits, groups, leaked)]
+        for note in notes:
+            tqdm.write(f"note: {note}")
+        more = {"skipped": skipped, "copies": copies, "copies_left_out": leaked, "left_out": found.left_out, "notes": notes}
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(content | {"skipped": skipped}, ensure_ascii=False) + "\n")
-    unusable = {(entry["split"], entry["number"]) for entry in skipped}
+        write_whole(record, json.dumps(content | more, ensure_ascii=False) + "\n")
+    elif content != {name: former.get(name) for name in content}:
+        raise DataError(
+            f"the images or their split are not those recorded in {record}; give another --output_dir, or that run's "
+            "--dataset, --reduce_labels, --validation_share, --test_share and --split_seed"
+        )
+    unusable = {(entry["split"], entry["number"]) for entry in skipped} | {place for own in leaked.values() for place in own}
     examples = {
-        split: [_example(found, source, index, settings) for index in indices if (source, index) not in unusable]
+        split: [_example(found, (source, index), settings) for index in indices if (source, index) not in unusable]
         for split, (source, indices) in splits.items()
     }
-    for split, own in examples.items():
-        if not own:
-            raise DataError(f"there are no {split} images that can be used in --dataset {settings.dataset}; see {record}")
+    _check_what_is_left(examples, found, settings.dataset, record)
     return examples
 
 
+def _read_record(record: Path) -> dict[str, Any]:
+    """What an earlier run recorded of its images.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return content | {
+            "skipped": [{name: entry[name] for name in ("split", "number", "error")} for entry in content["skipped"]],
+            "copies": [[(split, number) for split, number in group] for group in content["copies"]],
+        }
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{record} is damaged ({error}), so that the split of the images is not known; start anew") from error
+
+
 def split_images(
-    found: FoundImages, validation_share: float, test_share: float, seed: int
+    found: FoundImages, validation_share: float, test_share: float, seed: int, copies: Sequence[Sequence[Place]] = ()
 ) -> list[tuple[str, list[int], str]]:
     """(split, indices, where the indices point) for the three splits: stratified by class and fixed by the seed.
 
     Splits that the data set has are kept; missing ones are taken from its training images, if it has any.
+
+    copies: groups of images with the same pixels, of which one decides where the others go; if validation or test images are
+        among them, those of the training images are not divided.
+
+    Raises:
+        DataError: a class has too few different images.
     """
     whole = found.whole
     if whole not in found.images:
@@ -113,16 +173,47 @@ def split_images(
         given = {"test": given["validation"]}
     else:
         result = [(split, indices, split) for split, indices in given.items()]
-    remaining = list(range(len(found.labels[whole])))
+    leaked, followers = _divided_with_others(copies, whole)
+    following = {number for own in followers.values() for number in own}
+    remaining = sorted(set(range(len(found.labels[whole]))) - leaked - following)
+    num_different = len(remaining)
+    if copies and len(given) < 2:
+        _check_different(found, remaining, 2 if given else FEWEST_OF_A_CLASS)
+
+    def with_copies(numbers: list[int]) -> list[int]:
+        return sorted([*numbers, *(copy for number in numbers for copy in followers.get(number, []))])
+
     for split, share in (("test", test_share), ("validation", validation_share)):
         if split in given:
             continue
-        size = max(round(share * len(found.labels[whole])), len(set(found.labels[whole])))
+        size = max(round(share * num_different), len(set(found.labels[whole])))
         labels = [found.labels[whole][index] for index in remaining]
         remaining, held_out = train_test_split(remaining, test_size=size, stratify=labels, random_state=seed)
-        result.append((split, sorted(held_out), whole))
-    result.append(("train", sorted(remaining), whole))
+        result.append((split, with_copies(held_out), whole))
+    result.append(("train", sorted([*with_copies(remaining), *leaked]), whole))
     return sorted(result, key=lambda part: SPLITS.index(part[0]))
+
+
+def _divided_with_others(copies: Sequence[Sequence[Place]], whole: str) -> tuple[set[int], dict[int, list[int]]]:
+    """Of the images that are divided: those with copies in other splits, and the copies of an image by its number."""
+    leaked, followers = set(), {}
+    for group in copies:
+        own = sorted(number for split, number in group if split == whole)
+        if len(own) < len(group):
+            leaked.update(own)
+        else:
+            followers[own[0]] = own[1:]
+    return leaked, followers
+
+
+def _check_different(found: FoundImages, numbers: list[int], at_least: int) -> None:
+    counts = Counter(found.labels[found.whole][number] for number in numbers)
+    few = [f"{name} ({counts[label]})" for label, name in enumerate(found.class_names) if counts[label] < at_least]
+    if few and found.masks is None:
+        raise DataError(
+            f"every class needs at least {at_least} different images that are no copies of held-out ones, so that every split "
+            f"gets one; these have fewer: {', '.join(few)}"
+        )
 
 
 def check_unreadable(errors: list[str], total: int, max_share: float) -> None:
@@ -134,42 +225,44 @@ def check_unreadable(errors: list[str], total: int, max_share: float) -> None:
         )
 
 
-def _example(found: FoundImages, split: str, number: int, settings: ImageSettings) -> Example:
-    mask = None if found.masks is None else found.masks[split][number]
-    return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels)
-
-
-def _unusable(found: FoundImages, settings: ImageSettings) -> list[dict[str, str | int]]:
-    """Load every image and mask once; returns those that cannot be used, with the reason.
+def _look_through(found: FoundImages, settings: ImageSettings) -> Reading:
+    """Read every image and mask once, and say what is left out.
 
     Raises:
-        DataError: there are too many of them, or the masks have only one class.
+        DataError: too many images cannot be used, or the masks have only one class.
     """
+    if found.left_out:
+        tqdm.write(describe_left_out(found.left_out))
     places = [(split, number) for split, images in found.images.items() for number in range(len(images))]
-    classes: set[int] = set()
-
-    def error_of(place: tuple[str, int]) -> str | None:
-        example = _example(found, *place, settings)
-        try:
-            image, mask = example.source.load(), example.load_mask()
-            if mask is not None:
-                classes.update(check_mask(example, image, mask, len(found.class_names)))
-        except UnreadableImageError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        errors = list(tqdm(pool.map(error_of, places), total=len(places), desc="checking images", mininterval=1.0))
-    skipped = []
-    for (split, number), error in zip(places, errors):
-        if error:
-            tqdm.write(f"skipped: {error}")
-            skipped.append({"split": split, "number": number, "error": error})
-    check_unreadable([entry["error"] for entry in skipped], len(places), settings.max_unreadable_share)
-    if found.masks is not None and len(classes) < 2:
-        names = ", ".join(found.class_names[number] for number in classes) or "none"
+    reading = read_all({place: _example(found, place, settings) for place in places}, len(found.class_names))
+    errors = list(reading.errors.values())
+    for error in errors:
+        tqdm.write(f"skipped: {error}")
+    check_unreadable(errors, len(places), settings.max_unreadable_share)
+    if found.masks is not None and len(reading.mask_classes) < 2:
+        names = ", ".join(found.class_names[number] for number in reading.mask_classes) or "none"
         raise DataError(
             f"the masks of --dataset {settings.dataset} have only one class ({names}); pixels must be class numbers, "
             f"0 to {len(found.class_names) - 1}, or {IGNORED} for pixels to ignore: write 1, not 255, for an object"
         )
-    return skipped
+    return reading
+
+
+def _example(found: FoundImages, place: Place, settings: ImageSettings) -> Example:
+    split, number = place
+    mask = None if found.masks is None else found.masks[split][number]
+    return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels)
+
+
+def _check_what_is_left(examples: dict[str, list[Example]], found: FoundImages, dataset: str, record: Path) -> None:
+    for split, own in examples.items():
+        if not own:
+            raise DataError(f"there are no {split} images that can be used in --dataset {dataset}; see {record}")
+    if found.masks is None and "train" in examples:
+        trained = {example.label for example in examples["train"]}
+        lacking = [name for label, name in enumerate(found.class_names) if label not in trained]
+        if lacking:
+            raise DataError(
+                f"--dataset {dataset} has no training images left of {len(lacking)} classes: {', '.join(lacking[:10])}; see "
+                f"{record} for those left out, and add others"
+            )

@@ -18,14 +18,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask, to_sample
+from distill.data.finding import holds_parquet
 from distill.data.rows import image_column
-from distill.data.sources import SPLIT_NAMES, DataError, FoundImages, ImageSource
+from distill.data.sources import DataError, FoundImages, ImageSource, by_split
 from distill.data.splits import ImageSettings, check_unreadable
 from distill.data.targets import Targets
 from distill.data.transforms import RandomCrop
 from edge.device.image import UnreadableImageError
-from edge.files import move_into_place
+from edge.device.listing import list_files
+from swin_hf.output_folders import changes, check_free, check_holds_only, new_folder, read_record, write_record
 
+HELD_OUT = "held_out.json"  # in the folder of fetched rows: its files
 FEWEST_JUDGED = 1000  # images, before the share of unreadable ones is checked
 
 
@@ -50,7 +53,7 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
         DataError: it is not a data set that can be streamed, or has no held-out images or no columns for the task.
     """
     dataset, path = settings.dataset, Path(settings.dataset)
-    if (path.exists() and not any(path.rglob("*.parquet"))) or dataset in ("digits", "digit-scenes"):
+    if (path.exists() and not (path.is_dir() and holds_parquet(list_files(path)))) or dataset in ("digits", "digit-scenes"):
         raise DataError(
             f"--streaming is for a Hub id or a folder of parquet files; the images of {dataset} are read as they are needed "
             "anyway: leave out --streaming"
@@ -59,9 +62,9 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
         loaded = datasets.load_dataset(dataset, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--dataset {dataset} cannot be streamed: {error}") from error
-    streams = {SPLIT_NAMES.get(name, name): rows for name, rows in loaded.items()}
+    streams = {split: loaded[name] for split, name in by_split(loaded, f"--dataset {dataset}").items()}
     if "train" not in streams or not {"validation", "test"} & set(streams):
-        raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(streams)}")
+        raise DataError(f"--streaming needs a train and a validation or test split, --dataset {dataset} has {list(loaded)}")
     rows = streams["train"] if streams["train"].features else streams["train"]._resolve_features()
     image = image_column(rows.features, dataset)
     label, mask = targets.columns(rows.features, dataset)
@@ -69,7 +72,8 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
         raise DataError(f"--streaming needs a ClassLabel column, whose classes are known in advance; got {rows.features}")
     columns = [column for column in (image, label, mask) if column]
     kept = folder / f"held_out-{hashlib.sha256(f'{dataset} {columns}'.encode()).hexdigest()[:8]}"
-    if not kept.is_dir():
+    record = read_record(kept, HELD_OUT)
+    if record is None or changes(kept, record):
         _fetch({name: undecoded(streams[name], columns) for name in ("validation", "test") if name in streams}, kept)
     held_out = datasets.load_from_disk(str(kept))
     found = targets.in_rows(dict(held_out), dataset, Path(settings.class_names) if settings.class_names else None)
@@ -79,16 +83,26 @@ def open_stream(targets: Targets, settings: ImageSettings, folder: Path) -> Stre
 
 
 def _fetch(streams: dict[str, datasets.IterableDataset], folder: Path) -> None:
-    """Write all rows of some streams to a folder, which appears only when it is complete."""
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    partial_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+    """Write all rows of some streams to a folder, which appears only when it is complete.
+
+    Raises:
+        OutputError: there is a folder of this name with other files.
+    """
+    with new_folder(folder, _check_replaceable) as partial_folder, tempfile.TemporaryDirectory(dir=folder.parent) as cache:
         fetched = {
             split: datasets.Dataset.from_generator(partial(iter, rows), rows.features, cache)
             for split, rows in streams.items()
         }
         datasets.DatasetDict(fetched).save_to_disk(partial_folder)
-    move_into_place(partial_folder, folder)
+        write_record(partial_folder, HELD_OUT, {})
+
+
+def _check_replaceable(folder: Path) -> None:
+    record = read_record(folder, HELD_OUT)
+    if record is None:
+        check_free(folder, "the folder of held-out images")
+    else:
+        check_holds_only(folder, {HELD_OUT, *record["files"]}, "held-out images", "the folder of held-out images")
 
 
 def undecoded(rows: datasets.IterableDataset, columns: list[str]) -> datasets.IterableDataset:

@@ -11,6 +11,7 @@ from distill.data.digit_scenes import DigitScenes
 from distill.data.folders import images_alone, images_in_class_folders, images_in_mask_folders, read_class_names
 from distill.data.rows import Rows, label_column, mask_column, rows_of_images, rows_with_classes, rows_with_masks
 from distill.data.sources import DataError, FoundImages
+from edge.device.listing import Listing
 
 FEWEST_OF_A_CLASS = 4
 
@@ -26,7 +27,7 @@ class Targets:
     have_classes, have_masks: whether models store names of classes; whether masks are cropped along with their images.
     """
 
-    in_folder: Callable[[Path, Path | None], FoundImages]
+    in_folder: Callable[[Listing, Path | None], FoundImages]
     in_rows: Callable[[Rows, str, Path | None], FoundImages]
     columns: Callable[[datasets.Features, str], tuple[str | None, str | None]]
     check: Callable[[FoundImages, str], None]
@@ -34,17 +35,24 @@ class Targets:
     have_masks: bool = False
 
 
-def _check_classes(found: FoundImages, dataset: str) -> None:
-    """Check that there are two classes or more and enough images of each."""
+def small_classes(found: FoundImages) -> dict[int, int]:
+    """The classes with too few images to train on, and how many each has."""
     counts = Counter(found.labels[found.whole])
-    if len(counts) < 2:
-        names = ", ".join(found.class_names[label] for label in counts)
+    return {label: counts[label] for label in range(len(found.class_names)) if counts[label] < FEWEST_OF_A_CLASS}
+
+
+def _check_classes(found: FoundImages, dataset: str) -> None:
+    """Check that there are two classes or more and enough training images of each."""
+    small = small_classes(found)
+    if len(found.class_names) - len(small) + len([label for label in small if small[label]]) < 2:
+        names = ", ".join(name for label, name in enumerate(found.class_names) if small.get(label) != 0)
         raise DataError(f"--dataset {dataset} has one class only ({names}); a classifier needs two or more")
-    label, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < FEWEST_OF_A_CLASS:
+    if small:
+        counts = ", ".join(f"{found.class_names[label]} ({count})" for label, count in small.items())
         raise DataError(
-            f"class {found.class_names[label]} has {fewest} images; every class needs at least {FEWEST_OF_A_CLASS}, so that "
-            "training, validation and test get one each"
+            f"--dataset {dataset} has too few training images of {len(small)} of {len(found.class_names)} classes: {counts}; "
+            f"every class needs at least {FEWEST_OF_A_CLASS}, so that training, validation and test get one each; add images, "
+            "or leave these classes out with --drop_small_classes true"
         )
 
 
@@ -53,7 +61,7 @@ def _names_of_masks(dataset: str, class_names: Path | None) -> list[str]:
 
 
 CLASSES = Targets(
-    in_folder=lambda folder, class_names: images_in_class_folders(folder),
+    in_folder=lambda listing, class_names: images_in_class_folders(listing),
     in_rows=lambda splits, dataset, class_names: rows_with_classes(splits, dataset),
     columns=lambda features, dataset: (label_column(features, dataset), None),
     check=_check_classes,
@@ -66,7 +74,7 @@ MASKS = Targets(
     have_masks=True,
 )
 NOTHING = Targets(  # only images
-    in_folder=lambda folder, class_names: images_alone(folder),
+    in_folder=lambda listing, class_names: images_alone(listing),
     in_rows=lambda splits, dataset, class_names: rows_of_images(splits, dataset),
     columns=lambda features, dataset: (None, None),
     check=lambda found, dataset: None,

@@ -1,20 +1,20 @@
 """A run from end to end: what is checked before it, its stages, and what people look for after it."""
 
-import shutil
-
-from filelock import FileLock
 from transformers import PreTrainedModel
 
+from distill.claim import claimed
 from distill.compress.teachers import load_classifier
-from distill.pipeline.report import read_table
+from distill.pipeline.layout import RECORD, check_layout, lay_out
+from distill.pipeline.report import read_report, text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings
-from distill.pipeline.stages import run_stages, stages_to_build
+from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_processor
 from distill.training.optimisation import parameter_groups
 from swin_hf import SwinHfForImageClassification
+from swin_hf.output_folders import check_apart
 
 
 def run_pipeline(settings: Settings) -> str:
@@ -24,21 +24,27 @@ def run_pipeline(settings: Settings) -> str:
         StageError: a stage that is needed was not chosen and is not there.
         DataError: the data set is not there or cannot be used.
         TeacherError, ModelError, SettingsError: the teacher or the student cannot be had.
+        OutputError: the folder of the run holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end.
     """
+    settings.images.require_dataset()
     run = Run(settings)
-    check(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.folder / ".lock", timeout=0):
-        run_stages(stages_of(run), settings.run.stage_names, run.folder, settings.run.force)
-        lay_out(run)
+    teacher, student = settings.teacher.teacher, settings.student.student
+    check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, teacher=teacher, student=student)
+    with claimed(run.folder, RECORD):
+        check_layout(run.folder)
+        stages = stages_of(run)
+        with explained_damage(stages, run.folder):
+            check(run, stages)
+            run_stages(stages, settings.run.stage_names, run.folder, settings.run.force)
+        lay_out(run.folder)
     return closing_words(run)
 
 
-def check(run: Run) -> None:
+def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
-    to_build = stages_to_build(stages_of(run), settings.run.stage_names, run.folder, settings.run.force)
+    to_build = stages_to_build(stages, settings.run.stage_names, run.folder, settings.run.force)
     names = run.found.class_names if "data" in to_build else None
     if names is None and {"teacher", "student"} & set(to_build):
         names = run.class_names
@@ -59,26 +65,18 @@ def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTra
     """The model that a stage will train, loaded with its processor and all that depends on its architecture."""
     settings = run.settings.training(choice, 1, 1, run.folder)
     model = build_model(settings, class_names, announce=False)
-    load_processor(choice, settings.task.image_size, settings.crops)
+    load_processor(choice, settings.task.image_size, settings.crops, model.config)
     parameter_groups(model, 1.0, 0.0, settings.optimisation.layer_decay)
     return model
-
-
-def lay_out(run: Run) -> None:
-    """Copy what people look for, the samples and the report, to the top of the run folder."""
-    samples, report = run.folder / "data" / "samples", run.folder / "report"
-    if samples.is_dir():
-        shutil.rmtree(run.folder / "samples", ignore_errors=True)
-        shutil.copytree(samples, run.folder / "samples")
-    for file in report.glob("report*"):
-        shutil.copy2(file, run.folder / file.name)
 
 
 def closing_words(run: Run) -> str:
     """The table and what to type next, as far as the run has come."""
     words, folder = [], run.folder
     if (folder / "report.json").is_file():
-        words += ["", read_table(folder / "report.json"), "", f"Report: {folder / 'report.html'}"]
+        report = read_report(folder / "report.json")
+        words += ["", *([report.doubt, ""] if report.doubt else []), text_table(report), ""]
+        words.append(f"Report: {folder / 'report.html'}")
     samples = sorted((folder / "samples").glob("*_0.png"))
     if (folder / "edge" / "model.pte").is_file() and samples:
         sample = folder / "samples" / "7_0.png"

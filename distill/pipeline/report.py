@@ -16,12 +16,14 @@ from sklearn.metrics import confusion_matrix
 
 from distill.compress.teachers import Classifier, load_classifier
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
-from distill.pipeline.run_folder import stored_examples
+from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.settings import ReportSettings
-from distill.training.figures import accuracy_with_interval
+from distill.public_names import picture_text
+from distill.training.figures import accuracy_with_interval, largest_class_share
 from edge.device.bench import Latency, measure_latency
 from edge.device.environment import describe_machine, installed_versions
 from edge.device.runner import Runner
+from swin_hf.model_card import as_markdown
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -55,6 +57,7 @@ class Row:
 class Report:
     """Everything that the report shows.
 
+    largest_class_share: of the test images, the accuracy of always naming the largest class.
     program_agreement: share of the test images on which the program and its model have the same top class.
     confusion: confusion matrix (K, K) of the program, true classes in rows.
     """
@@ -65,16 +68,29 @@ class Report:
     images: dict[str, int]
     num_skipped: int
     rows: list[Row]
+    largest_class_share: float
     program_agreement: float
     confusion: list[list[int]]
     machine: str
     versions: dict[str, str]
     date: str
 
+    @property
+    def doubt(self) -> str:
+        """What to say first if nothing shows that some of the steps learned anything, else empty."""
+        doubtful = [row.step for row in self.rows if row.low <= self.largest_class_share]
+        if not doubtful:
+            return ""
+        return (
+            f"Nothing shows that these steps learned anything: {', '.join(doubtful)}. Their accuracy on {self.rows[0].n} test "
+            f"images cannot be told from that of always naming the largest class, {self.largest_class_share:.1%}. Give a "
+            "teacher that was pre-trained (--teacher CHECKPOINT), or more images."
+        )
 
-def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
-    """Measure all steps in `run_dir` on its test images."""
-    data_facts = json.loads((run_dir / "data" / "data.json").read_text(encoding="utf-8"))
+
+def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str) -> Report:
+    """Measure all steps in `run_dir` on its test images. name, dataset: what the report calls the run and its data set."""
+    data_facts = read_data_facts(run_dir / "data")
     examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
     test = examples["test"]
     labels = np.array([example.label for example in test])
@@ -112,11 +128,12 @@ def make_report(run_dir: Path, name: str, settings: ReportSettings) -> Report:
         )
     return Report(
         name=name,
-        dataset=data_facts["dataset"],
+        dataset=dataset,
         class_names=class_names,
         images={split: len(own) for split, own in examples.items()},
         num_skipped=len(data_facts["skipped"]),
         rows=rows,
+        largest_class_share=largest_class_share(labels),
         program_agreement=float((top[program_step] == top["recovered"]).mean()),
         confusion=confusion_matrix(labels, top[program_step], labels=range(len(class_names))).tolist(),
         machine=describe_machine(),
@@ -149,26 +166,28 @@ def write_report(report: Report, folder: Path) -> None:
     """Write `report.json`, `report.md`, `report.html` and their two plots."""
     plot_accuracy_against_latency(report, folder / "report_accuracy_latency.png")
     plot_confusion(report, folder / "report_confusion.png")
-    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+    content = json.dumps(asdict(report), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(f"{content}\n", encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["markdown"] = as_markdown
     pictures = {
         path.stem.removeprefix("report_"): base64.b64encode(path.read_bytes()).decode() for path in folder.glob("*.png")
     }
     for name in ("report.md", "report.html"):
         page = environment.get_template(name).render(report=report, table=table(report), pictures=pictures)
-        (folder / name).write_text(page)
+        (folder / name).write_text(page, encoding="utf-8")
 
 
-def read_table(path: Path) -> str:
-    """The table of a finished `report.json`, formatted for a terminal."""
-    content = json.loads(path.read_text())
+def read_report(path: Path) -> Report:
+    """A finished `report.json`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
     rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
-    return text_table(Report(**(content | {"rows": rows})))
+    return Report(**(content | {"rows": rows}))
 
 
 def table(report: Report) -> list[dict[str, str]]:
@@ -232,13 +251,13 @@ def plot_accuracy_against_latency(report: Report, path: Path) -> None:
 
 def plot_confusion(report: Report, path: Path) -> None:
     """Confusion matrix of the program, true classes in rows, with counts in the cells for up to 30 classes."""
-    counts, names = np.array(report.confusion), report.class_names
+    counts, names = np.array(report.confusion), [picture_text(name) for name in report.class_names]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(4 + 0.35 * len(names), 16)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{report.rows[-1].step}, n = {counts.sum()}")

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -11,7 +12,7 @@ from distill.compress.teachers import Classifier, load_classifier
 from distill.data.examples import Example
 from distill.data.finding import find_images
 from distill.data.rows import rows_with_classes
-from distill.data.sources import FoundImages
+from distill.data.sources import DataError, FoundImages
 from distill.data.streaming import Stream, open_stream
 from distill.data.targets import CLASSES
 from distill.pipeline.settings import Settings
@@ -33,7 +34,8 @@ class Run:
         """The images behind `--dataset`."""
         if self.settings.images.streaming:
             return self.stream.held_out
-        return find_images(self.settings.images.dataset, CLASSES)
+        images = self.settings.images
+        return find_images(images.dataset, CLASSES, drop_small_classes=images.drop_small_classes)
 
     @cached_property
     def stream(self) -> Stream | None:
@@ -45,7 +47,7 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes of the stored images."""
-        return json.loads((self.folder / "data" / "data.json").read_text(encoding="utf-8"))["class_names"]
+        return read_data_facts(self.folder / "data")["class_names"]
 
     def data(self) -> TrainingData:
         """The images that the data stage stored, and the stream if there is one."""
@@ -55,6 +57,23 @@ class Run:
     def classifier(self, folder: str) -> Classifier:
         """The classifier of an earlier stage, frozen and in eval mode, its outputs in the order of the data's classes."""
         return load_classifier(self.folder / folder, self.class_names)
+
+
+def read_data_facts(folder: Path) -> dict[str, Any]:
+    """What the data stage recorded in a folder.
+
+    Raises:
+        DataError: its `data.json` is damaged.
+    """
+    file = folder / "data.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        names = facts["class_names"]
+        if not all(isinstance(name, str) for name in names) or not isinstance(facts["skipped"], list):
+            raise TypeError("wrong types")
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is damaged ({error}); run the stage data again with --force --stages data") from error
+    return facts
 
 
 def stored_examples(folder: Path) -> dict[str, list[Example]]:

@@ -20,6 +20,7 @@ from distill.training.settings import (
     settled,
 )
 from distill.training.tasks.distillation import DistillationSettings
+from edge.device.names import did_you_mean
 from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
@@ -60,7 +61,8 @@ class RunSettings:
 
     def __post_init__(self):
         unknown = [stage for stage in self.stage_names if stage not in STAGES]
-        require(not unknown, "stages", f"name stages out of {','.join(STAGES)}", self.stages)
+        hint = did_you_mean(unknown[0], STAGES).removeprefix("; ") if unknown else ""
+        require(not unknown, "stages", f"name stages out of {','.join(STAGES)}", self.stages, hint)
 
     @property
     def stage_names(self) -> list[str]:
@@ -140,7 +142,8 @@ class EdgeSettings:
 
     def __post_init__(self):
         runnable = [name for name, recipe in RECIPES.items() if recipe.executable]
-        require(self.recipe in runnable, "recipe", f"be one of {', '.join(runnable)}", self.recipe)
+        hint = did_you_mean(self.recipe, runnable).removeprefix("; ")
+        require(self.recipe in runnable, "recipe", f"be one of {', '.join(runnable)}", self.recipe, hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +230,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         left_out=LEFT_OUT,
         companions={"teacher_args": "teacher", "student_args": "student"},
     )
-    config = "digits" if command_line.glance(argv, "dataset") == "digits" else "photos"
+    config = "digits" if command_line.glance(argv, "dataset") in ("", "digits") else "photos"
     *own, task, images, transforms, optimisation, distillation, trainer = command_line.parse(argv, file=config)
     run, teacher, student, prune, recover, edge, report = own
     settings = Settings(

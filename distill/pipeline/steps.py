@@ -14,26 +14,33 @@ from transformers import set_seed
 from distill.compress.pruning import make_plan, measure_importance, prune
 from distill.compress.teachers import Classifier, knows_classes, load_classifier
 from distill.data.examples import EvaluationImages, Example
+from distill.pipeline.inputs import checkpoint_files, data_files
 from distill.pipeline.measure import classifier_logits, program_logits
 from distill.pipeline.report import make_report, write_report
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
-from distill.pipeline.stages import Stage, file_listing
+from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
-from distill.training.figures import accuracy_with_interval, public_name
-from distill.training.finetune import METRICS, build_model, make_objective, train_model, write_metrics
+from distill.public_names import public_name
+from distill.training.figures import accuracy_with_interval
+from distill.training.finetune import build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
 from distill.training.tasks.distillation import Distillation
 from distill.training.trainer import last_whole_checkpoint
 from edge.device.runner import Runner
-from edge.export.export import ExportSettings, export
+from edge.export.export import ExportSettings, export_into
+from edge.export.prepare import images_to_compare_on
+from swin_hf.output_folders import OutputError
 
 
 def build_data(run: Run, work_dir: Path) -> None:
     """Split the images, leave out unreadable ones, and store them at the size of the models."""
     settings = run.settings
     store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream)
+    if "edge" in settings.run.stage_names:  # which would refuse them only after all trainings
+        export_settings = ExportSettings(recipe=settings.edge.recipe, dataset=work_dir / "calibration")
+        images_to_compare_on(export_settings, run.found.class_names)
 
 
 def build_teacher(run: Run, work_dir: Path) -> None:
@@ -85,9 +92,8 @@ def build_recovered(run: Run, work_dir: Path) -> None:
 def build_edge(run: Run, work_dir: Path) -> None:
     """Quantize, lower to ExecuTorch, and run the program."""
     data = run.folder / "data"
-    (work_dir / METRICS).unlink(missing_ok=True)  # left by an interrupted run; an export refuses a folder with other files
     settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=data / "validation")
-    manifest = export(run.folder / "recovered", work_dir, settings)
+    manifest = export_into(work_dir, run.folder / "recovered", run.folder / "edge", settings)
     parity = manifest.parity["program"]
     print(
         f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees "
@@ -99,7 +105,8 @@ def build_edge(run: Run, work_dir: Path) -> None:
 
 def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
-    write_report(make_report(run.folder, run.folder.resolve().name, run.settings.report), work_dir)
+    names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
+    write_report(make_report(run.folder, run.settings.report, **names), work_dir)
 
 
 # -- what the stages share ---------------------------------------------------------------------------------------------
@@ -113,7 +120,11 @@ def is_used_unchanged(choice: ModelChoice, class_names: list[str]) -> bool:
 def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = None) -> None:
     """Train one model of the run, resuming an interrupted training, and print its figures."""
     folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
-    data, checkpoint = run.data(), last_whole_checkpoint(folder)
+    data, checkpoint = run.data(), None
+    try:
+        checkpoint = last_whole_checkpoint(folder)
+    except OutputError as damage:
+        print(f"      starting anew: {damage}", flush=True)
     model = build_model(settings, data.class_names, announce=settings.model.flag == "teacher")
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint)
     for left in folder.glob("checkpoint-*"):
@@ -150,7 +161,7 @@ def evaluate(run: Run, classifier: Classifier | Callable[[list[Example]], np.nda
     test = run.data().examples["test"]
     logits = classifier_logits(classifier, test) if isinstance(classifier, Classifier) else classifier(test)
     labels = np.array([example.label for example in test])
-    return accuracy_with_interval(logits.argmax(axis=1), labels).as_evaluation(run.settings.images.dataset)
+    return accuracy_with_interval(logits.argmax(axis=1), labels).as_evaluation(run.settings.images)
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -168,9 +179,15 @@ class Step:
     build: Callable[[Run, Path], None]
 
 
+def _of_images(settings: Settings) -> dict[str, Any]:
+    """The settings of the data stage, and the files of the data set; not its name, which only the report shows."""
+    own = {name: value for name, value in asdict(settings.images).items() if name != "dataset_name"}
+    return own | {"image_size": settings.task.image_size, "files": data_files(settings.images.dataset)}
+
+
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
     """The settings of a stage that starts with a model of the user's choice, and the files of that checkpoint."""
-    files = [] if own.choice.is_preset else files_outside(own.choice.name)
+    files = [] if own.choice.is_preset else checkpoint_files(own.choice.name)
     return {"own": asdict(own), "files": files}
 
 
@@ -184,9 +201,7 @@ STEPS = (
         title="clean, resize and split the images",
         folder="data",
         inputs=(),
-        settings=lambda settings: (
-            asdict(settings.images) | {"image_size": settings.task.image_size, "files": files_outside(settings.images.dataset)}
-        ),
+        settings=_of_images,
         build=build_data,
     ),
     Step(
@@ -234,7 +249,7 @@ STEPS = (
         title="measure every step on the test images",
         folder="report",
         inputs=("data", "teacher", "student", "prune", "recover", "edge"),
-        settings=lambda settings: asdict(settings.report),
+        settings=lambda settings: asdict(settings.report) | {"dataset": settings.images.public_name},
         build=build_report,
     ),
 )
@@ -253,8 +268,3 @@ def stages_of(run: Run) -> list[Stage]:
         )
         for step in STEPS
     ]
-
-
-def files_outside(name: str) -> list[list]:
-    """What a fingerprint keeps of a data set or checkpoint: the list of its files if it is a local folder, else nothing."""
-    return file_listing(Path(name)) if Path(name).is_dir() else []

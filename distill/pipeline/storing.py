@@ -13,6 +13,7 @@ from distill.data.examples import Example
 from distill.data.sources import SPLITS, DataError, FoundImages
 from distill.data.splits import ImageSettings, prepare_splits
 from distill.data.streaming import Stream, first_examples
+from edge.device.names import file_stem
 from swin_hf import SwinHfImageProcessorPil
 
 NUM_SAMPLES = 20
@@ -70,13 +71,16 @@ def _resized(split: str, examples: list[Example], names: list[str], image_size: 
 
 
 def _write_examples(dataset: datasets.Dataset, class_names: list[str], count: int, folder: Path) -> None:
-    """Write up to `count` images as `<label>_<n>.png`, taking the classes in turn so that all are present."""
+    """Write up to `count` images as `<label>_<n>.png`, taking the classes in turn so that all are present.
+
+    No two classes share a name, not even where the file system takes capitals for small letters.
+    """
     folder.mkdir(exist_ok=True)
     labels = dataset["label"]
     by_class = [[index for index in range(len(labels)) if labels[index] == label] for label in range(len(class_names))]
     turns = (indices[turn] for turn in range(count) for indices in by_class if turn < len(indices))
     numbers = Counter()
     for index in list(turns)[:count]:
-        name = class_names[labels[index]].replace("/", "-")
-        dataset[index]["image"].save(folder / f"{name}_{numbers[name]}.png")
-        numbers[name] += 1
+        name = file_stem(class_names[labels[index]])
+        dataset[index]["image"].save(folder / f"{name}_{numbers[name.casefold()]}.png")
+        numbers[name.casefold()] += 1

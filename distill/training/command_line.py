@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import json
 import sys
 import typing
@@ -15,6 +14,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from distill.errors import SettingsError
+from distill.training.yaml_text import parse_yaml
+from edge.device.names import did_you_mean
 from swin_hf.presets_swin_hf import PRESETS
 
 OPTION = "config"  # names the YAML file
@@ -107,9 +108,10 @@ class CommandLine:
         if path.suffix not in (".yaml", ".yml"):
             path = self.folder / f"{file}.yaml"
         if not path.is_file():
-            raise SettingsError(f"--{OPTION} must be a YAML file or one of {', '.join(self.files)}, got {file!r}")
+            hint = did_you_mean(file, self.files)
+            raise SettingsError(f"--{OPTION} must be a YAML file or one of {', '.join(self.files)}, got {file!r}{hint}")
         try:
-            content = yaml.safe_load(path.read_text()) or {}
+            content = parse_yaml(path.read_bytes()) or {}
         except yaml.YAMLError as error:
             raise SettingsError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(content, dict):
@@ -132,6 +134,4 @@ def _raise_settings_error(message: str):
 
 
 def _unknown_key(where: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see --help for the list"
-    return f"unknown setting {key} in {where}; {hint}"
+    return f"unknown setting {key} in {where}{did_you_mean(key, known) or '; see --help for the list'}"

@@ -1,33 +1,51 @@
 """Figures of a finished training, with the data that they were measured on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from distill.data.splits import ImageSettings
+from distill.public_names import dataset_type
+from swin_hf.model_card import doubt
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Share of correct answers for n images with its 95 % interval (Wilson 1927)."""
+    """Share of correct answers for n images with its 95 % interval (Wilson 1927).
+
+    largest_class_share: of the images, the accuracy of always naming the largest class.
+    """
 
     correct: int
     n: int
     accuracy: float
     low: float
     high: float
+    largest_class_share: float
 
-    def as_evaluation(self, dataset: str) -> dict[str, Any]:
+    @property
+    def doubt(self) -> str:
+        """What to say first if nothing shows that the model learned anything, else empty."""
+        return doubt(self.accuracy, self.low, self.high, self.n, self.largest_class_share)
+
+    def as_evaluation(self, images: ImageSettings) -> dict[str, Any]:
         """The "evaluation" of `metrics.json`, which model cards quote."""
-        return evaluation_of("accuracy", self.accuracy, self.n, dataset)
+        return evaluation_of("accuracy", self.accuracy, self.n, images, self.largest_class_share)
 
 
 def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
     """Accuracy of predicted classes (n,) against labels (n,)."""
     correct, n = int((predicted == labels).sum()), len(labels)
     low, high = wilson_interval(correct, n)
-    return Accuracy(correct=correct, n=n, accuracy=correct / n, low=low, high=high)
+    share = largest_class_share(labels)
+    return Accuracy(correct=correct, n=n, accuracy=correct / n, low=low, high=high, largest_class_share=share)
+
+
+def largest_class_share(labels: np.ndarray) -> float:
+    """The share of the most frequent of labels (n,)."""
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -39,16 +57,16 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def evaluation_of(metric: str, value: float, n: int, dataset: str) -> dict[str, Any]:
-    """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy comes with its interval."""
-    evaluation = {"dataset": public_name(dataset), "metric": metric, "value": value, "n": n}
+def evaluation_of(
+    metric: str, value: float, n: int, images: ImageSettings, largest_share: float | None = None
+) -> dict[str, Any]:
+    """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy comes with its interval.
+
+    largest_share: of the test images, that of the largest class, for an accuracy.
+    """
+    evaluation = {"dataset": images.public_name, "dataset_type": dataset_type(images.dataset)}
+    evaluation |= {"metric": metric, "value": value, "n": n}
     if metric == "accuracy":
         low, high = wilson_interval(round(value * n), n)
-        evaluation |= {"low": low, "high": high}
+        evaluation |= {"low": low, "high": high, "largest_class_share": largest_share}
     return evaluation
-
-
-def public_name(name: str) -> str:
-    """What a card calls a data set or checkpoint: its id, or the name of its folder, not where that lies."""
-    path = Path(name)
-    return path.resolve().name if path.exists() else name

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
+from distill.claim import claimed
 from distill.data.examples import BeginEpoch, EvaluationImages, Example, TrainingImages
 from distill.data.finding import find_images
 from distill.data.sources import SPLITS, FoundImages
@@ -21,7 +23,8 @@ from distill.data.splits import prepare_splits
 from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
-from distill.training.figures import evaluation_of, public_name
+from distill.public_names import public_name
+from distill.training.figures import evaluation_of, largest_class_share
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
@@ -31,8 +34,12 @@ from distill.training.tasks.distillation import Distillation
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
+from swin_hf.model_card import as_markdown, figure_text, read_metrics
+from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
 
 METRICS = "metrics.json"
+CARD = "README.md"
+RECORD = "training.json"  # in --output_dir: this project trains here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +60,29 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     callbacks: of the Trainer, in addition to our own.
 
     Raises:
+        OutputError: `--output_dir` holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
-    settings, checkpoint = settled(settings), _checkpoint_to_resume(settings)
+    settings.images.require_dataset()
+    settings = settled(settings)
+    output_dir = Path(settings.trainer.output_dir)
+    inputs = {"dataset": settings.images.dataset, "model": settings.model.name, "teacher": settings.teacher or None}
+    check_apart(output_dir, "--output_dir", **inputs)
+    with _claimed(settings), explained_full_disk(output_dir, "free some space and go on with --resume true"):
+        return _finetune(settings, callbacks)
+
+
+def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) -> dict[str, float]:
+    checkpoint = _checkpoint_to_resume(settings)
     stream, found = _find(settings)
     model = build_model(settings, found.class_names)
+    load_processor(settings.model, settings.task.image_size, settings.crops, model.config)  # before a look at all images
     teacher = settings.kind.load_teacher(settings.teacher, found.class_names) if settings.teacher else None
     data = _looked_through(settings, stream, found, known=checkpoint is not None)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
         write_card(settings, figures, Path(settings.trainer.output_dir))
+        write_record(Path(settings.trainer.output_dir), RECORD, {})
     return figures
 
 
@@ -97,7 +117,7 @@ def train_model(
     """
     settings = settled(settings)
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
-    processor = load_processor(settings.model, settings.task.image_size, settings.crops)
+    processor = load_processor(settings.model, settings.task.image_size, settings.crops, model.config)
     objective = make_objective(settings, model.config, processor, data)
     if teacher is not None:
         objective = Distillation(objective, teacher, settings.distillation)
@@ -134,15 +154,32 @@ def train_model(
         figures[f"validation_{best}"] = trainer.state.best_metric if kept_best else validated[-1]
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
-        evaluation = evaluation_of(best, figures[f"test_{best}"], len(test), settings.images.dataset)
+        share = largest_class_share(prediction.label_ids) if best == "accuracy" else None
+        evaluation = evaluation_of(best, figures[f"test_{best}"], len(test), settings.images, share)
         record = figures | objective.details(prediction) | {"evaluation": evaluation, "history": trainer.state.log_history}
         write_metrics(output_dir, record)
     return figures
 
 
 def write_metrics(folder: Path, figures: dict[str, Any]) -> None:
-    """Write `metrics.json`."""
-    (folder / METRICS).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    """Write `metrics.json`, in which figures that are NaN or infinite are null."""
+    text = json.dumps(_finite(figures), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / METRICS).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null takes its place."""
+    if isinstance(value, dict):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def doubt_of(folder: Path) -> str:
+    """What to say first of the model in a folder if nothing shows that it learned anything, else empty."""
+    _, evaluation = read_metrics(folder / METRICS)
+    return evaluation.doubt if evaluation else ""
 
 
 def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
@@ -152,7 +189,8 @@ def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
         if images.streaming:
             stream = open_stream(targets, images, Path(settings.trainer.output_dir))
             return stream, stream.held_out
-        return None, find_images(images.dataset, targets, Path(images.class_names) if images.class_names else None)
+        class_names = Path(images.class_names) if images.class_names else None
+        return None, find_images(images.dataset, targets, class_names, images.drop_small_classes)
 
 
 def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: FoundImages, known: bool) -> TrainingData:
@@ -212,31 +250,58 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
 def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
     """Write a model card that says what was trained on which data, and the figures measured."""
     data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
-    taught = f", taught by `{public_name(settings.teacher)}`" if settings.teacher else ""
+    rows = "\n".join(f"| {as_markdown(name)} | {figure_text(name, value)} |" for name, value in figures.items())
+    taught = f", taught by {as_markdown(public_name(settings.teacher))}" if settings.teacher else ""
+    doubt = doubt_of(output_dir)
+    warning = f"**{doubt}**\n\n" if doubt else ""
     text = f"""---
 {data.to_yaml()}
 ---
 
-# {output_dir.name}
+# {as_markdown(output_dir.name)}
 
-`{settings.model.public_name}`, trained for {settings.task.task} on `{public_name(settings.images.dataset)}` at \
-{settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's `scripts/finetune.py`{taught}.
+{warning}{as_markdown(settings.model.public_name)}, trained for {settings.task.task} on \
+{as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's \
+`scripts/finetune.py`{taught}.
 
 | figure | value |
 |---|---|
 {rows}
 """
-    ModelCard(text).save(output_dir / "README.md")
+    ModelCard(text).save(output_dir / CARD)
+
+
+@contextmanager
+def _claimed(settings: FinetuneSettings) -> Iterator[None]:
+    """Have `--output_dir` for this training alone: it must be new or, with `--resume`, hold a training.
+
+    Raises:
+        SettingsError: there is nothing to resume.
+        OutputError: it holds other files, or nothing can be written there.
+        filelock.Timeout: another training is at work there.
+    """
+    output_dir, is_resumed = Path(settings.trainer.output_dir), settings.task.resume
+    if settings.trainer.process_index:  # the first process claims the folder; the others wait for it when images are found
+        yield
+        return
+    if is_resumed:
+        record = read_record(output_dir, RECORD)
+        require(record is not None, "resume", f"find a training in {output_dir}", "none", "leave out --resume")
+        changed = [name for name in (METRICS, CARD) if (output_dir / name).exists() and name not in record["files"]]
+        changed += [words.split()[0] for words in changes(output_dir, record) if words.startswith((METRICS, CARD))]
+        rule = "be as the training left them, which writes them again"
+        require(not changed, "resume", f"find {METRICS} and {CARD} in {output_dir} {rule}", changed, "move them elsewhere")
+    with claimed(output_dir, RECORD, is_resumed, hint="add --resume true, or give another --output_dir"):
+        yield
 
 
 def _checkpoint_to_resume(settings: FinetuneSettings) -> str | None:
-    """The last checkpoint with `--resume`; otherwise None, after checking that nothing would be overwritten."""
-    output_dir = Path(settings.trainer.output_dir)
-    checkpoint = last_whole_checkpoint(output_dir)
-    if settings.task.resume:
-        require(checkpoint is not None, "resume", f"find a checkpoint in {output_dir}", "none", "leave out --resume")
-        return checkpoint
-    used = checkpoint is not None or (output_dir / "model.safetensors").is_file()
-    require(not used, "output_dir", "be new or empty", str(output_dir), "add --resume true, or give another --output_dir")
-    return None
+    """The last whole checkpoint with `--resume`, or None: a training that was stopped before its first begins anew.
+
+    Raises:
+        OutputError: there are checkpoints, but none is whole.
+    """
+    if not settings.task.resume:
+        return None
+    with settings.trainer.main_process_first(desc="looking for a checkpoint"):
+        return last_whole_checkpoint(Path(settings.trainer.output_dir))

@@ -2,25 +2,29 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from distill.data.normalisation import channels_of
 from distill.errors import SettingsError, require
-from distill.training.figures import public_name
+from distill.public_names import public_name
 from distill.training.tasks.task import Task
+from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
+from edge.device.names import did_you_mean
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.convert import processor_settings, resized_processor
+from swin_hf.errors import in_one_line
 from swin_hf.presets_swin_hf import PRESETS
-from swin_hf.weight_files import ConversionError
+from swin_hf.weight_files import ConversionError, not_finite, why_unreadable
+from swin_hf.working_processor import require_working_processor
 
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 
@@ -50,7 +54,10 @@ class ModelChoice:
         Raises:
             SettingsError: the name is empty, or a value is not a YAML mapping.
         """
-        require(bool(name.strip()), flag, "name a preset, a checkpoint folder or a Hub id", name)
+        kinds = "name a preset, a checkpoint folder or a Hub id"
+        require(bool(name.strip()), flag, kinds, name)
+        if name not in PRESETS and "/" not in name and not Path(name).exists() and (hint := did_you_mean(name, PRESETS)):
+            raise SettingsError(f"--{flag} must {kinds}, got {name!r}{hint}")
         return cls(name=name, args=_fields(args, f"{flag}_args"), head_args=_fields(head_args, "head_args"), flag=flag)
 
     @property
@@ -68,7 +75,7 @@ class ModelChoice:
 
 def _fields(text: str, name: str) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(text or "{}")
+        fields = parse_yaml(text or "{}")
     except yaml.YAMLError:
         fields = None
     require(isinstance(fields, dict), name, 'be YAML like "{depths: [1, 2]}"', text)
@@ -95,41 +102,62 @@ def load_model(
         model, report = task.auto_class.from_pretrained(
             choice.name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except SettingsError:
+    except (SettingsError, ModelError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
         if choice.is_preset:
             raise ModelError(
                 f"--{choice.flag} {choice.name} cannot be built with {choice.args} for images of {image_size} x {image_size} "
-                f"pixels: {error}"
+                f"pixels: {in_one_line(error)}"
             ) from error
         raise ModelError(
             f"--{choice.flag} {choice.name} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
-            f"{task.auto_class.__name__}: {error}"
+            f"{task.auto_class.__name__}: {why_unreadable(error)}"
         ) from error
+    if bad := not_finite(model.state_dict()):
+        raise ModelError(
+            f"--{choice.flag} {choice.name} must hold finite weights, got {bad}; take an earlier checkpoint of it"
+        )
     _check_weights(choice, model, report, task.fresh_weights, announce)
     if task.targets.have_classes:
         _check_size(choice, model, image_size)
     return model
 
 
-def load_processor(choice: ModelChoice, image_size: int, crops: bool = True):
+def load_processor(
+    choice: ModelChoice, image_size: int, crops: bool = True, config: PreTrainedConfig | None = None
+) -> BaseImageProcessor:
     """The checkpoint's image processor at `image_size`, or ours for a preset.
 
     crops: whether it may crop the centre, if the checkpoint's does; otherwise whole images are resized.
+    config: of the model, whose number of channels it must have.
 
     Raises:
-        ModelError: the checkpoint's crop is not defined at another size.
+        ModelError: the checkpoint's crop is not defined at another size, or it makes images of other channels.
     """
+    num_channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
+    processor = _processor_at(choice, image_size, crops, num_channels)
+    require_working_processor(processor, num_channels, f"--{choice.flag} {choice.name}", ModelError)
+    if channels_of(processor) != num_channels:
+        raise ModelError(
+            f"--{choice.flag} {choice.name} takes images of {num_channels} channels, and its image processor makes "
+            f"{channels_of(processor)}; correct num_channels, image_mean and image_std in its preprocessor_config.json"
+        )
+    return processor
+
+
+def _processor_at(choice: ModelChoice, image_size: int, crops: bool, num_channels: int) -> BaseImageProcessor:
     size = {"height": image_size, "width": image_size}
     if choice.is_preset:
-        return SwinHfImageProcessorPil(size=size)
+        return SwinHfImageProcessorPil(size=size, num_channels=num_channels)
     try:
         processor = AutoImageProcessor.from_pretrained(choice.name, backend="pil", size=size)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # on values of a wrong type transformers raises anything
         if not _has_processor(choice.name):
-            return SwinHfImageProcessorPil(size=size)
-        raise ModelError(f"--{choice.flag} {choice.name} has an image processor that cannot be loaded: {error}") from error
+            return SwinHfImageProcessorPil(size=size, num_channels=num_channels)
+        raise ModelError(
+            f"--{choice.flag} {choice.name} has an image processor that cannot be loaded: {in_one_line(error)}"
+        ) from error
     if crops and getattr(processor, "do_center_crop", False):
         saved = AutoImageProcessor.from_pretrained(choice.name, backend="pil").to_dict()
         try:  # the crop depends on the image size
@@ -160,6 +188,7 @@ def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_
     config, unknown = AutoConfig.from_pretrained(choice.name, return_unused_kwargs=True, **changes)
     rule = f"be fields of {type(config).__name__}"
     require(not unknown, f"{choice.flag}_args", rule, ", ".join(sorted(unknown)))
+    config.return_dict = True
     for own in (config, getattr(config, "backbone_config", None)):
         if isinstance(own, SwinHfConfig):
             own.image_size = image_size
@@ -183,11 +212,13 @@ def _over_backbone(
 def _check_weights(
     choice: ModelChoice, model: PreTrainedModel, report: dict[str, Any], may_be_new: re.Pattern, announce: bool
 ) -> None:
-    """Print which weights are new, and check that only a head's are.
+    """Print which weights are new, and check that only a head's are, and that all are finite.
 
     Raises:
-        ModelError: the checkpoint lacks weights that are not its head's.
+        ModelError: the checkpoint lacks weights that are not its head's, or has some that are not finite.
     """
+    if bad := not_finite(model.state_dict()):
+        raise ModelError(f"--{choice.flag} {choice.name} must hold finite weights, got {bad}; take an earlier checkpoint")
     mismatched = {
         key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]
     }  # the name alone, or with both shapes
@@ -207,7 +238,7 @@ def _check_size(choice: ModelChoice, model: PreTrainedModel, image_size: int) ->
         ModelError: it takes images of another size only.
     """
     try:
-        model(pixel_values=torch.zeros(1, 3, image_size, image_size))
+        model(pixel_values=torch.zeros(1, getattr(model.config, "num_channels", 3), image_size, image_size))
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"--{choice.flag} {choice.name} must take images of {image_size} x {image_size} pixels: {error}; give the "

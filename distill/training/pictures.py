@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from distill.public_names import picture_text
 from distill.training.tasks.task import Panels
 from distill.training.trainer import TaskTrainer
 
@@ -69,6 +70,7 @@ def draw(panels: list[Panels], path: Path) -> None:
         own = axes[row, column * width : (column + 1) * width]
         for ax, picture in zip(own, panel.pictures):
             ax.imshow(np.clip(picture, 0, 1), interpolation="nearest")
-        own[0].set_title(panel.caption, fontsize=8, loc="left", color="black" if panel.right else "red")
+        title = picture_text(panel.caption, at_most=60)
+        own[0].set_title(title, fontsize=8, loc="left", color="black" if panel.right else "red", parse_math=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)

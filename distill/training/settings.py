@@ -18,6 +18,7 @@ from distill.training.optimisation import OptimisationSettings
 from distill.training.tasks import TASKS
 from distill.training.tasks.distillation import DistillationSettings
 from distill.training.tasks.task import Task
+from edge.device.names import did_you_mean
 from swin_hf.presets_swin_hf import PRESETS
 
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -40,7 +41,8 @@ class TaskSettings:
     resume: bool = field(default=False, metadata={"help": "Resume from the last checkpoint in --output_dir."})
 
     def __post_init__(self):
-        require(self.task in TASKS, "task", f"be one of {', '.join(TASKS)}", self.task)
+        hint = did_you_mean(self.task, TASKS).removeprefix("; ")
+        require(self.task in TASKS, "task", f"be one of {', '.join(TASKS)}", self.task, hint)
         require(self.image_size >= 8, "image_size", "be at least 8 pixels", self.image_size)
         require(self.num_pictures >= 0, "num_pictures", "not be negative", self.num_pictures)
         require(0 < self.mask_share < 1, "mask_share", "lie between 0 and 1", self.mask_share)

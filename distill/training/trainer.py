@@ -10,16 +10,21 @@ import torch
 from pytorch_optimizer import Lamb
 from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from distill import interruption
 from distill.errors import TrainingStopped
 from distill.training.optimisation import OptimisationSettings, WeightAverage, parameter_groups
 from distill.training.progress import ProgressBar
 from distill.training.tasks.task import Objective, Output, Panels, Task
 from edge.device.errors import ExplainedError
+from swin_hf.output_folders import OutputError, changes, read_record, write_record
 
 AVERAGE_FILE = "averaged_weights.pt"
+CHECKPOINT = "checkpoint.json"  # written last into each checkpoint
+UNFINISHED = "it was not finished"
 CHECKPOINT_COPIES = 5  # times the size of the weights: themselves, Adam's two moments, their average, and some room
 
 
@@ -53,7 +58,7 @@ class TaskTrainer(Trainer):
         Raises:
             TrainingStopped: SIGTERM came before the end; a checkpoint was written.
             DivergenceError: the loss is NaN or infinite.
-            OSError: a checkpoint does not fit on the disk.
+            OutputError: a checkpoint does not fit on the disk.
         """
         former_handler = signal.signal(signal.SIGTERM, self._watch.request_stop)
         try:
@@ -140,17 +145,28 @@ class TaskTrainer(Trainer):
         """Write a checkpoint if it fits on the disk; older ones are removed only after that.
 
         Raises:
-            OSError: the disk is too full.
+            OutputError: the disk is too full.
         """
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         needed = CHECKPOINT_COPIES * weights
         free = shutil.disk_usage(self.args.output_dir).free
         if free < needed:
-            raise OSError(
+            raise OutputError(
                 f"a checkpoint of step {self.state.global_step} needs about {needed / 1e6:.0f} MB, {self.args.output_dir} has "
                 f"{free / 1e6:.0f} MB left; earlier checkpoints are untouched: free some space and resume"
             )
-        super()._save_checkpoint(model, trial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process writes its own random numbers
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            write_record(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", CHECKPOINT, {})
+            rotate_checkpoints(
+                output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.check_loss()  # a checkpoint with NaN weights would replace a good one
@@ -164,6 +180,8 @@ class TaskTrainer(Trainer):
             self._load_average(checkpoint)
 
     def _load_best_model(self) -> None:
+        best = Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name  # also if the folder was moved
+        self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
         self._load_average(self.state.best_model_checkpoint)
 
@@ -207,6 +225,7 @@ class AfterEveryStep(TrainerCallback):
         torch.manual_seed(args.seed + args.process_index)  # each process augments its images differently
 
     def on_step_end(self, args, state, control, **kwargs):
+        interruption.check()
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.model)
         if args.world_size > 1:  # a signal reaches processes at different steps, but all must stop after the same one
@@ -224,17 +243,45 @@ class AfterEveryStep(TrainerCallback):
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint; incomplete ones, left by a kill, are removed.
+    """The newest whole checkpoint of a training's folder, or None if it has none.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that file can be read.
+    A checkpoint is whole if it has the record that is written last, and all files that this lists, of their sizes. One that
+    is not is skipped with a word, and removed once an earlier one has taken its place.
+
+    Raises:
+        OutputError: there are checkpoints, but none is whole.
     """
-    numbered = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    while numbered:
-        newest = numbered.pop()
-        try:
-            json.loads((newest / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(newest, ignore_errors=True)  # another process of the run may be removing it too
-        else:
-            return str(newest)
-    return None
+    numbered = sorted(
+        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rsplit("-", 1)[1].isdigit()),
+        key=lambda path: int(path.name.rsplit("-", 1)[1]),
+    )
+    damaged: dict[Path, str] = {}
+    while numbered and (why := _why_damaged(numbered[-1])):
+        damaged[numbered.pop()] = why
+    if not numbered:
+        finished = {path: why for path, why in damaged.items() if why != UNFINISHED}
+        if finished:
+            said = "; ".join(f"{path.name}: {why}" for path, why in finished.items())
+            raise OutputError(f"no checkpoint in {folder} is whole ({said})")
+        return None
+    for path, why in damaged.items():
+        print(f"{path} is not whole ({why}): resuming from {numbered[-1].name}", flush=True)
+        shutil.rmtree(path, ignore_errors=True)
+    return str(numbered[-1])
+
+
+def _why_damaged(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, in words; empty if it is whole."""
+    try:
+        record = read_record(checkpoint, CHECKPOINT)
+    except OutputError:
+        return f"{CHECKPOINT} is damaged"
+    if record is None:
+        return UNFINISHED
+    if differing := changes(checkpoint, record):
+        return "; ".join(differing)
+    best = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["best_model_checkpoint"]
+    if best is None or Path(best).name == checkpoint.name:
+        return ""
+    why = _why_damaged(checkpoint.with_name(Path(best).name))
+    return f"the best one before it, {Path(best).name}, is not: {why}" if why else ""

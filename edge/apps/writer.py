@@ -7,7 +7,6 @@ from pathlib import Path
 from edge.device.artefact import PROGRAM_FILE, Manifest, read_artefact
 from edge.device.errors import ExplainedError
 from edge.device.json_text import json_text
-from edge.files import move_into_place
 
 CONTRACT_FILE = "contract.json"
 FLOATS = ("float32", "NCHW", (0.0, 1.0))
@@ -41,29 +40,26 @@ def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> li
     """Write the app of a platform (`PLATFORMS`) around an artefact, completely or not at all; returns its files.
 
     Raises:
-        AppError: unknown platform, `output_dir` is not empty, or the app does not support the artefact.
+        AppError: unknown platform, or the app does not support the artefact.
+        OutputError: `output_dir` is not empty, or cannot be written.
         ArtefactError: the artefact is missing or damaged.
     """
+    # Imported here: the command line has other commands, which do without transformers.
+    from swin_hf.output_folders import check_apart, new_folder
+
     _check(platform in PLATFORMS, "platform", f"be one of {', '.join(PLATFORMS)}", platform, "name one of these")
     output_dir = Path(output_dir).resolve()
-    is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
-    _check(is_free, "output_dir", "be a new or an empty folder", output_dir, "name another one")
+    check_apart(output_dir, artefact=artefact)
     manifest, program = read_artefact(artefact)
     contract = fill(platform, manifest)
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    work_dir = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(work_dir, ignore_errors=True)
-    try:
-        shutil.copytree(Path(__file__).parent / PLATFORMS[platform].template, work_dir)
+    with new_folder(output_dir) as work_dir:
+        shutil.copytree(Path(__file__).parent / PLATFORMS[platform].template, work_dir, dirs_exist_ok=True)
         assets = work_dir / PLATFORMS[platform].assets
         assets.mkdir(parents=True, exist_ok=True)
         (assets / PROGRAM_FILE).write_bytes(program)
         text = json_text(contract) + "\n"
         (assets / CONTRACT_FILE).write_text(text, encoding="utf-8")
-        move_into_place(work_dir, output_dir)
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
     return sorted(path for path in output_dir.rglob("*") if path.is_file())
 
 

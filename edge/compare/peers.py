@@ -47,8 +47,10 @@ def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> P
     if manifest.task != "image-classification":
         raise PeerError("the artefact must be a classifier to be compared with other engines, got a backbone")
     checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded_checkpoint(folder, manifest)
-    if not checkpoint_dir.is_dir():
-        raise PeerError(f"checkpoint_dir must be the checkpoint to compare with, got {checkpoint_dir}, which is not there")
+    if checkpoint_dir is None or not checkpoint_dir.is_dir():
+        elsewhere = f"none, and {manifest.source.checkpoint} is not beside the artefact"
+        got = f"{checkpoint_dir}, which is not there" if checkpoint_dir else elsewhere
+        raise PeerError(f"checkpoint_dir must be the checkpoint to compare with, got {got}")
     return checkpoint_dir
 
 

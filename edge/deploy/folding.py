@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from swin_hf.layers_swin_hf import SwinHfBatchNorm
-
 
 @dataclass(frozen=True)
 class Affine:
@@ -78,7 +76,7 @@ class Rescale(nn.Module):
 
 def take_apart(norm: nn.Module) -> tuple[nn.Module, Affine]:
     """The part of a norm that depends on the token, and the constant part."""
-    if isinstance(norm, SwinHfBatchNorm):
+    if isinstance(norm, nn.BatchNorm1d | nn.SyncBatchNorm):
         scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         return nn.Identity(), Affine(scale, norm.bias.detach() - norm.running_mean * scale)
     centre = isinstance(norm, nn.LayerNorm)

@@ -17,6 +17,7 @@ from edge.deploy.folding import Rescale, take_apart, with_affine_before
 from edge.deploy.layers import DeployEmbeddings, DeployPatchMerging, DeployPlan, InputView, deploy_block
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfModel
+from swin_hf.plain_layers_swin_hf import require_plain_layers
 
 DEPLOYABLE = (SwinHfForImageClassification, SwinHfBackbone)
 
@@ -34,13 +35,14 @@ def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView
     compact: store position biases and masks as int8, exact to 2**-16 of the largest, for programs with int8 weights.
 
     Raises:
-        DeployError: another kind of model, or another number of channels than the model's.
+        DeployError: another kind of model, layers that were wrapped or quantized, or another number of channels.
     """
     if not isinstance(model, DEPLOYABLE):
         names = " or ".join(kind.__name__ for kind in DEPLOYABLE)
         raise DeployError(f"an exported model must be a {names}, got {type(model).__name__}")
     if len(view.image_mean) != model.config.num_channels:
         raise DeployError(f"image_mean must have {model.config.num_channels} values, one per channel, got {view.image_mean}")
+    require_plain_layers(model, "exported", DeployError)
     model = copy.deepcopy(model).eval().float().cpu()
     kind = DeployBackbone if isinstance(model, SwinHfBackbone) else DeployClassifier
     plan = DeployPlan(hidden_act=model.config.hidden_act, batch_size=view.batch_size, compact=compact)

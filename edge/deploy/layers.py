@@ -44,7 +44,7 @@ class InputView:
 
     height, width: of the images, in pixels.
     image_mean, image_std: the normalisation that the model expects, for pixels in [0, 1]; it becomes part of the program.
-    dtype: "float32" pixels in [0, 1], (B, 3, H, W), or "uint8" pixels in [0, 255], (B, H, W, 3).
+    dtype: "float32" pixels in [0, 1], (B, channels, H, W), or "uint8" pixels in [0, 255], (B, H, W, channels).
     """
 
     batch_size: int = 1

@@ -31,8 +31,8 @@ MANIFEST_FILE = "edge.json"
 TRANSFORMERS_FILE = "export.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 SELF_TEST_FILE = "self_test.bpte"
-FILES = (PROGRAM_FILE, MANIFEST_FILE, TRANSFORMERS_FILE, PROCESSOR_FILE, SELF_TEST_FILE)
 FORMAT_VERSION = 3
+COLOURS = {1: "L", 3: "RGB"}  # by the number of channels, in Pillow's words
 LARGEST_SIDE = 16384  # pixels: larger than the input of any model
 
 
@@ -42,12 +42,13 @@ class ArtefactError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
-    """The input of the method `forward`: one RGB image resized to height x width with the filter `resample`.
+    """The input of the method `forward`: one image resized to height x width with the filter `resample`.
 
     resample: Pillow's number of the filter (2 bilinear, 3 bicubic).
     crop_pct: None resizes an image without keeping its aspect ratio. Otherwise the ratio is kept, and a centre crop of
         height x width is taken, which is this share of the resized image's shorter side.
-    dtype, layout, value_range: float32 (1, 3, height, width) in [0, 1], or uint8 (1, height, width, 3) in [0, 255]. The mean
+    channels, colour: 3 and "RGB", or 1 and "L", greyscale as Pillow converts RGB to it.
+    dtype, layout, value_range: float32 (1, C, height, width) in [0, 1], or uint8 (1, height, width, C) in [0, 255]. The mean
         and deviation that the model expects are part of the program.
     """
 
@@ -69,7 +70,7 @@ class InputContract:
     def pixel_values(self, image: Image.Image, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The input of a program for an RGB image, of the contract's size by default."""
         size = (height or self.height, width or self.width)
-        return to_pixel_values(image, *size, self.resample, self.dtype, self.crop_pct)
+        return to_pixel_values(image.convert(self.colour), *size, self.resample, self.dtype, self.crop_pct)
 
     def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
         """Shape of a batch of images, of the contract's size by default."""
@@ -81,7 +82,11 @@ class InputContract:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a program comes from: the checkpoint's path relative to the artefact, and its number of parameters."""
+    """Where a program comes from: its checkpoint, and that one's number of parameters.
+
+    checkpoint: `../NAME` if it was a folder beside the artefact, else the name of its folder alone: where that lies is
+        nobody else's concern.
+    """
 
     checkpoint: str
     parameters: int
@@ -138,9 +143,32 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path:
-    """Path of the checkpoint that an artefact was exported from, unless one of the two was moved without the other."""
-    return Path(os.path.normpath(Path(folder).resolve() / manifest.source.checkpoint))
+def checkpoint_name(checkpoint: Path, folder: Path) -> str:
+    """What the manifest of an artefact in `folder` calls its checkpoint (`Source`)."""
+    checkpoint, folder = checkpoint.resolve(), folder.resolve()
+    return f"../{checkpoint.name}" if checkpoint.parent == folder.parent else checkpoint.name
+
+
+def recorded_checkpoint(folder: str | Path, manifest: Manifest) -> Path | None:
+    """Path of the checkpoint that an artefact was exported from if it lies beside it, or did, else None."""
+    name = manifest.source.checkpoint
+    return Path(folder).resolve().parent / name.removeprefix("../") if name.startswith("../") else None
+
+
+def recorded_files(folder: str | Path) -> set[str]:
+    """The files of a folder that are those of an export, by the sha256 in its `edge.json`, of whatever version.
+
+    Without an `edge.json` of ours there are none.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        hashes = {"format_version": content["format_version"], **content["sha256"]}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return set()
+    names = [name for name in os.listdir(folder) if (folder / name).is_file() and not (folder / name).is_symlink()]
+    own = {name for name in names if name in hashes and sha256_of((folder / name).read_bytes()) == hashes[name]}
+    return own | {MANIFEST_FILE} if PROGRAM_FILE in hashes else set()
 
 
 def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
@@ -203,7 +231,8 @@ def read_file(folder: str | Path, manifest: Manifest, name: str) -> bytes:
     """
     path = Path(folder) / name
     if name not in manifest.sha256 or not path.is_file():
-        raise ArtefactError(f"{folder} has no {name}; export the checkpoint again with it")
+        how = "without --no_self_test" if name == SELF_TEST_FILE else "to have it"
+        raise ArtefactError(f"{folder} has no {name}; export the checkpoint again {how}")
     content = path.read_bytes()
     if sha256_of(content) != manifest.sha256[name]:
         raise ArtefactError(
@@ -294,7 +323,10 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),
         (contract.resample in range(6), f"input.resample {contract.resample}"),
         (contract.crop_pct is None or 0.01 <= contract.crop_pct <= 1, f"input.crop_pct {contract.crop_pct}"),
-        (contract.channels == 3 and contract.colour == "RGB", f"input.colour {contract.colour!r}"),
+        (
+            COLOURS.get(contract.channels) == contract.colour,
+            f"input.colour {contract.colour!r} of {contract.channels} channels",
+        ),
         (all(set(method) == set(forward) for method in manifest.methods.values()), "methods"),
         (manifest.methods.get("forward") == forward, "methods.forward, or the size of the input"),
         (all(0 < side <= LARGEST_SIDE for side in sizes), f"methods with sizes {sizes}"),

@@ -10,8 +10,12 @@ from .errors import ExplainedError
 from .json_text import json_text
 from .printable import escape_in_streams, printable
 
-# What other commands of `python -m edge` import, and a device need not have.
-NOT_ON_A_DEVICE = ("transformers", "swin_hf", "safetensors", "huggingface_hub", "torchao", "executorch", "torch")
+# What commands of `python -m edge` import and a device need not have, by the extra that installs it.
+EXTRAS = {
+    **dict.fromkeys(("transformers", "swin_hf", "safetensors", "huggingface_hub", "torchao", "executorch", "torch"), "edge"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "openvino"), "bench"),
+    **dict.fromkeys(("accelerate", "datasets", "kornia", "sklearn"), "train"),
+}
 
 # PyTorch and the runtime take seconds to import, so that each command imports what it needs when it runs.
 
@@ -31,9 +35,10 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in NOT_ON_A_DEVICE:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
-        print(f'error: {error}, which this command needs; pip install "swin-hf[edge]"', file=sys.stderr)
+        print(f'error: {error}, which this command needs; pip install "swin-hf[{extra}]"', file=sys.stderr)
         return 1
 
 

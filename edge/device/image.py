@@ -4,8 +4,12 @@
 no transformers; a test checks that the two agree.
 """
 
+import io
 import math
-import re
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +17,67 @@ from PIL import Image, ImageOps
 
 from .errors import ExplainedError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Pillow knows these formats by name only; EPS it hands to Ghostscript, which runs programs.
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+ORIENTATION = 0x0112  # EXIF
 
 
 class UnreadableImageError(ExplainedError):
     """A file is not an image that can be decoded; the message names it."""
 
 
-def load_image(path: str | Path) -> Image.Image:
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the files that Pillow decodes here, in lower case; HEIF with `pillow-heif`, AVIF also with its plugin."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_avif  # noqa: F401  registers itself
+    formats = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in NOT_DECODED)
+
+
+@contextmanager
+def opened(file: str | Path | io.BytesIO, name: str = "") -> Iterator[Image.Image]:
+    """An image file, not decoded yet; what goes wrong with it inside the block is an `UnreadableImageError`.
+
+    name: of the image in messages, by default the path.
+
+    Raises:
+        UnreadableImageError: it is missing, not a regular file, not an image, or damaged.
+    """
+    image_suffixes()  # registers the plugins
+    name = name or str(file)
+    if isinstance(file, str | Path) and not Path(file).is_file():
+        path = Path(file)
+        what = f"a folder; give the images in it: {path / '*'}" if path.is_dir() else "not a regular file"
+        raise UnreadableImageError(f"{name} is {what}" if os.path.lexists(path) else f"{name} does not exist")
+    try:
+        with Image.open(file) as image:
+            yield image
+    except UnreadableImageError:
+        raise
+    # Pillow's decoders raise all kinds of errors on damaged files: OSError, SyntaxError, RuntimeError, struct.error, ..
+    except Exception as error:
+        raise UnreadableImageError(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def load_image(file: str | Path | io.BytesIO, name: str = "") -> Image.Image:
     """Read an image as people see it: 8-bit RGB, upright.
 
     The EXIF rotation is applied, palettes and CMYK are converted, transparent images are put on a white background, 16-bit
     levels are divided by 257, and deeper or float levels are rescaled from their minimum and maximum to 0 and 255.
 
+    name: of the image in messages, by default the path.
+
     Raises:
-        UnreadableImageError: the file is missing, truncated or not an image.
+        UnreadableImageError: it is missing, not a regular file, not an image, or damaged.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"{path} is not an image that can be read: {error}") from error
-    return to_rgb(upright)
+    with opened(file, name) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -57,9 +99,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_pixel_values(
     image: Image.Image, height: int, width: int, resample: int, dtype: str = "float32", crop_pct: float | None = None
 ) -> np.ndarray:
-    """Resize an RGB image and lay it out as a program wants it.
+    """Resize an 8-bit image of C channels, RGB or grey, and lay it out as a program wants it.
 
-    dtype: "float32" for (1, 3, height, width) in [0, 1], "uint8" for (1, height, width, 3) in [0, 255].
+    dtype: "float32" for (1, C, height, width) in [0, 1], "uint8" for (1, height, width, C) in [0, 255].
     crop_pct: None resizes to height x width without keeping the aspect ratio; otherwise the ratio is kept, and a centre crop
         is taken whose size is this share of the resized image's shorter side.
     """
@@ -71,7 +113,7 @@ def to_pixel_values(
     if crop_pct is not None:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
-    pixels = np.array(image)[None]
+    pixels = np.array(image).reshape(1, height, width, -1)
     if dtype == "uint8":
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
@@ -92,27 +134,3 @@ def random_pixel_values(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Noise instead of an image, to time a program with."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, shape, np.uint8) if dtype == "uint8" else rng.random(shape, np.float32)
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """All files under a folder whose names end like those of images, sorted.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or holds no image.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give a folder of images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give a folder of images")
-    return paths
-
-
-def label_of(path: Path, root: Path, labels: list[str]) -> str | None:
-    """The label from an image's class folder or its name `<label>_<n>`; None if that is not one of `labels`."""
-    folder = path.relative_to(root).parts[0]
-    if folder in labels:
-        return folder
-    name = re.sub(r"_\d+$", "", path.stem)
-    return name if name in labels else None

@@ -15,6 +15,8 @@ from .runner import Runner, about_image
 
 _ADVICE = "copy the artefact again or export it again"
 
+SPLITS = ("test", "validation")  # to verify on, the first that there is
+
 
 class VerificationError(ExplainedError):
     """An artefact cannot be verified, or its program does not compute what it should; the message says which."""
@@ -25,10 +27,12 @@ class ReadableImages:
     """Images to verify on, less those that cannot be decoded.
 
     labels: of each image; None where it is unknown or no class of the artefact.
+    names: of the images, by which they are labelled.
     """
 
     readers: list[ImageReader]
     labels: list[str | None]
+    names: list[str]
     num_unreadable: int
 
     @property
@@ -36,25 +40,35 @@ class ReadableImages:
         """Indices of the images whose label is known."""
         return [index for index, label in enumerate(self.labels) if label is not None]
 
+    def why_unlabelled(self, known: list[str]) -> str:
+        """Which images have no label, and the labels that they could have."""
+        others = [name for name, label in zip(self.names, self.labels) if label is None]
+        return (
+            f"{len(others)} of {len(self.names)} images lie in no folder named after a label and are not called <label>_<n>: "
+            f"{_first(others)}; the labels are {_first(known)}"
+        )
 
-def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int]:
+
+def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int | str]:
     """Run the program on all images under the folder `dataset` and return its accuracy and counts as JSON values.
 
-    Accuracy is counted over images whose label is known: from their class folder, or from a name `<label>_<n>`.
+    Accuracy is counted over images whose label is known: from their class folder, or from a name `<label>_<n>`. If there are
+    folders of splits, the images are those in `test`, or else in `validation`.
 
     Raises:
         FileNotFoundError: `dataset` is not a folder or holds no images.
+        SplitError: it has training images only.
         NotFiniteError: an output is NaN or infinite; the message names the image.
         VerificationError: the artefact is a backbone, or none of the images can be read or has a known label.
     """
     runner = Runner(folder)
     if not runner.is_classifier:
         raise VerificationError("the artefact must be a classifier to be verified on labels, got a backbone")
-    images = readable_images(runner, open_folder(dataset, runner.manifest.labels), dataset)
+    images = readable_images(runner, open_folder(dataset, runner.manifest.labels, SPLITS), dataset)
     if not images.labelled:
         raise VerificationError(
-            f"dataset must hold images in class folders or with names like <label>_<n>.png, got none in {dataset}; the labels "
-            f"are those of the artefact: {', '.join(runner.manifest.labels[:5])}, .."
+            f"dataset must hold images in class folders or with names like <label>_<n>.png, got none in {dataset}: "
+            f"{images.why_unlabelled(runner.manifest.labels)}"
         )
     return label_figures(runner, images, program_outputs(runner, images))
 
@@ -65,17 +79,19 @@ def readable_images(runner: Runner, readers: list[ImageReader], dataset: str | P
     Raises:
         VerificationError: none of them works.
     """
-    working, labels = [], []
+    working, labels, names, errors = [], [], [], []
     for read in readers:
         try:
-            label = read().label
-        except UnreadableImageError:
+            image = read()
+        except UnreadableImageError as error:
+            errors.append(error)
             continue
         working.append(read)
-        labels.append(label if runner.is_classifier and label in runner.manifest.labels else None)
+        labels.append(image.label if runner.is_classifier and image.label in runner.manifest.labels else None)
+        names.append(image.name)
     if not working:
-        raise VerificationError(f"none of the images in {dataset} can be read")
-    return ReadableImages(readers=working, labels=labels, num_unreadable=len(readers) - len(working))
+        raise VerificationError(f"none of the images in {dataset} can be read: {errors[0]}")
+    return ReadableImages(readers=working, labels=labels, names=names, num_unreadable=len(errors))
 
 
 def program_outputs(runner: Runner, images: ReadableImages) -> np.ndarray:
@@ -92,13 +108,22 @@ def _outputs_for(runner: Runner, image: LabelledImage) -> np.ndarray:
         return np.concatenate([values.ravel() for values in runner.outputs(runner.manifest.input.pixel_values(image.image))])
 
 
-def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -> dict[str, float | int]:
-    """Counts of images, and the accuracy of logits (n, K) if labels are known."""
+def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -> dict[str, float | int | str]:
+    """Counts of images; of a classifier also the accuracy of its logits (n, K), and why images have no label."""
     figures = {"num_images": len(images.readers), "num_unreadable": images.num_unreadable}
-    if not images.labelled:
+    if not runner.is_classifier:
         return figures
+    figures["num_labelled"] = len(images.labelled)
     right = [runner.manifest.labels[outputs[index].argmax()] == images.labels[index] for index in images.labelled]
-    return figures | {"num_labelled": len(images.labelled), "accuracy": float(np.mean(right))}
+    if right:
+        figures["accuracy"] = float(np.mean(right))
+    if len(right) < len(images.readers):
+        figures["unlabelled"] = images.why_unlabelled(runner.manifest.labels)
+    return figures
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (", .." if len(names) > count else "")
 
 
 def self_test(folder: str | Path) -> tuple[int, float]:

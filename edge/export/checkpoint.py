@@ -1,20 +1,21 @@
 """Checkpoints to export: model, image processor, and the input contract that follows from the processor."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from edge.deploy.form import flat
 from edge.deploy.layers import InputView
-from edge.device.artefact import InputContract
+from edge.device.artefact import COLOURS, InputContract
 from edge.device.errors import ExplainedError
 from edge.device.runner import NotFiniteError
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.configuration_swin_hf import class_names
+from swin_hf.weight_files import ConversionError, WeightFiles, not_finite, read_json_object, why_unreadable
+from swin_hf.weight_import import architecture_of
+from swin_hf.working_processor import require_working_processor
 
 EXPORTED = {kind.__name__: kind for kind in (SwinHfForImageClassification, SwinHfBackbone)}
 
@@ -36,13 +37,13 @@ def load_checkpoint(
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; give a folder written by save_pretrained of model and processor")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type, architectures = config.get("model_type"), config.get("architectures")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a configuration: {error}") from error
-    if model_type != SwinHfConfig.model_type:
-        raise CheckpointError(f"{folder} must hold a model of type {SwinHfConfig.model_type}, got {model_type}")
-    name = (architectures or ["SwinHfForImageClassification"])[0]
+        config = read_json_object(folder / "config.json", finite=True)
+        read_json_object(folder / "preprocessor_config.json", finite=True)
+        name = architecture_of(WeightFiles(name=str(folder), weights={}, config=config)) or "SwinHfForImageClassification"
+    except ConversionError as error:
+        raise CheckpointError(str(error)) from error
+    if config.get("model_type") != SwinHfConfig.model_type:
+        raise CheckpointError(f"{folder} must hold a model of type {SwinHfConfig.model_type}, got {config.get('model_type')}")
     if name not in EXPORTED:
         raise CheckpointError(f"{folder} must hold a {' or '.join(EXPORTED)}, got a {name}")
     try:
@@ -50,16 +51,20 @@ def load_checkpoint(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
         processor = SwinHfImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
+        raise CheckpointError(f"{folder} cannot be loaded: {why_unreadable(error)}") from error
     if report["missing_keys"]:
-        raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
-    damaged = [name for name, values in model.state_dict().items() if not values.isfinite().all()]
-    if damaged:
         raise CheckpointError(
-            f"{folder} must hold finite weights, got NaN or infinity in {', '.join(damaged[:5])}; train the model again"
+            f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}; if they have other names in its files, "
+            f"python -m swin_hf.convert {folder} FOLDER"
         )
+    if bad := not_finite(model.state_dict()):
+        raise CheckpointError(f"{folder} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
     if isinstance(model, SwinHfForImageClassification):
+        try:
+            class_names(model.config)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
         if model.config.num_labels < 2:
             raise CheckpointError(f"{folder} must hold a classifier of two or more classes, got {model.config.num_labels}")
         if model.config.problem_type not in (None, "single_label_classification"):
@@ -79,17 +84,25 @@ def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, inp
     height, width = config.image_height_width
     if input_dtype not in ("float32", "uint8"):
         raise CheckpointError(f"input_dtype must be float32 or uint8, got {input_dtype!r}")
-    if config.num_channels != 3:
-        raise CheckpointError(f"num_channels must be 3 for images, got {config.num_channels}")
+    if config.num_channels not in COLOURS:
+        raise CheckpointError(f"num_channels must be 3 (RGB) or 1 (greyscale) for images, got {config.num_channels}")
     if processor.do_center_crop or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
         raise CheckpointError(
             "the image processor must resize, rescale and normalise to be repeated on a device, and crop only by crop_pct"
         )
+    require_working_processor(processor, config.num_channels, "the checkpoint", CheckpointError)
     if (processor.size.height, processor.size.width) != (height, width):
         raise CheckpointError(f"the image processor must resize to the model's {height} x {width}, got {dict(processor.size)}")
     if not np.isclose(processor.rescale_factor, 1 / 255):
         raise CheckpointError(f"the image processor must rescale by 1/255, got {processor.rescale_factor}")
-    contract = InputContract(height=height, width=width, resample=int(processor.resample), crop_pct=processor.crop_pct)
+    contract = InputContract(
+        height=height,
+        width=width,
+        resample=int(processor.resample),
+        crop_pct=processor.crop_pct,
+        channels=config.num_channels,
+        colour=COLOURS[config.num_channels],
+    )
     if input_dtype == "uint8":
         return replace(contract, dtype="uint8", layout="NHWC", value_range=(0.0, 255.0))
     return contract
@@ -129,7 +142,7 @@ def model_outputs(
         pixels = torch.from_numpy(array)
         if pixels.dtype == torch.uint8:
             pixels = pixels.permute(0, 3, 1, 2) / 255
-        outputs = model((pixels - mean) / std)
+        outputs = model((pixels - mean) / std, return_dict=True)
         rows.append(flat(outputs.logits if hasattr(outputs, "logits") else outputs.feature_maps))
     outputs = np.concatenate(rows)
     damaged = ~np.isfinite(outputs).all(axis=1)

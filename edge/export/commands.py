@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures, print_json
-from edge.lower.recipes import RECIPES
+from edge.device.errors import ExplainedError
+from edge.lower.recipes import RECIPES, find_recipe
 
 if TYPE_CHECKING:
     from edge.device.artefact import Manifest
@@ -22,7 +23,7 @@ def add_export(commands) -> argparse.ArgumentParser:
     )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR")
     command.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="a new folder or an earlier export")
-    command.add_argument("--recipe", default="int8", help=f"{', '.join(RECIPES)} (default: int8)")
+    command.add_argument("--recipe", type=recipe, default="int8", help=f"{', '.join(RECIPES)} (default: int8)")
     command.add_argument(
         "--dataset",
         type=Path,
@@ -105,7 +106,8 @@ def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
         "check the accuracy of the program, and its agreement with the checkpoint",
         "images, best in class folders, or a saved data set",
     )
-    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="default: the one it was exported from")
+    help_text = "default: the one it was exported from, if it lies beside the artefact"
+    command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help=help_text)
     command.set_defaults(run=run_verify)
     return command
 
@@ -122,7 +124,7 @@ def add_sensitivity(commands) -> argparse.ArgumentParser:
         commands, "sensitivity", run_sensitivity, "rank layers by what their quantization alone does to the outputs"
     )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR")
-    command.add_argument("--recipe", default="int8-static", help="one that quantizes (default: int8-static)")
+    command.add_argument("--recipe", type=recipe, default="int8-static", help="one that quantizes (default: int8-static)")
     command.add_argument(
         "--dataset", type=Path, required=True, metavar="FOLDER", help="real images, a folder or a saved data set"
     )
@@ -140,6 +142,14 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
         for row in rows:
             print(f"{row.sqnr_db:7.1f} dB  {row.precision:<12}  {row.layer}")
     return 0
+
+
+def recipe(name: str) -> str:
+    """The name of a recipe."""
+    try:
+        return find_recipe(name).name
+    except ExplainedError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:

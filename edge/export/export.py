@@ -1,16 +1,21 @@
 """Export a checkpoint: deploy form, quantization, lowering, and a check of every form on real images."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from edge.device.artefact import FILES, PROGRAM_FILE, SELF_TEST_FILE, Manifest, SelfTest, Source, sha256_of
+from edge.device.artefact import (
+    PROGRAM_FILE,
+    SELF_TEST_FILE,
+    Manifest,
+    SelfTest,
+    Source,
+    checkpoint_name,
+    recorded_files,
+    sha256_of,
+)
 from edge.device.environment import installed_versions
 from edge.device.json_text import json_text
 from edge.device.runner import Runner
@@ -20,11 +25,11 @@ from edge.export.prepare import Prepared, prepare
 from edge.export.settings import ExportError, ExportSettings
 from edge.export.temperature import fit_temperature
 from edge.export.transformers_format import write_transformers_files
-from edge.files import move_into_place
 from edge.lower.lowering import Lowered, lower, trace
 from edge.lower.recipes import find_recipe
 from edge.lower.self_test import NUM_IMAGES, bundle
 from edge.lower.sensitivity import Sensitivity
+from swin_hf.output_folders import check_apart, check_free, check_holds_only, new_folder
 
 
 def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> Manifest:
@@ -34,13 +39,35 @@ def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> 
         CheckpointError: no such checkpoint, or an image processor that a device cannot repeat.
         CalibrationError: no images, too few, or noise.
         DeployError: a model that has no deploy form.
-        ExportError: an `output_dir` that is in use, no images, or a program that is too far from the model.
+        ExportError: no images, or a program that is too far from the model.
+        OutputError: an `output_dir` that is in use, or one of the inputs, or that cannot be written.
         LoweringError: the backend does not take the whole program.
         NotFiniteError: the model or its program puts out NaN or infinity.
     """
     output_dir = Path(output_dir).resolve()
-    if output_dir.exists() and (not output_dir.is_dir() or any(path.name not in FILES for path in output_dir.iterdir())):
-        raise ExportError(f"output_dir must be a new folder or an earlier export, got {output_dir} with other files in it")
+    folders = {name: value for name in ("dataset", "validation") if isinstance(value := getattr(settings, name), str | Path)}
+    check_apart(output_dir, checkpoint=checkpoint_dir, **folders)
+    with new_folder(output_dir, check_replaceable) as work_dir:
+        return export_into(work_dir, checkpoint_dir, output_dir, settings)
+
+
+def check_replaceable(output_dir: Path) -> None:
+    """Refuse an output folder that is in use for anything but an earlier export, whose files are those of its `edge.json`.
+
+    Raises:
+        OutputError: it is.
+    """
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return check_free(output_dir)
+    return check_holds_only(output_dir, recorded_files(output_dir), "an earlier export")
+
+
+def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> Manifest:
+    """Export to the folder `work_dir`, which will be moved to `output_dir`.
+
+    Raises:
+        As `export`.
+    """
     prepared = prepare(checkpoint_dir, settings)
     chosen = choose_form(prepared)
     traced = trace({name: (form, torch.from_numpy(chosen.samples[name].inputs[0])) for name, form in chosen.forms.items()})
@@ -57,7 +84,7 @@ def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> 
     }
     lowered = lower(traced, prepared.recipe, constants)
     manifest = _manifest(prepared, chosen, of_graph, lowered, temperature, output_dir)
-    return _write_checked(prepared, chosen, manifest, lowered.program, output_dir)
+    return _write_checked(prepared, chosen, manifest, lowered.program, work_dir)
 
 
 def sensitivity(checkpoint_dir: Path, settings: ExportSettings) -> list[Sensitivity]:
@@ -97,7 +124,7 @@ def _manifest(
         },
         self_test=None,
         source=Source(
-            checkpoint=os.path.relpath(prepared.checkpoint_dir.resolve(), output_dir),
+            checkpoint=checkpoint_name(prepared.checkpoint_dir, output_dir),
             parameters=sum(parameter.numel() for parameter in prepared.model.parameters()),
         ),
         versions=installed_versions("swin-hf", "torch", "executorch", "torchao", "transformers"),
@@ -105,31 +132,18 @@ def _manifest(
     )
 
 
-def _write_checked(prepared: Prepared, chosen: ChosenForm, manifest: Manifest, program: bytes, output_dir: Path) -> Manifest:
-    """Write the artefact to a temporary folder, run it from there as a device would, and move it into place if it passes.
+def _write_checked(prepared: Prepared, chosen: ChosenForm, manifest: Manifest, program: bytes, work_dir: Path) -> Manifest:
+    """Write the artefact to a folder, and run it from there as a device would.
 
     Raises:
         ExportError: the program is too far from the model.
     """
-    with _work_dir_of(output_dir) as work_dir:
-        (work_dir / PROGRAM_FILE).write_bytes(program)
-        manifest.write(work_dir)
-        if prepared.recipe.executable:
-            manifest = _with_checked_program(prepared, chosen, manifest, work_dir)
-        manifest.write(work_dir)
-        move_into_place(work_dir, output_dir)
+    (work_dir / PROGRAM_FILE).write_bytes(program)
+    manifest.write(work_dir)
+    if prepared.recipe.executable:
+        manifest = _with_checked_program(prepared, chosen, manifest, work_dir)
+    manifest.write(work_dir)
     return manifest
-
-
-@contextmanager
-def _work_dir_of(output_dir: Path) -> Iterator[Path]:
-    work_dir = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True)
-    try:
-        yield work_dir
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
 
 
 def _with_checked_program(prepared: Prepared, chosen: ChosenForm, manifest: Manifest, work_dir: Path) -> Manifest:

@@ -1,5 +1,6 @@
 """Images of an export or a verification: from a folder, a data set saved by `datasets`, or given as they are."""
 
+import io
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -10,8 +11,9 @@ from PIL import Image
 
 from edge.device.artefact import InputContract
 from edge.device.errors import ExplainedError
-from edge.device.image import UnreadableImageError, to_rgb
-from edge.device.labelled import ImageReader, LabelledImage, evenly, open_folder
+from edge.device.image import UnreadableImageError, load_image, to_rgb
+from edge.device.labelled import FileLabels, ImageReader, LabelledImage, SplitError, evenly, open_folder
+from edge.device.names import plain
 
 MAX_IMAGES = 128  # to compare on
 
@@ -51,21 +53,21 @@ def load_images(
 def open_images(source: str | Path, labels: list[str], splits: tuple[str, ...]) -> list[ImageReader]:
     """A reader for each image of a folder or a saved data set, which raises an `UnreadableImageError`.
 
-    splits: names of the splits to take from a data set that has several, in order of preference.
+    splits: which to take from a folder or a data set that has several, in order of preference.
 
     Raises:
         CalibrationError: there are none.
     """
     folder = Path(source)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return _open_saved_dataset(folder, splits)
+        return _open_saved_dataset(folder, labels, splits)
     try:
-        return open_folder(folder, labels)
-    except FileNotFoundError as error:
+        return open_folder(folder, labels, splits)
+    except (FileNotFoundError, SplitError) as error:
         raise CalibrationError(str(error)) from error
 
 
-def _open_saved_dataset(folder: Path, splits: tuple[str, ...]) -> list[ImageReader]:
+def _open_saved_dataset(folder: Path, labels: list[str], splits: tuple[str, ...]) -> list[ImageReader]:
     try:
         import datasets
     except ImportError as error:
@@ -85,14 +87,17 @@ def _open_saved_dataset(folder: Path, splits: tuple[str, ...]) -> list[ImageRead
     if not columns or not len(dataset):
         raise CalibrationError(f"{folder} must be a data set with an image column, got columns {dataset.column_names}")
     classes = next((f for f in dataset.features.items() if isinstance(f[1], datasets.ClassLabel)), None)
+    dataset, known_as = dataset.cast_column(columns[0], datasets.Image(decode=False)), FileLabels(labels).by_name
 
     def read(index: int) -> LabelledImage:
-        try:
-            row = dataset[index]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImageError(f"image {index} of {folder} cannot be read: {error}") from error
-        label = classes[1].int2str(row[classes[0]]) if classes else None
-        return LabelledImage(to_rgb(row[columns[0]]), label, f"image {index} of {folder}")
+        row, name = dataset[index], f"image {index} of {folder}"
+        cell = row[columns[0]] or {"bytes": None, "path": None}
+        if cell["bytes"] is None and cell["path"] is None:
+            raise UnreadableImageError(f"{name} cannot be read: it is empty")
+        file = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+        label = None if classes is None or row[classes[0]] is None else classes[1].int2str(row[classes[0]])
+        known = None if label is None else known_as.get(plain(label), label)
+        return LabelledImage(load_image(file, name), known, f"{index} ({label})")
 
     return [partial(read, index) for index in range(len(dataset))]
 

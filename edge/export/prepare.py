@@ -16,6 +16,7 @@ from edge.export.images import MAX_IMAGES, load_images, method_inputs
 from edge.export.settings import ExportError, ExportSettings
 from edge.lower.recipes import CASTS, Recipe, find_recipe
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.configuration_swin_hf import class_names
 
 MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 
@@ -97,13 +98,10 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     contract = replace(contract, height=sizes[0][0], width=sizes[0][1])
     methods = methods_of(sizes, settings.batch_sizes)
     is_classifier = isinstance(model, SwinHfForImageClassification)
-    if is_classifier:
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    else:
-        labels = list(model.out_features)
+    labels = class_names(model.config) if is_classifier else list(model.out_features)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
-    images = _images_to_compare_on(settings, recipe, labels)
+    images = images_to_compare_on(settings, labels)
     labelled = _labelled_images(settings, labels) if is_classifier else []
     if settings.validation is not None and not labelled:
         raise ExportError(
@@ -165,7 +163,14 @@ def _require_trainable(recipe: Recipe, is_classifier: bool, methods: dict[str, d
         raise ExportError(f"recipe {recipe.name} needs accelerate; pip install swin-hf[train]")
 
 
-def _images_to_compare_on(settings: ExportSettings, recipe: Recipe, labels: list[str]) -> list[LabelledImage]:
+def images_to_compare_on(settings: ExportSettings, labels: list[str]) -> list[LabelledImage]:
+    """The images that an export finds its scales on and is checked on.
+
+    Raises:
+        ExportError: the settings name none.
+        CalibrationError: they cannot be read, or are too few, noise, or of one colour.
+    """
+    recipe = find_recipe(settings.recipe)
     if settings.dataset is None:
         raise ExportError(
             "dataset must be a folder or a list of real images, on which an export is calibrated and checked, got None"

@@ -47,10 +47,11 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
         PublishError: it is no device artefact, or a file is not the exported one, or `repo_id` is not the name of a
             repository.
     """
-    from swin_hf.publish import PublishError, check_repo_id, complete
+    from swin_hf.publish import PublishError, check_links, check_repo_id, complete
 
     source = Path(source)
     check_repo_id(repo_id)
+    check_links(source)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         manifest = read_manifest(source)

@@ -52,6 +52,7 @@ def write_transformers_files(
         size={"height": contract.height, "width": contract.width},
         resample=contract.resample,
         crop_pct=contract.crop_pct,
+        num_channels=contract.channels,
         do_normalize=False,  # the program does it
     )
     stock_processor(processor).save_pretrained(folder)

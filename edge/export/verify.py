@@ -10,6 +10,7 @@ from edge.device.labelled import evenly
 from edge.device.parity import compare
 from edge.device.runner import Runner
 from edge.device.verify import (
+    SPLITS,
     ReadableImages,
     VerificationError,
     label_figures,
@@ -25,9 +26,9 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
     """Run the program on all images of `dataset`, a folder or a saved data set, and return its figures as JSON values.
 
     Accuracy is counted over images whose label is known: from their class folder, a name `<label>_<n>`, or the class of a data
-    set, whose split `test` is taken, or else `validation`. The program is compared with the model in `checkpoint_dir`, by
-    default the checkpoint that `edge.json` names, if it is still there. A backbone, whose outputs are large, is compared on
-    128 images.
+    set. Of a folder or data set with splits, `test` is taken, or else `validation`. The program is compared with the model in
+    `checkpoint_dir`, by default the checkpoint that `edge.json` names, if it lies beside the artefact. A backbone, whose
+    outputs are large, is compared on 128 images.
 
     Raises:
         CalibrationError: no images.
@@ -39,15 +40,15 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
     runner = Runner(folder)
     if checkpoint_dir is None and importlib.util.find_spec("transformers") is not None:
         recorded = recorded_checkpoint(folder, runner.manifest)
-        checkpoint_dir = recorded if recorded.is_dir() else None
-    readers = open_images(dataset, runner.manifest.labels, splits=("test", "validation"))
+        checkpoint_dir = recorded if recorded is not None and recorded.is_dir() else None
+    readers = open_images(dataset, runner.manifest.labels, SPLITS)
     if not runner.is_classifier:
         readers = evenly(readers, MAX_IMAGES)
     images = readable_images(runner, readers, dataset)
     if not images.labelled and checkpoint_dir is None:
         raise VerificationError(
-            f"{dataset} has neither class folders nor names like <label>_<n>.png, and the checkpoint of the artefact is not "
-            "there; give labelled images, or checkpoint_dir"
+            f"dataset must hold labelled images, or checkpoint_dir must be given: {dataset} has no labels that the artefact "
+            f"knows, and its checkpoint is not there; {images.why_unlabelled(runner.manifest.labels)}"
         )
     # One after the other: the threads of PyTorch and of the runtime slow each other down.
     reference = None if checkpoint_dir is None else _outputs_of_checkpoint(runner, images, Path(checkpoint_dir))

@@ -1,10 +1,12 @@
 """From an exported graph to the bytes of a program: partition, lower, and check it against the budget of its recipe."""
 
+import io
 import logging
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +58,27 @@ def _shared_provenance() -> Iterator[None]:
         del NodeSource.__deepcopy__
 
 
+@contextmanager
+def _quiet_backends() -> Iterator[None]:
+    """Keep what backends report of their work from the terminal, unless they fail."""
+    root, said = logging.getLogger(), io.StringIO()
+    level, handlers = root.level, root.handlers[:]  # which executorch's modules change
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch and executorch
+            yield
+    except LoweringError:
+        raise
+    except Exception:
+        sys.stderr.write(said.getvalue())
+        raise
+    finally:
+        logging.disable(logging.NOTSET)
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
 @_shared_provenance()
 def trace(methods: dict[str, tuple[nn.Module, torch.Tensor]]) -> dict[str, ExportedProgram]:
     """The exported graph of each method, given as a module and an example of its input."""
@@ -73,8 +96,7 @@ def lower(exported: dict[str, ExportedProgram], recipe: Recipe, constants: dict[
     Raises:
         LoweringError: more delegates, or other operators outside of them, than the recipe allows.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch and executorch
+    with _quiet_backends():
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[_partitioner(recipe)],
@@ -152,5 +174,4 @@ def _partitioner(recipe: Recipe) -> Partitioner:
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
     except ImportError as error:
         raise LoweringError(f"backend coreml needs coremltools ({error}); pip install coremltools") from error
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
     return CoreMLPartitioner()

@@ -1,11 +1,11 @@
 """Export recipes as data: what is quantized how, for which backend, and how close the program must stay to the model."""
 
-import difflib
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edge.device.errors import ExplainedError
+from edge.device.names import did_you_mean
 
 PRECISIONS = ("fp32", "int8-static", "int8-dynamic", "int4-dynamic")
 BACKENDS = ("xnnpack", "coreml", "vulkan")
@@ -25,9 +25,7 @@ def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
     known = list(known)
     if value in known:
         return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise RecipeError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+    raise RecipeError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}")
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,12 @@ from arm64_machine import PROCESSORS, Machine, NoMachineError, prepare_machine
 
 from edge.device.artefact import ArtefactError, read_artefact
 from edge.device.environment import describe_machine
-from edge.device.image import image_files
+from edge.device.listing import image_files
 from edge.device.parity import compare
 from edge.lower.recipes import find_recipe
+from swin_hf.output_folders import check_file_replaceable, check_free, read_record, write_json
 
+RECORD = "made.json"  # in the folder of machine and programs
 NUM_IMAGES = 50
 MAX_FLOAT_DIFFERENCE = 1e-4  # of logits of an fp32 program, relative to the largest
 MIN_SQNR_DB = 20.0  # of other programs, in which some values round differently
@@ -86,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             require_classifier(artefact)
         if arguments.images:
             image_files(arguments.images)
+        check_file_replaceable(arguments.output_file)
+        claim(arguments.work_dir)
         arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
         machine = prepare_machine(arguments.work_dir / "machine")
         comparisons = compare_all(machine, arguments)
@@ -99,6 +103,18 @@ def main(argv: list[str] | None = None) -> int:
     missed = sum(not row.within_bounds for row in comparisons)
     print(f"{len(comparisons) - missed} of {len(comparisons)} within bounds; {arguments.output_file} has the figures")
     return int(missed > 0)
+
+
+def claim(work_dir: Path) -> None:
+    """Make the folder for machine and programs; one that exists must be empty or have been made here.
+
+    Raises:
+        OutputError: it holds other files.
+    """
+    if read_record(work_dir, RECORD) is None:
+        check_free(work_dir, "--work_dir")
+        work_dir.mkdir(parents=True, exist_ok=True)
+        write_json(work_dir / RECORD, {"files": {}})
 
 
 def require_classifier(artefact: Path) -> None:
@@ -135,7 +151,7 @@ def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Compari
         "images": f"{len(images)} {'images' if arguments.images else 'handwritten digits of scikit-learn'}",
         "comparisons": [asdict(row) | {"within_bounds": row.within_bounds} for row in comparisons],
     }
-    arguments.output_file.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(arguments.output_file, record)
     return comparisons
 
 

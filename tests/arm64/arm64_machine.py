@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.files import move_into_place
+from swin_hf.output_folders import check_free, new_folder
 
 DEBIAN_PACKAGES = ("python3:arm64", "libgomp1:arm64", "libstdc++6:arm64")
 EMULATOR_PACKAGE = "qemu-user-static"
@@ -110,10 +110,7 @@ def prepare_machine(folder: Path) -> Machine:
         return Machine(folder=folder, emulator=emulator)
 
     print(f"== Building an AArch64 machine in {folder}: a download of some 600 MB, once")
-    work_dir = folder.with_name(f".{folder.name}.partial").resolve()
-    shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True)
-    try:
+    with new_folder(folder, _check_replaceable) as work_dir:
         _unpack_debian(work_dir, with_emulator=shutil.which(EMULATOR) is None)
         _install_wheels(work_dir, wheels)
         here = Machine(folder=work_dir, emulator=Path(shutil.which(EMULATOR) or work_dir / EMULATOR))
@@ -121,10 +118,13 @@ def prepare_machine(folder: Path) -> Machine:
         for processor in PROCESSORS.values():
             _write_identity(work_dir, processor)
         (work_dir / STAMP).write_text(contents)
-        move_into_place(work_dir, folder)
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
     return Machine(folder=folder, emulator=emulator)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace what is not a machine that was built here."""
+    if not (folder / STAMP).is_file():
+        check_free(folder, "the folder of the machine")
 
 
 def _version_here(name: str) -> str:

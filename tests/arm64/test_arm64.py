@@ -104,7 +104,7 @@ def test_skips_with_the_reason_where_there_is_no_emulator(monkeypatch, tmp_path,
     monkeypatch.setattr(arm64_machine.shutil, "which", lambda name: None)
     assert arm64.main(["--work_dir", str(tmp_path / "arm64")]) == 0
     assert "skipped: apt-get, which fetches Debian's packages for AArch64, is not on this machine" in capsys.readouterr().out
-    assert not list((tmp_path / "arm64").iterdir())
+    assert [path.name for path in (tmp_path / "arm64").iterdir()] == [arm64.RECORD]
 
 
 def test_skips_on_a_machine_of_that_kind_and_elsewhere_than_linux(monkeypatch, tmp_path):
@@ -150,6 +150,15 @@ def test_failure_inside_the_emulator_is_an_error_not_a_skip(tmp_path):
     machine = Machine(folder=tmp_path, emulator=emulator)
     with pytest.raises(RuntimeError, match=r"job\.py on armv9 ended with 3: it broke"):
         machine.run(PROCESSORS["armv9"], Path("job.py"))
+
+
+def test_folders_and_files_of_others_are_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    assert arm64.main(["--work_dir", str(tmp_path / "mine"), "--output_file", str(tmp_path / "new.json")]) == 1
+    assert arm64.main(["--work_dir", str(tmp_path / "new"), "--output_file", str(tmp_path / "mine" / "thesis.txt")]) == 1
+    assert "--work_dir must be a new" in (errors := capsys.readouterr().err) and "output_file must be a new" in errors
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
 def test_record_holds_every_comparison_and_a_miss_is_the_exit_code(monkeypatch, tmp_path):

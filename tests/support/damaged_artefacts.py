@@ -1,7 +1,7 @@
 """Run a command on damaged copies of a file of an artefact, as if somebody had meant it: with their own sha256.
 
-python damaged_artefacts.py ARTEFACT_DIR IMAGE NUM_SEEDS prints a line of JSON for each copy: of the program, which `edge run`
-takes, and of the bundle, which `edge self-test` takes. They run as on a command line; PyTorch is loaded once for all of them.
+python damaged_artefacts.py ARTEFACT_DIR FILE NUM_SEEDS COMMAND ARGUMENT.. : prints a line of JSON for each copy. The command
+is `python -m edge COMMAND ARTEFACT_DIR ARGUMENT..`, in the child process of the real one; PyTorch is loaded once for all.
 """
 
 import json
@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edge.__main__ import make_parser
+import edge.device.runner
+import edge.device.verify  # noqa: F401
+from edge.__main__ import main
 from edge.device.artefact import sha256_of
 from edge.device.child import run_in_child
-from edge.device.commands import run_command
-from edge.device.runner import Runner
 
 SIZES = (0, 1, 4, 7, 8, 11, 12, 16, 31, 32, 33, 64, 1000)  # of cut copies, beside random ones
 PHOTOGRAPH = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0" + bytes(range(256)) * 40
@@ -78,26 +78,26 @@ def cut(rng, content, position):
 CHANGES = (one_bit, one_bit, eight_bits, one_byte, one_number, zeros, a_piece_from_elsewhere, more_bytes, cut)
 
 
-def run_on_copies(folder: Path, name: str, num_seeds: int, *command: str) -> None:
-    content, description = (folder / name).read_bytes(), (folder / "edge.json").read_text()
-    manifest, stderr = json.loads(description), os.dup(2)
+def run_on_copies(folder: Path, name: str, num_seeds: int, arguments: list[str]) -> None:
+    content, manifest = (folder / name).read_bytes(), json.loads((folder / "edge.json").read_text())
+    streams = os.dup(1), os.dup(2)
     for what, damaged in damaged_copies(content, num_seeds):
         (folder / name).write_bytes(damaged)
         manifest["sha256"][name] = sha256_of(damaged)
         (folder / "edge.json").write_text(json.dumps(manifest))
-        with tempfile.TemporaryFile() as said:
-            os.dup2(said.fileno(), 2)
-            code = run_in_child(lambda: run_command(make_parser(), [*command, "--json"]))
-            os.dup2(stderr, 2)
-            said.seek(0)
-            err = said.read().decode(errors="replace")
-        print(json.dumps({"file": name, "what": what, "code": code, "err": err}), flush=True)
-    (folder / name).write_bytes(content)
-    (folder / "edge.json").write_text(description)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            sys.stdout.flush()
+            for stream, file in ((1, out), (2, err)):
+                os.dup2(file.fileno(), stream)
+            code = run_in_child(lambda: main([arguments[0], str(folder), *arguments[1:], "--json"]))
+            for stream, original in zip((1, 2), streams):
+                os.dup2(original, stream)
+            said = {}
+            for stream, file in (("out", out), ("err", err)):
+                file.seek(0)
+                said[stream] = file.read().decode(errors="replace")
+        print(json.dumps({"what": what, "code": code, **said}), flush=True)
 
 
 if __name__ == "__main__":
-    folder, image, num_seeds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    Runner(folder)
-    run_on_copies(folder, "model.pte", num_seeds, "run", str(folder), image)
-    run_on_copies(folder, "self_test.bpte", num_seeds, "self-test", str(folder))
+    run_on_copies(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:])

@@ -1,8 +1,13 @@
 """The config: refusals that name the field, typos, derived values, and a config.json that comes back as it went."""
 
-import pytest
+import copy
 
-from swin_hf import SwinHfConfig, SwinHfForImageClassification
+import pytest
+from transformers import AutoConfig
+
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfUperNetConfig
+from swin_hf.configuration_swin_hf import likely_typos
+from swin_hf.convert import load
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,23 @@ def test_v2_windows_stay_inside_the_map_of_the_configured_image():
     assert [config.stage_window(stage) for stage in range(4)] == [(16, 16), (16, 16), (16, 16), (8, 8)]
     assert [config.pretrained_window(stage) for stage in range(4)] == [(12, 12), (12, 12), (12, 12), (6, 6)]
     assert SwinHfConfig(image_size=256, window_size=16).stage_window(3) == (16, 16)
+
+
+def test_attributes_that_others_set_stay_through_saving_copying_and_loading(tmp_path):
+    config = SwinHfConfig(image_size=16, patch_size=2, embed_dim=16, depths=[1], num_heads=[2], window_size=4)
+    given = {"batch_norm_eps": 1.0, "norm_eps": 0.5, "window": 7, "mlp_ratios": [1, 2]}
+    assert set(given) == set(likely_typos(given, SwinHfConfig))
+    for name, value in given.items():
+        setattr(config, name, value)
+    model = SwinHfForImageClassification(config)
+    model.save_pretrained(tmp_path)
+    loaded, unused = SwinHfConfig.from_pretrained(tmp_path, return_unused_kwargs=True, window_size=2, unheard_of=1)
+    assert (loaded.window_size, unused) == (2, {"unheard_of": 1})
+    copies = [copy.deepcopy(config), AutoConfig.from_pretrained(tmp_path), SwinHfConfig.from_dict(config.to_dict()), loaded]
+    copies += [SwinHfForImageClassification.from_pretrained(tmp_path).config, load(tmp_path)[0].config]
+    for own in copies:
+        assert {name: getattr(own, name) for name in given} == given
+    whole = SwinHfUperNetConfig(backbone_config=config, use_auxiliary_head=False)
+    assert SwinHfUperNetConfig.from_dict(whole.to_dict()).backbone_config.batch_norm_eps == 1.0
+    with pytest.raises(ValueError, match="no field windw_size; did you mean window_size"):
+        SwinHfUperNetConfig(backbone_config={"windw_size": 4}, use_auxiliary_head=False)

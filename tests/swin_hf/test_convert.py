@@ -31,6 +31,7 @@ from swin_hf import (
     SwinHfImageProcessorPil,
 )
 from swin_hf.convert import as_flags, convert, load, main, timm_processor_settings
+from swin_hf.output_folders import OutputError
 from swin_hf.weight_config import SourceSizes
 from swin_hf.weight_files import ConversionError, WeightFiles, read_weights
 from swin_hf.weight_import import import_model
@@ -176,7 +177,7 @@ def test_wrong_sources_are_explained_and_leave_nothing(tmp_path, checkpoint, cap
             convert(file, tmp_path / "out")
         assert main([str(file), str(tmp_path / "out")]) == 1
         assert as_flags(str(caught.value)) in capsys.readouterr().err
-    with pytest.raises(ConversionError, match="must be an empty folder or not exist yet"):
+    with pytest.raises(OutputError, match="destination must be another folder than source"):
         convert(checkpoint, checkpoint)
     with pytest.raises(ConversionError, match="must be a Swin of transformers"):
         other = tmp_path / "resnet"

@@ -2,10 +2,21 @@
 
 import pytest
 import torch
-from transformers import AutoBackbone, Trainer, TrainingArguments, UperNetConfig, UperNetForSemanticSegmentation
+from stock_swin import randomised
+from transformers import (
+    AutoBackbone,
+    SwinConfig,
+    SwinForImageClassification,
+    Swinv2Config,
+    Swinv2ForImageClassification,
+    Trainer,
+    TrainingArguments,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling
-from swin_hf.losses_swin_hf import classification_loss, masked_reconstruction_loss
+from swin_hf.losses_swin_hf import classification_loss, infer_problem_type, masked_reconstruction_loss
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
 
@@ -59,6 +70,47 @@ def test_classifier_uses_the_configs_problem_type_and_smoothing(make_model):
     labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
     output = model(pixel_values, labels=labels)
     torch.testing.assert_close(output.loss, classification_loss(output.logits, labels, "multi_label_classification"))
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "problem_type"),
+    [
+        (1, torch.tensor([0.5, -2.0]), "regression"),
+        (1, torch.tensor([[0.5], [-2.0]]), "regression"),
+        (1, torch.tensor([3, 1]), "regression"),
+        (3, torch.tensor([2, 0]), "single_label_classification"),
+        (3, torch.tensor([[2], [0]]), "single_label_classification"),
+        (3, torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), "multi_label_classification"),
+        (3, torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), "multi_label_classification"),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_kind_of_problem_is_inferred_as_in_the_stock_model(tmp_path, version, num_labels, labels, problem_type):
+    config, stock_class = [(SwinConfig, SwinForImageClassification), (Swinv2Config, Swinv2ForImageClassification)][version - 1]
+    shape = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+    stock = randomised(stock_class(config(**shape, num_labels=num_labels)))
+    stock.save_pretrained(tmp_path)
+    model, pixel_values = SwinHfForImageClassification.from_pretrained(tmp_path).eval(), torch.randn(2, 3, 16, 16)
+    losses = [own(pixel_values, labels=labels).loss for own in (model, stock)]
+    gradients = [torch.autograd.grad(loss, own.classifier.weight)[0] for loss, own in zip(losses, (model, stock))]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+    assert gradients[0].abs().max() > 0
+    assert model.config.problem_type == stock.config.problem_type == problem_type
+
+
+def test_probabilities_are_told_from_several_labels(make_model):
+    pixel_values, several = torch.randn(2, 3, 16, 16), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    model = make_model()
+    soft = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])
+    output = model(pixel_values, labels=soft)
+    torch.testing.assert_close(output.loss, -(soft * output.logits.log_softmax(dim=1)).sum(dim=1).mean())
+    assert model.config.problem_type == "single_label_classification"
+    with pytest.raises(ValueError, match='rows sum to 1, got rows that sum to more; set .*"multi_label_classification"'):
+        model(pixel_values, labels=several)
+    rounded = torch.rand(2, 1000).softmax(dim=1).bfloat16()
+    assert infer_problem_type(rounded, 1000) == "single_label_classification"
+    assert infer_problem_type(several.bool(), 3) == "multi_label_classification"
 
 
 def test_accumulated_gradients_are_averaged_by_the_trainer(make_model, tmp_path):

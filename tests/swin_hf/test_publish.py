@@ -5,13 +5,21 @@ Programs are in tests/edge/export/test_publishing.py, the uploads themselves in 
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
+import transformers
 from conftest import PROCESSOR
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Swin2SRImageProcessorPil,
+    SwinForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from swin_hf import SwinHfBackbone, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.convert import convert
@@ -34,7 +42,7 @@ def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "transformers")
     (result,) = card.data.eval_results
-    assert (result.task_type, result.dataset_name, result.dataset_type) == ("image-classification", "photos", "photos")
+    assert (result.task_type, result.dataset_name, result.dataset_type) == ("image-classification", "photos", "imagefolder")
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.9)
     assert "images of 16 x 16 pixels, 3 classes" in card.text
     assert {"config.json", "model.safetensors", "metrics.json", "README.md"} < publication.files.keys()
@@ -116,6 +124,58 @@ def test_stock_models_are_published_as_such(checkpoint, tmp_path):
     assert "swin" not in type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__module__
 
 
+TINY_STOCK = {"image_size": 32, "window_size": 4, "depths": [1, 1], "num_heads": [2, 2], "embed_dim": 8}
+UNDER_SR = TINY_STOCK | {"patch_size": 1, "upscale": 2, "mlp_ratio": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_class", "settings"),
+    [
+        ("SwinModel", "AutoModel", TINY_STOCK),
+        ("SwinForImageClassification", "AutoModelForImageClassification", TINY_STOCK),
+        ("SwinForMaskedImageModeling", "AutoModelForMaskedImageModeling", TINY_STOCK | {"encoder_stride": 8}),
+        ("SwinBackbone", "AutoBackbone", TINY_STOCK | {"out_features": ["stage1", "stage2"]}),
+        ("Swinv2Model", "AutoModel", TINY_STOCK),
+        ("Swinv2ForImageClassification", "AutoModelForImageClassification", TINY_STOCK),
+        ("Swinv2ForMaskedImageModeling", "AutoModelForMaskedImageModeling", TINY_STOCK | {"encoder_stride": 8}),
+        ("Swinv2Backbone", "AutoBackbone", TINY_STOCK | {"out_features": ["stage1"]}),
+        ("MaskFormerSwinModel", "AutoModel", TINY_STOCK),
+        ("MaskFormerSwinBackbone", "AutoBackbone", TINY_STOCK),
+        ("Swin2SRModel", "AutoModel", UNDER_SR),
+        ("Swin2SRForImageSuperResolution", "AutoModelForImageToImage", UNDER_SR),
+        ("DonutSwinModel", "AutoModel", TINY_STOCK),
+        ("DonutSwinForImageClassification", "AutoModelForImageClassification", TINY_STOCK),
+    ],
+)
+def test_every_stock_swin_is_published_under_its_auto_class(tmp_path, kind, auto_class, settings):
+    stock_class = getattr(transformers, kind)
+    model = stock_class(stock_class.config_class(**settings))
+    model.save_pretrained(tmp_path / "stock")
+    processor = Swin2SRImageProcessorPil() if "2SR" in kind else ViTImageProcessorPil(size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path / "stock")
+    publication = prepare(tmp_path / "stock", NAME, tmp_path / "out")
+    assert f'{auto_class}.from_pretrained("org/name")' in (tmp_path / "out" / "README.md").read_text()
+    assert publication.left_out == []
+    again = stock_class.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    if auto_class != "AutoBackbone":  # which asks the Hub whether there is such a repository
+        assert type(getattr(transformers, auto_class).from_pretrained(tmp_path / "out")) is stock_class
+
+
+def test_stock_models_without_all_their_weights_are_refused(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "stock", to="transformers")
+    file = tmp_path / "stock" / "model.safetensors"
+    whole = load_file(file)
+    for weights, message in (
+        ({f"module.{name}": weight for name, weight in whole.items()}, "lacks weights of SwinForImageClassification"),
+        (whole | {"extra": torch.ones(1)}, "has weights that are unknown to SwinForImageClassification: extra"),
+        (whole | {"classifier.bias": torch.tensor([0.0, math.nan, 1.0])}, "finite weights, got classifier.bias with 1 of 3"),
+    ):
+        save_file(weights, file, {"format": "pt"})
+        with pytest.raises(PublishError, match=message):
+            prepare(tmp_path / "stock", NAME, tmp_path / "out")
+
+
 def test_what_is_not_whole_is_refused(checkpoint, tmp_path, capsys):
     def refused(message: str, folder=checkpoint, name: str = NAME) -> None:
         with pytest.raises(PublishError, match=message):
@@ -144,3 +204,19 @@ def test_what_would_be_lost_is_refused(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:500])
     with pytest.raises(PublishError, match="must hold weights in the format of safetensors"):
         prepare(checkpoint, NAME, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "config.json", "notes"])
+def test_what_links_lead_to_is_not_published(checkpoint, tmp_path, capsys, name):
+    source, private = tmp_path / "source", tmp_path / "private.txt"
+    shutil.copytree(checkpoint, source)
+    private.write_text("{}")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(private)
+    assert main([str(source), "org/name"]) == 1
+    assert f"got links to elsewhere: {name}; copy the folder with `cp -rL`" in capsys.readouterr().err
+    (source / name).unlink()
+    shutil.copytree(checkpoint, source, dirs_exist_ok=True)
+    (source / "also.json").symlink_to("config.json")  # within the folder
+    (tmp_path / "link").symlink_to(source)
+    assert main([str(tmp_path / "link"), "org/name"]) == 0

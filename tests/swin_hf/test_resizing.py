@@ -4,9 +4,15 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModelForImageClassification, TorchAoConfig
 
-from swin_hf import SwinHfForImageClassification, SwinHfForMaskedImageModeling
+from swin_hf import (
+    SwinHfForImageClassification,
+    SwinHfForMaskedImageModeling,
+    SwinHfForSemanticSegmentation,
+    SwinHfUperNetConfig,
+)
 from swin_hf.resizing_swin_hf import resize_bias_table, resize_position_embeddings, resized_config
 
 
@@ -111,3 +117,32 @@ def test_every_kind_of_model_can_be_resized(make_config):
 def test_nonsense_sizes_are_refused(make_model):
     with pytest.raises(ValueError, match="window_size must be positive, got 0"):
         make_model().resize(window_size=0)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_quantized_checkpoint_keeps_its_sizes(make_model, tmp_path, auto):
+    make_model(embed_dim=32).save_pretrained(tmp_path / "float")
+    kind = AutoModelForImageClassification if auto else SwinHfForImageClassification
+    quantization = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    loaded = kind.from_pretrained(tmp_path / "float", image_size=16, window_size=(4, 4), **quantization)
+    assert loaded(torch.randn(1, 3, 16, 16)).logits.shape == (1, 3)
+    loaded.save_pretrained(tmp_path / "quantized")
+    for folder, options in ((tmp_path / "float", quantization), (tmp_path / "quantized", {})):
+        for name, present in (("image_size", 16), ("window_size", 4)):
+            with pytest.raises(
+                ValueError, match=f"{name} must be {present}, that of .*, while its weights are quantized, got 24"
+            ):
+                kind.from_pretrained(folder, **{name: 24}, **options)
+    with pytest.raises(ValueError, match="as its config makes them to be resized, got .*q_proj.weight of type Int8Tensor"):
+        loaded.resize(24)
+
+
+def test_a_quantized_segmenter_keeps_its_sizes(make_config, tmp_path):
+    config = SwinHfUperNetConfig(
+        backbone_config=make_config(embed_dim=32), use_auxiliary_head=False, hidden_size=16, num_labels=3
+    )
+    SwinHfForSemanticSegmentation(config).save_pretrained(tmp_path)
+    quantization = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    SwinHfForSemanticSegmentation.from_pretrained(tmp_path, image_size=16, **quantization)
+    with pytest.raises(ValueError, match="image_size must be 16, that of .*, while its weights are quantized, got 24"):
+        SwinHfForSemanticSegmentation.from_pretrained(tmp_path, image_size=24, **quantization)

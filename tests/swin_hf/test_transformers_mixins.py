@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import transformers.testing_utils as testing_utils
 from conftest import TINY
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
@@ -48,8 +47,6 @@ def import_common_tests() -> list[type]:
         module = types.ModuleType(name)
         vars(module).update(contents)
         sys.modules[f"transformers_tests.{name}"] = module
-    # Of the many names for an epsilon that this sets, a config of ours refuses those it does not have.
-    testing_utils.set_config_for_less_flaky_test = lambda config: setattr(config, "layer_norm_eps", 1.0)
     with unittest.mock.patch("transformers.utils.direct_transformers_import", return_value=transformers):
         from transformers_tests.test_backbone_common import BackboneTesterMixin
         from transformers_tests.test_configuration_common import ConfigTester

@@ -65,12 +65,15 @@ class ImageClassification(Objective):
         probabilities = logits.softmax(dim=1)
         confidence, predicted = probabilities.max(dim=1)
         right = (predicted == labels).double()
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
         bins = (confidence * NUM_CALIBRATION_BINS).long().clamp(max=NUM_CALIBRATION_BINS - 1)
         gap = torch.zeros(NUM_CALIBRATION_BINS, dtype=torch.float64).index_add(0, bins, right - confidence.double())
+        top5 = {}
+        if logits.shape[1] > 5:  # of five classes, the right one is always among the first five
+            first = logits.topk(5, dim=1).indices
+            top5 = {"top5_accuracy": float((first == labels[:, None]).any(dim=1).double().mean())}
         return {
             "accuracy": float(right.mean()),
-            "top5_accuracy": float((top5 == labels[:, None]).any(dim=1).double().mean()),
+            **top5,
             "worst_class_accuracy": min(self.details(prediction)["accuracy_by_class"].values()),
             "calibration_error": float(gap.abs().sum() / len(labels)),
         }

@@ -123,6 +123,8 @@ def test_split_folders_with_others_beside_them_are_refused(image_folder):
     with pytest.raises(DataError, match=r"has folders of splits \(test, train\) and others \(blue, green, red\); move"):
         find_images(str(image_folder), CLASSES)
     (image_folder / "test").rmdir()  # a single folder "train" may be a class of vehicles
+    for file in (image_folder / "red").iterdir():
+        (image_folder / "train" / file.name).write_bytes(file.read_bytes())
     assert find_images(str(image_folder), CLASSES).class_names == ["blue", "green", "red", "train"]
 
 

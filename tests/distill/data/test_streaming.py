@@ -13,6 +13,7 @@ from distill.data.transforms import RandomCrop, TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.training.finetune import finetune
 from distill.training.settings import parse_finetune_settings
+from swin_hf.output_folders import OutputError
 
 STEPS = ["--streaming", "true", "--max_steps", "7", "--eval_strategy", "steps", "--save_strategy", "steps"]
 STEPS += ["--logging_strategy", "steps", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1"]
@@ -95,3 +96,16 @@ def test_what_cannot_be_streamed_is_said(image_folder, parquet_folder):
     (parquet_folder / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match="--streaming needs a train and a validation or test split"):
         images_of(parquet_folder)
+
+
+def test_held_out_images_that_lost_a_file_are_fetched_again(parquet_folder, tmp_path):
+    expected = [source.load().getpixel((0, 0)) for source in images_of(parquet_folder).stream.held_out.images["test"]]
+    (kept,) = tmp_path.glob("held_out-*")
+    arrow = max(kept.rglob("*.arrow"), key=lambda file: file.stat().st_size)
+    arrow.write_bytes(b"")
+    assert [source.load().getpixel((0, 0)) for source in images_of(parquet_folder).stream.held_out.images["test"]] == expected
+    (kept / "mine.txt").write_text("mine")
+    (kept / "dataset_dict.json").unlink()
+    with pytest.raises(OutputError, match=r"must be .*held-out images and nothing else, got .* with mine\.txt"):
+        images_of(parquet_folder)
+    assert (kept / "mine.txt").read_text() == "mine"

@@ -105,7 +105,7 @@ def test_one_class_and_tiny_classes_are_errors(image_folder):
     settings = ImageSettings(dataset=str(image_folder))
     for image in list((image_folder / "red").iterdir())[3:]:
         image.unlink()
-    with pytest.raises(DataError, match="class red has 3 images; every class needs at least 4"):
+    with pytest.raises(DataError, match=r"too few training images of 1 of 3 classes: red \(3\); every class needs at least 4"):
         find_images(settings.dataset, CLASSES)
     for name in ("red", "green"):
         for image in (image_folder / name).iterdir():
@@ -115,7 +115,7 @@ def test_one_class_and_tiny_classes_are_errors(image_folder):
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
-    with pytest.raises(DataError, match="is neither a folder nor a .csv or .parquet table"):
+    with pytest.raises(DataError, match="is neither a folder nor a .csv, .jsonl or .parquet table"):
         find_images(str(tmp_path / "nowhere"), CLASSES)
     with pytest.raises(DataError, match="holds no images in class folders"):
         find_images(str(tmp_path), CLASSES)

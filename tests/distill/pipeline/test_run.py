@@ -78,7 +78,7 @@ def kill_inside(command: list[str], run_dir: Path, stage: str, folder: str, begu
     try:
         heading = next(line for line in process.stdout if f"] {stage}:" in line)
         deadline = time.monotonic() + 60
-        while not list(run_dir.glob(f".{folder}.*.partial/{begun}".rstrip("/"))):
+        while not list(run_dir.glob(f".unfinished/{stage}-*/{begun}".rstrip("/"))):
             assert process.poll() is None and time.monotonic() < deadline, f"{stage} was not seen at work"
             time.sleep(0.002)
     finally:
@@ -87,7 +87,7 @@ def kill_inside(command: list[str], run_dir: Path, stage: str, folder: str, begu
     rest = process.stdout.read()
     process.stdout.close()
     assert f"] {stage}:" in heading and "done in" not in rest and process.returncode == -signal.SIGKILL
-    assert list(run_dir.glob(f".{folder}.*.partial")) and not (run_dir / folder).exists()
+    assert list(run_dir.glob(f".unfinished/{stage}-*")) and not (run_dir / folder).exists()
 
 
 def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
@@ -117,21 +117,21 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
     assert "resuming an interrupted run" in done.stdout  # in the report, the last stage that was killed
     assert lasting_figures(killed) == report
     assert (killed / "edge" / "model.pte").read_bytes() == (whole / "edge" / "model.pte").read_bytes()
-    assert not list(killed.glob(".*.partial"))
+    assert sorted(path.name for path in killed.glob(".*")) == [".lock"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--student_epoch", "3"], "unknown setting --student_epoch"),
-        (["--teacher", "nowhere/at/all"], "must be a checkpoint folder or Hub id"),
-        (["--student", "nowhere/at/all"], "--student nowhere/at/all must be a preset"),
-        (["--stages", "report"], "add data to --stages"),
+        (["--student_epoch", "3"], 2, "unknown setting --student_epoch in the command line; did you mean --student_epochs?"),
+        (["--teacher", "nowhere/at/all"], 1, "must be a checkpoint folder or Hub id"),
+        (["--student", "nowhere/at/all"], 1, "--student nowhere/at/all must be a preset"),
+        (["--stages", "report"], 1, "add data to --stages"),
     ],
 )
-def test_mistakes_end_in_one_line_before_any_work(command, tmp_path, arguments, message):
+def test_mistakes_end_in_one_line_before_any_work(command, tmp_path, arguments, code, message):
     done = subprocess.run(command("mistake", *arguments), capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs" / "mistake" / "data").exists()

@@ -5,8 +5,10 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
 from distill.pipeline.stages import Stage, StageError, run_stages, stages_to_build
+from swin_hf.output_folders import OutputError
 
 
 class Kill(BaseException):
@@ -61,7 +63,7 @@ def test_a_change_reaches_what_depends_on_it(stages):
 
 
 def test_picked_stage_needs_its_inputs(stages):
-    with pytest.raises(StageError, match="stage second reads .*first, which is missing .*; add first to --stages"):
+    with pytest.raises(StageError, match="stage second reads .*first, which is missing; add first to --stages"):
         run(stages, names=["second"])
     run(stages, names=["first"])
     assert run(stages, names=["second"]) == ["second"]
@@ -83,15 +85,28 @@ def test_kill_or_full_disk_leaves_no_half_folder_and_keeps_the_old_one(stages, f
     assert sorted(path.name for path in stages.run_dir.iterdir()) == ["2nd", "first"]
 
 
-def test_full_disk_is_said_in_plain_words(stages, monkeypatch):
-    # torch.save reports a failed write as a RuntimeError about its stream.
-    stages.fail["second"] = RuntimeError("PytorchStreamWriter failed writing file")
-    with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
-        run(stages)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
-    with pytest.raises(StageError, match="is full, stage second was not finished; free some space and start again"):
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),  # as torch.save has it
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_full_disk_is_said_in_plain_words(stages, failure):
+    stages.fail["second"] = failure
+    with pytest.raises(OutputError, match="is full; stage second was not finished; free some space and start again"):
         run(stages)
     assert not (stages.run_dir / "2nd").exists()
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(stages, monkeypatch):
+    stages.fail["second"] = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        run(stages)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(OutputError, match="is full"):
+        run(stages)
 
 
 def test_first_build_that_is_killed_leaves_nothing_visible(stages):

@@ -22,6 +22,7 @@ from distill.data.examples import Example
 from distill.data.sources import DataError
 from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
 from distill.errors import SettingsError, TrainingStopped
+from distill.launch import launch
 from distill.training.finetune import balanced_weights, finetune
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
@@ -30,6 +31,7 @@ from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.masked_images import MaskedImageModeling
 from distill.training.trainer import DivergenceError, TaskTrainer
 from swin_hf import SwinHfForMaskedImageModeling
+from swin_hf.output_folders import OutputError, write_json
 
 # -- parameters --------------------------------------------------------------------------------------------------------
 
@@ -179,6 +181,8 @@ def test_figures_of_an_evaluation():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures["calibration_error"] == pytest.approx(error, abs=1e-6)
+    of_five = ImageClassification(PROCESSOR, list("abcde"), TransformSettings())
+    assert "top5_accuracy" not in of_five.metrics(EvalPrediction(predictions=logits[:, :5], label_ids=labels % 5))
 
 
 # -- whole trainings ---------------------------------------------------------------------------------------------------
@@ -209,7 +213,7 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["test_accuracy"] == figures["test_accuracy"] and metrics["num_test_images"] == 10
     assert set(metrics["accuracy_by_class"]) == {"blue", "green", "red"}
-    assert f"| test_accuracy | {figures['test_accuracy']:.4g} |" in (out / "README.md").read_text()
+    assert f"| test_accuracy | {100 * figures['test_accuracy']:.1f} % |" in (out / "README.md").read_text()
     split = json.loads((out / "data.json").read_text())["split"]
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
 
@@ -345,7 +349,7 @@ def test_bad_settings_are_named(arguments, message):
             SettingsError,
             "--global_batch_size must be at most the 28 images, got 32; lower",
         ),
-        ("--resume true", SettingsError, "--resume must find a checkpoint"),
+        ("--resume true", SettingsError, "--resume must find a training"),
         ("--frozen_stages 2", LayerError, "--frozen_stages must be below the 2 stages"),
         (
             "--task masked-image-modeling --mask_patch_size 5",
@@ -393,9 +397,21 @@ def test_weights_of_classes_are_their_inverse_frequencies():
 
 def test_a_finished_training_is_not_overwritten(image_folder, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.safetensors").touch()
-    with pytest.raises(SettingsError, match="--output_dir must be new or empty, got .*; add --resume true"):
+    write_json(tmp_path / "out" / "training.json", {"files": {}})
+    with pytest.raises(OutputError, match="--output_dir must be a new or an empty folder, got .*; add --resume true"):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder)))
+
+
+def test_the_traceback_of_accelerate_is_announced(monkeypatch, capsys):
+    def fail():
+        raise DataError("no images")
+
+    for command, announced in ((["accelerate", "launch", "x.py"], True), (["accelerate", "launch", "--quiet", "x.py"], False)):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        monkeypatch.setattr("psutil.Process.cmdline", lambda process, command=command: command)
+        assert launch(fail, "") == 1
+        errors = capsys.readouterr().err
+        assert "error: no images" in errors and ("accelerate launch --quiet" in errors) == announced
 
 
 @pytest.mark.parametrize(

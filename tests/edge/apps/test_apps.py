@@ -16,11 +16,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import edge.__main__ as cli
-import edge.apps.writer
 from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, write_app
 from edge.device.artefact import InputContract, Manifest, Source
 from edge.device.image import to_pixel_values
 from edge.export.export import ExportSettings, export
+from swin_hf.output_folders import OutputError
 
 ROOT = Path(__file__).parents[3]
 ANDROID = ROOT / "edge/apps/android"
@@ -60,7 +60,7 @@ BYTES = {"input_dtype": "uint8", "input_layout": "NHWC", "input_value_range": (0
 @pytest.fixture
 def artefact(monkeypatch):
     """A folder that is read as an artefact of `manifest()`."""
-    monkeypatch.setattr(edge.apps.writer, "read_artefact", lambda folder: (manifest(), PROGRAM))
+    monkeypatch.setattr("edge.apps.writer.read_artefact", lambda folder: (manifest(), PROGRAM))
     return Path("artefact")
 
 
@@ -156,7 +156,7 @@ def test_unknown_platform_and_folders_in_use_are_refused(artefact, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     for taken in (tmp_path / "full", tmp_path / "full/mine.txt"):
-        with pytest.raises(AppError, match="^output_dir must be a new or an empty folder, got "):
+        with pytest.raises(OutputError, match="^output_dir must be a new or an empty folder, got "):
             write_app("ios", artefact, taken)
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
@@ -167,7 +167,7 @@ def test_nothing_is_left_of_an_app_that_failed(artefact, tmp_path, monkeypatch):
     def full_disk(work_dir, folder):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(edge.apps.writer, "move_into_place", full_disk)
+    monkeypatch.setattr("swin_hf.output_folders.move_into_place", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_app("android", artefact, tmp_path / "app")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ from transformers.activations import ACT2FN
 from edge.deploy.form import DeployError, deploy
 from edge.deploy.layers import InputView
 from swin_hf import SwinHfBackbone
-from swin_hf.layers_swin_hf import SwinHfBatchNorm
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 PRUNED = {"block_num_heads": [[1], [3, 1]], "block_head_dim": [[8], [8, 8]], "block_mlp_dim": [[24], [40, 8]]}
@@ -33,9 +32,9 @@ CASES = {
 def randomised(model):
     """The model with random norms and statistics, so that each of them matters."""
     for module in model.modules():
-        if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, SwinHfBatchNorm)):
+        if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.BatchNorm1d)):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-        if isinstance(module, SwinHfBatchNorm):
+        if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.normal_(std=0.5)
             module.running_var.uniform_(0.5, 2.0)
     return model

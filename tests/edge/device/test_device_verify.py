@@ -26,6 +26,8 @@ def test_accuracy_is_counted_over_images_whose_label_is_known(artefact, image_fo
         "num_unreadable": 1,
         "num_labelled": 47,
         "accuracy": pytest.approx(right / 47),
+        "unlabelled": "1 of 48 images lie in no folder named after a label and are not called <label>_<n>: yellow/1.png; the "
+        "labels are blue, green, red",
     }
 
 

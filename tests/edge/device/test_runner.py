@@ -17,7 +17,7 @@ def test_run_prints_labels_and_names_what_it_cannot_read(artefact, image_folder,
     code = cli.main(["run", str(artefact), str(tmp_path / "note.png"), str(image_folder / "red" / "0.png"), "--top_k", "2"])
     out, err = capsys.readouterr()
     assert code == 1
-    assert "note.png is not an image" in err
+    assert "note.png cannot be read" in err
     assert len(out.splitlines()) == 3 and "0.png" in out
 
 

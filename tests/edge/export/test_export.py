@@ -1,5 +1,6 @@
 """Export: programs that follow their model, and what is refused before and after the work."""
 
+import json
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from edge.device.runner import Runner
 from edge.export.checkpoint import CheckpointError, load_checkpoint
 from edge.export.export import ExportError, ExportSettings, export
 from edge.export.images import CalibrationError
+from swin_hf.output_folders import OutputError, list_files
 
 
 def settings(recipe: str, images, **more) -> ExportSettings:
@@ -97,10 +99,31 @@ def test_unknown_recipe_is_refused_before_any_work(checkpoint, tmp_path, capsys)
     assert "recipe must be one of fp32, fp16, int8, int8-static" in capsys.readouterr().err
 
 
-def test_export_never_deletes_a_foreign_folder(checkpoint, image_folder):
-    with pytest.raises(ExportError, match="must be a new folder or an earlier export"):
-        export(checkpoint, image_folder, settings("fp32", image_folder))
-    assert (image_folder / "red" / "0.png").is_file()
+def test_export_replaces_an_earlier_export_and_nothing_else(artefact, checkpoint, image_folder, tmp_path):
+    before = (artefact / "model.pte").read_bytes()
+    export(checkpoint, artefact, settings("fp32", image_folder, self_test=False))
+    assert set(list_files(artefact)) == {*json.loads((artefact / "edge.json").read_text())["sha256"], "edge.json"}
+    assert (artefact / "model.pte").read_bytes() == before
+
+    foreign = tmp_path / "foreign"  # files and a folder that merely bear our names
+    (foreign / "model.pte").mkdir(parents=True)
+    (foreign / "model.pte" / "weights").write_text("mine")
+    (foreign / "edge.json").write_text("{}")
+    (artefact / "model.pte").write_text("mine")  # is no longer what edge.json describes
+    (tmp_path / ".out.partial").write_text("mine")
+    for folder in (foreign, artefact):
+        kept = {name: (folder / name).read_bytes() for name in list_files(folder)}
+        with pytest.raises(OutputError, match=r"an earlier export and nothing else, got .*model\.pte.*; it is left as it is"):
+            export(checkpoint, folder, settings("fp32", image_folder))
+        assert {name: (folder / name).read_bytes() for name in list_files(folder)} == kept
+
+
+@pytest.mark.parametrize("place", ["photos", "photos/red", "photos/new", "checkpoint", "checkpoint/edge", "."])
+def test_an_export_does_not_write_into_what_it_reads(checkpoint, image_folder, tmp_path, place):
+    before = list_files(tmp_path)
+    with pytest.raises(OutputError, match="output_dir must .*(dataset|checkpoint)"):
+        export(checkpoint, tmp_path / place, settings("fp32", image_folder))
+    assert list_files(tmp_path) == before
 
 
 def test_what_cannot_be_exported_is_refused_at_once(make_model, checkpoint, image_folder, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def test_splits_are_taken_for_what_they_are_for(image_folder, tmp_path):
 
 def test_images_that_cannot_be_read_are_named(image_folder):
     (image_folder / "red" / "note.png").write_text("no image")
-    with pytest.warns(UserWarning, match=r"left out 1 of 49 images in .*note\.png is not an image"):
+    with pytest.warns(UserWarning, match=r"left out 1 of 49 images in .*note\.png cannot be read"):
         assert len(load_images(image_folder, [])) == 48
 
 

@@ -5,6 +5,7 @@ The upload itself is in tests/swin_hf/test_hub.py.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from constant_programs import constant_program
 from huggingface_hub import ModelCard
 
+import edge.__main__ as cli
 from edge.device.artefact import MANIFEST_FILE, InputContract, Manifest, Source, sha256_of
 from edge.export.publishing import add_publish_command, prepare
 from swin_hf.publish import PublishError, add_options
@@ -163,3 +165,13 @@ def test_other_commands_do_without_swin_hf():
         "sys.exit(any(name in sys.modules for name in ('swin_hf', 'transformers', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "model.pte", "edge.json"])
+def test_what_links_lead_to_is_not_published(artefact, tmp_path, capsys, name):
+    source = tmp_path / "source"
+    shutil.copytree(artefact, source)
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(artefact / name if (artefact / name).exists() else "/etc/hostname")
+    assert cli.main(["publish", str(source), "org/name"]) == 1
+    assert f"got links to elsewhere: {name}; copy the folder with `cp -rL`" in capsys.readouterr().err

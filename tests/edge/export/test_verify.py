@@ -15,7 +15,7 @@ def test_verify_counts_accuracy_and_agreement(artefact, checkpoint, image_folder
     model, processor = load_checkpoint(checkpoint)
     runner = Runner(artefact)
     images = sorted(image_folder.rglob("*.png"))
-    logits = model_outputs(model, processor, [runner.pixel_values(image) for image in images])
+    logits = model_outputs(model, processor, [runner.pixel_values(image) for image in images], list(map(str, images)))
     right = [["blue", "green", "red"][row.argmax()] == image.parent.name for row, image in zip(logits, images)]
     assert figures["num_labelled"] == 48
     assert figures["accuracy"] == pytest.approx(np.mean(right))

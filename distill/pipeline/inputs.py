@@ -1,0 +1,63 @@
+"""Files outside of a run that its stages read: what a fingerprint keeps of them, and which of them changed.
+
+Only files that are really read count, so that what systems and people leave beside them costs no training. Small texts are
+known by their content, large files by size and time of change.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from distill.data.finding import files_behind
+
+TEXTS = (".csv", ".jsonl", ".json", ".txt", ".py")
+# What `from_pretrained` reads of a folder, beside weights and code.
+OF_A_CHECKPOINT = ("config.json", "adapter_config.json", "preprocessor_config.json", "processor_config.json")
+WEIGHTS = (".safetensors", ".bin", ".index.json", ".py")
+
+Facts = list[list]  # name, size, and SHA-256 or time of change, for each file
+
+
+def data_files(dataset: str) -> Facts:
+    """The files of `--dataset` that are read; none if it is embedded or on the Hub."""
+    folder = Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent
+    return _facts(files_behind(dataset), folder)
+
+
+def checkpoint_files(name: str) -> Facts:
+    """The files of a checkpoint that are read; none if it is on the Hub."""
+    folder = Path(name)
+    files = folder.iterdir() if folder.is_dir() else ()
+    return _facts((file for file in files if file.name in OF_A_CHECKPOINT or file.name.endswith(WEIGHTS)), folder)
+
+
+def _facts(files: Iterable[Path], folder: Path) -> Facts:
+    existing = sorted({file for file in files if file.is_file() and not file.name.startswith(".")})
+    return [[_name(file, folder), file.stat().st_size, _state(file)] for file in existing]
+
+
+def _name(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+
+
+def _state(file: Path) -> str | int:
+    if file.suffix.lower() in TEXTS:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return file.stat().st_mtime_ns
+
+
+def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Which settings and files of a stage are not those that it was built with, in a line; nothing if all are the same."""
+    after = json.loads(json.dumps(after))
+    changed = [name for name in sorted({*before, *after} - {"files"}) if before.get(name) != after.get(name)]
+    old, new = ({name: facts for name, *facts in settings.get("files", [])} for settings in (before, after))
+    files = [f"{name} (new)" for name in new if name not in old]
+    files += [f"{name} (gone)" for name in old if name not in new]
+    files += [f"{name} (changed)" for name in new if name in old and old[name] != new[name]]
+    told = [f"settings {', '.join(changed)}"] if changed else []
+    if files:
+        more = f", and {len(files) - 5} more" if len(files) > 5 else ""
+        told.append(f"files {', '.join(files[:5])}{more}")
+    return "; ".join(told)

@@ -1,0 +1,61 @@
+"""The report's pages: any name is shown as it is, and a run that learned nothing says so first."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distill.pipeline.report import Report, Row, read_report, write_report
+from distill.training.pictures import draw
+from distill.training.tasks.task import Panels
+from edge.device.bench import Latency
+
+NAMES = ["$\\frac{$", "<svg onload=alert(1)>", "a\nb\0c", "x" * 250, "日本", "*bold* [link](x)"]
+
+
+def report(accuracy=0.9, low=0.8, high=0.95, **changes) -> Report:
+    latency = Latency(p50_ms=1.0, p90_ms=2.0, p99_ms=3.0, repeats=10, threads=1)
+    row = {"accuracy": accuracy, "low": low, "high": high, "n": 60, "parameters": 10, "macs": 10, "size_bytes": 10}
+    steps = {"teacher": "PyTorch eager", "int8 .pte": "ExecuTorch"}
+    fields = {
+        "name": "run",
+        "dataset": "photos",
+        "class_names": NAMES,
+        "images": {"train": 100, "test": 60},
+        "num_skipped": 0,
+        "rows": [Row(step=name, engine=engine, latency=latency, agreement=1.0, **row) for name, engine in steps.items()],
+        "largest_class_share": 0.3,
+        "program_agreement": 1.0,
+        "confusion": [[10 if row == column else 0 for column in range(6)] for row in range(6)],
+        "machine": "machine",
+        "versions": {"torch": "2"},
+        "date": "2026-11-25",
+    }
+    return Report(**(fields | changes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:Glyph")  # fonts lack letters
+def test_any_name_is_shown_as_it_is(tmp_path, name):
+    write_report(report(name=name, dataset=name), tmp_path)
+    page, text = ((tmp_path / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert "<svg" not in page and text.count("<svg") == text.count("\\<svg")
+    assert text.splitlines()[0].startswith("# ") and text.splitlines()[0].endswith(": from teacher to phone")
+    assert read_report(tmp_path / "report.json") == report(name=name, dataset=name)
+
+
+def test_a_run_that_learned_nothing_says_so_first(tmp_path):
+    write_report(report(accuracy=0.35, low=0.25, high=0.47), tmp_path)
+    expected = "Nothing shows that these steps learned anything: teacher, int8 .pte."
+    assert expected in (tmp_path / "report.md").read_text().splitlines()[2]
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(expected) < page.index("Data: photos") and "--teacher CHECKPOINT" in page
+    assert report().doubt == ""
+    assert json.loads((tmp_path / "report.json").read_text())["largest_class_share"] == 0.3
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_any_caption_can_be_drawn(tmp_path):
+
+    draw([Panels(pictures=[np.zeros((4, 4, 3))], caption=name, right=True) for name in NAMES], tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 1000
