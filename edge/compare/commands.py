@@ -30,7 +30,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
     if checkpoint is not None:
         figures["compared"] = compare_with_peers(arguments.artefact, checkpoint, arguments.repeats, most_threads)
-    lines = [_described(row) for row in figures.get("compared", [])]
+    lines = [described(row) for row in figures.get("compared", [])]
     if arguments.json:
         print_json(figures)
     else:
@@ -38,7 +38,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _described(row: dict) -> str:
+def described(row: dict) -> str:
     latency = f"left out: {row.get('skipped')}"
     if "p50_ms" in row:
         latency = f"{row['p50_ms']:8.2f} ms" + (f"  {row['ratio']:5.2f} of ours" if "ratio" in row else "")

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -31,7 +32,7 @@ def run_in_child(command: Callable[[], int]) -> int:
     if child == 0:
         os.close(parent_end)
         threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
-        sys.exit(_run(command, passed_on))
+        _end(_run(command, passed_on))
     os.close(alive)
     received: list[int] = []
 
@@ -93,14 +94,26 @@ def _run(command: Callable[[], int], passed_on: set[int]) -> int:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return command()
+    except SystemExit as stop:  # of argparse, with a number
+        return stop.code or 0
     except BaseException:
         if last < 0:
-            raise
+            traceback.print_exc()
+            return 1
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        if signal.SIGINT in passed_on:  # nothing is left to be interrupted
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end(code: int) -> None:
+    """End the process at once: PyTorch takes a second to be taken down, and a damaged program can crash it even then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a reader that has ended
+        print(f"error: {error}", file=sys.stderr)
+        code = code or 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_parent(alive: int) -> None:

@@ -71,14 +71,14 @@ def add_run(commands) -> argparse.ArgumentParser:
 
 def run_images(arguments: argparse.Namespace) -> int:
     from .image import UnreadableImageError
-    from .runner import Runner
+    from .runner import NotFiniteError, Runner
 
     runner = Runner(arguments.artefact)
     results, failed = [], False
     for image in arguments.images:
         try:
             results.append((image, runner.classify(image, arguments.top_k)))
-        except UnreadableImageError as error:
+        except (UnreadableImageError, NotFiniteError) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             failed = True
     if arguments.json:

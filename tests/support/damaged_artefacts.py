@@ -78,14 +78,6 @@ def cut(rng, content, position):
 CHANGES = (one_bit, one_bit, eight_bits, one_byte, one_number, zeros, a_piece_from_elsewhere, more_bytes, cut)
 
 
-def run_and_leave(arguments: list[str]) -> None:
-    """Run a command and end the process at once: what Python does at its end takes most of a second with PyTorch."""
-    code = main(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def run_on_copies(folder: Path, name: str, num_seeds: int, arguments: list[str]) -> None:
     content, manifest = (folder / name).read_bytes(), json.loads((folder / "edge.json").read_text())
     streams = os.dup(1), os.dup(2)
@@ -97,7 +89,7 @@ def run_on_copies(folder: Path, name: str, num_seeds: int, arguments: list[str])
             sys.stdout.flush()
             for stream, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), stream)
-            code = run_in_child(lambda: run_and_leave([arguments[0], str(folder), *arguments[1:], "--json"]))
+            code = run_in_child(lambda: main([arguments[0], str(folder), *arguments[1:], "--json"]))
             for stream, original in zip((1, 2), streams):
                 os.dup2(original, stream)
             said = {}

@@ -53,9 +53,8 @@ def test_a_crash_is_a_sentence(name):
 
 def test_a_kill_is_a_sentence():
     process = start("os.kill(os.getpid(), signal.SIGKILL)")
-    assert (
-        process.communicate()[1] == "error: the process of this command was killed (SIGKILL), most often for lack of memory\n"
-    )
+    expected = "error: the process of this command was killed (SIGKILL), most often for lack of memory\n"
+    assert process.communicate()[1] == expected
     assert process.returncode == 1
 
 
