@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 SAME_INTERRUPT_S = 0.5  # a terminal sends Ctrl-C to both processes, and the parent passes it on as well
@@ -38,7 +39,8 @@ def run_in_child(command: Callable[[], int]) -> int:
 
     def pass_on(number: int, _) -> None:
         received.append(number)
-        os.kill(child, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, number)
 
     for number in passed_on:
         signal.signal(number, pass_on)
