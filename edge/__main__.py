@@ -14,14 +14,11 @@ run, bench, self-test, and verify against labels work where only ExecuTorch is i
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from edge.device.child import run_in_child
 
-if TYPE_CHECKING:
-    import argparse
-
 # All else is imported in the process that runs the command: NumPy starts threads, after which a process must not be forked.
+# And what is interrupted while Python still imports this module cannot be explained.
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(make_parser(), argv)
 
 
-def make_parser() -> "argparse.ArgumentParser":
+def make_parser() -> "argparse.ArgumentParser":  # noqa: F821
     import argparse
 
     from edge.apps.commands import add_app

@@ -4,13 +4,13 @@ The runtime verifies a program before it loads it, but it trusts the instruction
 process costs a millisecond, which a new interpreter does not.
 """
 
+import _thread
 import os
 import signal
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 SAME_INTERRUPT_S = 0.5  # a terminal sends Ctrl-C to both processes, and the parent passes it on as well
@@ -31,14 +31,15 @@ def run_in_child(command: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         os.close(parent_end)
-        threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+        _thread.start_new_thread(_end_with_parent, (alive,))  # not of threading, which takes time to import
         _end(_run(command, passed_on))
     os.close(alive)
     received: list[int] = []
 
     def pass_on(number: int, _) -> None:
         received.append(number)
-        os.kill(child, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, number)
 
     for number in passed_on:
         signal.signal(number, pass_on)
@@ -52,9 +53,8 @@ def run_in_child(command: Callable[[], int]) -> int:
 def _exit_code(status: int, received: list[int]) -> int:
     """Exit code for the status of a child, which is explained if it crashed. received: signals that were passed on to it."""
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-    if signal.SIGINT in received:
-        if code != INTERRUPTED:  # it was done, or could not say it
-            print("interrupted", file=sys.stderr)
+    if signal.SIGINT in received or code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     if code is not None:
         return code
@@ -80,28 +80,31 @@ def explain_signal(number: int) -> str:
 
 
 def _run(command: Callable[[], int], passed_on: set[int]) -> int:
-    """Run the command in the child. Other packages may turn an interrupt into other errors; it stays an interrupt here."""
+    """Run the command in the child; 130 if it was interrupted, whatever it or other packages made of that.
+
+    After an interrupt its stderr is discarded, so that it may clean up but not tell of all that breaks off: PyTorch prints C++
+    exceptions when it is interrupted while it is imported. The parent says that it was interrupted.
+    """
     last = -SAME_INTERRUPT_S
 
     def interrupt(*_) -> None:
         nonlocal last
         before, last = last, time.monotonic()
         if last - before > SAME_INTERRUPT_S:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
             raise KeyboardInterrupt
 
     if signal.SIGINT in passed_on:
         signal.signal(signal.SIGINT, interrupt)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
-        return command()
+        code = command()
     except SystemExit as stop:  # of argparse, with a number
-        return stop.code or 0
+        code = stop.code or 0
     except BaseException:
-        if last < 0:
-            traceback.print_exc()
-            return 1
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    return code if last < 0 else INTERRUPTED
 
 
 def _end(code: int) -> None:

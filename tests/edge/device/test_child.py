@@ -78,6 +78,7 @@ def test_a_mistake_in_the_command_keeps_its_traceback():
 def test_an_interrupt_is_one_line(send, body):
     process = start(body)
     child = int(process.stdout.readline())
+    time.sleep(0.1)  # it falls asleep
     send(process.pid, signal.SIGINT)
     assert process.communicate(timeout=10) == ("", "interrupted\n")
     assert process.returncode == 130

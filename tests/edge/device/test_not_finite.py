@@ -48,7 +48,7 @@ def test_a_program_that_puts_them_out_is_an_error(damaged, image_folder, capsys,
     out, err = capsys.readouterr()
     assert out == ("[]\n" if command == "run" and more else "") and "nan" not in err
     assert "must be finite, got NaN or infinity from method forward" in err
-    assert {"run": str(image), "verify": str(image), "self-test": "image 0 of "}.get(command, "") in err
+    assert {"run": f"error: {image}: ", "verify": "error: 0.png: ", "self-test": "error: image 0 of "}[command] in err
 
 
 def test_a_program_that_puts_them_out_is_not_measured(damaged, capsys):
@@ -67,7 +67,7 @@ def test_weights_of_a_checkpoint_must_be_finite(checkpoint, image_folder, tmp_pa
     name = next(name for name in weights if name.endswith("weight"))
     weights[name][0, 0] = float("inf")
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"must hold finite weights, got NaN or infinity in {name}"):
+    with pytest.raises(CheckpointError, match=f"must hold finite weights, got {name} with 1 of "):
         export(checkpoint, tmp_path / "out", ExportSettings(recipe="fp32", dataset=image_folder))
     assert not (tmp_path / "out").exists()
 
