@@ -95,8 +95,9 @@ def test_export_asks_for_images_and_enough_of_them(checkpoint, image_folder, tmp
 
 def test_unknown_recipe_is_refused_before_any_work(checkpoint, tmp_path, capsys):
     flags = ["--output_dir", str(tmp_path / "edge"), "--dataset", "no/such/folder"]
-    assert cli.main(["export", str(checkpoint), *flags, "--recipe", "int7"]) == 1
-    assert "recipe must be one of fp32, fp16, int8, int8-static" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", str(checkpoint), *flags, "--recipe", "int7"])
+    assert "recipe must be one of fp32, fp16, int8, int8-static" in (said := capsys.readouterr().err) and "mean int8?" in said
 
 
 def test_export_replaces_an_earlier_export_and_nothing_else(artefact, checkpoint, image_folder, tmp_path):
