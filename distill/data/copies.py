@@ -29,8 +29,8 @@ def describe_copies(
 ) -> list[str]:
     """What people should know about copies, a sentence each."""
     told = [
-        f"{len(places)} of {len(splits[split][1])} {split} images are copies of held-out images (the same pixels) and are "
-        f"left out: {_names(found, places)}"
+        f"left out as copies of held-out images (the same pixels): {len(places)} of {len(splits[split][1])} {split} images: "
+        f"{_names(found, places)}"
         for split, places in left_out.items()
     ]
     split_of, gone = _split_of(splits), {place for places in left_out.values() for place in places}
@@ -38,13 +38,10 @@ def describe_copies(
     together = Counter(split_of[group[0]] for group in groups for _ in group[1:])
     if together:
         counts = ", ".join(f"{count} in {split}" for split, count in together.items())
-        told.append(f"{sum(together.values())} images are copies of others in the same split ({counts})")
+        told.append(f"copies of other images in the same split: {sum(together.values())} ({counts})")
     ambiguous = [group for group in copies if len({found.labels[split][number] for split, number in group}) > 1]
     if ambiguous:
-        told.append(
-            f"{len(ambiguous)} images have copies in another class: {_names(found, ambiguous[0])}"
-            + (", .." if len(ambiguous) > 1 else "")
-        )
+        told.append(f"images with copies in another class: {len(ambiguous)}, such as {_names(found, ambiguous[0])}")
     return told
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from distill.data.layout import find_class_folders, find_splits, innermost
 from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource
 from edge.device.listing import Listing, describe_left_out
-from edge.device.names import plain
+from edge.device.names import as_utf8, plain
 
 CLASSES_FILE = "classes.txt"
 
@@ -16,7 +16,8 @@ CLASSES_FILE = "classes.txt"
 def images_in_class_folders(listing: Listing) -> FoundImages:
     """Class folders, or train / validation / test folders of class folders."""
     splits = find_class_folders(listing)
-    class_names = sorted({class_name(path) for _, folders in splits.values() for path in folders})
+    name_of = {path.name: class_name(path) for _, folders in splits.values() for path in folders}
+    class_names = sorted(set(name_of.values()))
     number_of = {name: number for number, name in enumerate(class_names)}
     images: dict[str, list[ImageSource]] = {split: [] for split in splits}
     labels: dict[str, list[int]] = {split: [] for split in splits}
@@ -25,7 +26,7 @@ def images_in_class_folders(listing: Listing) -> FoundImages:
             depth = len(root.parts)
             if image.parts[:depth] == root.parts and len(image.parts) > depth + 1:
                 images[split].append(_source(listing.root / image))
-                labels[split].append(number_of[class_name(Path(image.parts[depth]))])
+                labels[split].append(number_of[name_of[image.parts[depth]]])
     left_out = _left_out(listing, sum(map(len, images.values())), "outside class folders")
     if not any(images.values()):
         table = next(listing.root.glob("metadata.*"), None)
@@ -154,4 +155,4 @@ def _in_brackets(left_out: dict[str, int]) -> str:
 
 
 def _source(file: Path) -> ImageSource:
-    return ImageSource(str(file).encode(errors="replace").decode(), partial(Path, file))
+    return ImageSource(as_utf8(file), partial(Path, file))

@@ -109,8 +109,8 @@ def _refuse_shared_names(listing: Listing, folder: Path) -> None:
     for name, paths in sorted(holders.items()):
         if len(paths) > 1 or name in siblings.values():
             raise DataError(
-                f"{_where(listing, folder)} has folders ({_names(sorted(paths))}) that hold folders of the same names "
-                f"({name}) or are named so, and are no classes then; {HOW_TO_NAME}, or put the images of each class directly "
+                f"{_where(listing, folder)} has folders ({_names(sorted(paths))}) that hold folders of one name ({name}), "
+                f"or of the name of another, so they are no classes; {HOW_TO_NAME}, or put the images of each class directly "
                 "into its folder"
             )
 

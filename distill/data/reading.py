@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask
+from distill.data.sources import ImageSource
 from edge.device.image import UnreadableImageError
 
 READING_THREADS = 8
@@ -35,10 +36,10 @@ class Reading:
         """What people should know, a sentence each."""
         if not self.may_be_turned:
             return []
+        names = ", ".join(sorted(self.may_be_turned)[:3]) + (", .." if len(self.may_be_turned) > 3 else "")
         return [
-            f"{len(self.may_be_turned)} images are turned by a note in their files (EXIF), and their sizes do not tell "
-            "whether their masks, which are taken as they are, need it too; save these images upright: "
-            f"{', '.join(sorted(self.may_be_turned)[:3])}{', ..' if len(self.may_be_turned) > 3 else ''}"
+            f"images that a note in their files (EXIF) turns, while nothing tells whether their masks are turned: "
+            f"{len(self.may_be_turned)}, such as {names}; the masks are taken as they are, save these images upright"
         ]
 
 
@@ -74,7 +75,40 @@ def read_all(examples: dict[Place, Example], num_classes: int) -> Reading:
     return reading
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownImages:
+    """Images whose copies are recognised, `image in known`; for others a few pixels tell that they are none.
+
+    few_pixels, digests: of every known image that can be read.
+    """
+
+    few_pixels: frozenset[bytes]
+    digests: frozenset[bytes]
+
+    def __contains__(self, image: Image.Image) -> bool:
+        return few_pixels(image) in self.few_pixels and digest(image) in self.digests
+
+    @classmethod
+    def of(cls, sources: list[ImageSource]) -> "KnownImages":
+        def read(source: ImageSource) -> tuple[bytes, bytes] | None:
+            try:
+                image = source.load()
+            except UnreadableImageError:
+                return None
+            return few_pixels(image), digest(image)
+
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            found = [pair for pair in pool.map(read, sources) if pair is not None]
+        return cls(few_pixels=frozenset(pair[0] for pair in found), digests=frozenset(pair[1] for pair in found))
+
+
 def digest(image: Image.Image) -> bytes:
     """A hash of the pixels of an upright RGB image, the same for a copy in another lossless file or with other metadata."""
-    size = np.array(image.size, dtype=np.int64).tobytes()
-    return hashlib.blake2b(size + image.tobytes(), digest_size=16, usedforsecurity=False).digest()
+    pixels = hashlib.blake2b(np.array(image.size, dtype=np.int64), digest_size=16, usedforsecurity=False)
+    pixels.update(image.tobytes())
+    return pixels.digest()
+
+
+def few_pixels(image: Image.Image) -> bytes:
+    """Some pixels of an image, which are the same in all its copies."""
+    return image.resize((8, 8), Image.Resampling.NEAREST).tobytes()

@@ -117,7 +117,8 @@ def prepare_splits(found: FoundImages, settings: ImageSettings, record: Path, kn
         notes = [*found.notes, *reading.notes(), *describe_copies(found, splits, groups, leaked)]
         for note in notes:
             tqdm.write(f"note: {note}")
-        more = {"skipped": skipped, "copies": copies, "copies_left_out": leaked, "left_out": found.left_out, "notes": notes}
+        names = {split: [found.images[source][number].name for source, number in own] for split, own in leaked.items()}
+        more = {"skipped": skipped, "copies": copies, "copies_left_out": names, "left_out": found.left_out, "notes": notes}
         record.parent.mkdir(parents=True, exist_ok=True)
         write_whole(record, json.dumps(content | more, ensure_ascii=False) + "\n")
     elif content != {name: former.get(name) for name in content}:
@@ -208,11 +209,14 @@ def _divided_with_others(copies: Sequence[Sequence[Place]], whole: str) -> tuple
 
 def _check_different(found: FoundImages, numbers: list[int], at_least: int) -> None:
     counts = Counter(found.labels[found.whole][number] for number in numbers)
-    few = [f"{name} ({counts[label]})" for label, name in enumerate(found.class_names) if counts[label] < at_least]
-    if few and found.masks is None:
+    classes = range(len(found.class_names)) if found.masks is None else [0]
+    few = [label for label in classes if counts[label] < at_least]
+    if few:
+        of = "" if found.masks is not None or len(classes) == 1 else " of each class"
+        names = ", ".join(f"{found.class_names[label]} ({counts[label]})" for label in few) if of else str(len(numbers))
         raise DataError(
-            f"every class needs at least {at_least} different images that are no copies of held-out ones, so that every split "
-            f"gets one; these have fewer: {', '.join(few)}"
+            f"there must be at least {at_least} different images{of} that are no copies of held-out ones, so that every split "
+            f"gets one, got fewer: {names}"
         )
 
 
@@ -257,7 +261,10 @@ def _example(found: FoundImages, place: Place, settings: ImageSettings) -> Examp
 def _check_what_is_left(examples: dict[str, list[Example]], found: FoundImages, dataset: str, record: Path) -> None:
     for split, own in examples.items():
         if not own:
-            raise DataError(f"there are no {split} images that can be used in --dataset {dataset}; see {record}")
+            raise DataError(
+                f"there are no {split} images that can be used in --dataset {dataset}; see {record} for those left out. "
+                "Validation or test images that a data set does not bring are cut from its training images"
+            )
     if found.masks is None and "train" in examples:
         trained = {example.label for example in examples["train"]}
         lacking = [name for label, name in enumerate(found.class_names) if label not in trained]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from distill.data.examples import Example, check_mask, to_sample
 from distill.data.finding import holds_parquet
+from distill.data.reading import KnownImages
 from distill.data.rows import image_column
 from distill.data.sources import DataError, FoundImages, ImageSource, by_split
 from distill.data.splits import ImageSettings, check_unreadable
@@ -137,7 +138,8 @@ class StreamedImages(IterableDataset):
     """Random crops of the images of a stream, in endless passes.
 
     Each worker of each process reads its own shards, in an order determined by the seed and the pass; the images are
-    shuffled in a buffer. With fewer shards than processes, every process reads all shards.
+    shuffled in a buffer. With fewer shards than processes, every process reads all shards. Images with the pixels of held-out
+    ones are left out.
 
     positions: for each worker the pass, the rows read in it and the number of its last image, from which it resumes.
     first: the worker that supplies the next batch; the others follow in turn.
@@ -148,6 +150,7 @@ class StreamedImages(IterableDataset):
         self.process_index, self.num_processes = process_index, num_processes
         self.positions: dict[int, list[int]] = {}
         self.first = 0
+        self.held_out = held_out_images(stream)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Samples with their "position": worker, pass, rows read in it, number."""
@@ -156,7 +159,7 @@ class StreamedImages(IterableDataset):
         readers = workers * self.num_processes
         epoch, skipped, number = self.positions.get(own, (0, 0, workers * self.process_index + own))
         while True:
-            seen, errors = skipped, []
+            seen, errors, num_used = skipped, [], 0
             for row in itertools.islice(self.rows_of(epoch), skipped, None):
                 seen, number = seen + 1, number + readers  # no two images share a number
                 try:
@@ -166,9 +169,13 @@ class StreamedImages(IterableDataset):
                     tqdm.write(f"skipped: {error}")
                     if seen - skipped >= FEWEST_JUDGED:
                         check_unreadable(errors, seen - skipped, self.settings.max_unreadable_share)
-                else:
+                    continue
+                if sample is not None:
+                    num_used += 1
                     yield sample | {"position": torch.tensor([own, epoch, seen, number])}
             check_unreadable(errors, seen - skipped, self.settings.max_unreadable_share)
+            if seen and not (skipped or num_used):
+                raise DataError(f"--dataset {self.settings.dataset} streams copies of its held-out images alone")
             epoch, skipped = epoch + 1, 0
 
     def rows_of(self, epoch: int) -> datasets.IterableDataset:
@@ -182,12 +189,21 @@ class StreamedImages(IterableDataset):
         """The largest number of workers that all have a shard to read."""
         return max(self.stream.rows.num_shards // self.num_processes, 1)
 
-    def _sample(self, row: dict, epoch: int, number: int) -> dict[str, torch.Tensor]:
+    def _sample(self, row: dict, epoch: int, number: int) -> dict[str, torch.Tensor] | None:
+        """A sample, or None for a copy of a held-out image."""
         example = example_of(row, self.stream, number, self.settings.reduce_labels)
         picture, classes = example.source.load(), example.load_mask()
+        if picture in self.held_out:
+            if epoch == 0:
+                tqdm.write(f"left out: {example.source.name} is a copy of a held-out image (the same pixels)")
+            return None
         if classes is not None:
             check_mask(example, picture, classes, len(self.stream.held_out.class_names))
         return to_sample(picture, classes, example.label, self.crop, epoch, number)
+
+
+def held_out_images(stream: Stream) -> KnownImages:
+    return KnownImages.of([source for sources in stream.held_out.images.values() for source in sources])
 
 
 def example_of(row: dict, stream: Stream, number: int, reduce_labels: bool = False) -> Example:
@@ -209,15 +225,16 @@ def example_of(row: dict, stream: Stream, number: int, reduce_labels: bool = Fal
 
 
 def first_examples(stream: Stream, count: int) -> list[Example]:
-    """The first readable images of a stream."""
-    examples = []
+    """The first readable images of a stream that are no copies of held-out ones."""
+    examples, held_out = [], held_out_images(stream)
     for number, row in enumerate(stream.rows):
         if len(examples) == count:
             break
         try:
             example = example_of(row, stream, number)
-            example.source.load()
+            picture = example.source.load()
         except UnreadableImageError:
             continue
-        examples.append(example)
+        if picture not in held_out:
+            examples.append(example)
     return examples

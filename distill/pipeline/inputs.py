@@ -6,11 +6,13 @@ known by their content, large files by size and time of change.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from distill.data.finding import files_behind
+from edge.device.names import as_utf8
 
 TEXTS = (".csv", ".jsonl", ".json", ".txt", ".py")
 # What `from_pretrained` reads of a folder, beside weights and code.
@@ -30,22 +32,25 @@ def checkpoint_files(name: str) -> Facts:
     """The files of a checkpoint that are read; none if it is on the Hub."""
     folder = Path(name)
     files = folder.iterdir() if folder.is_dir() else ()
-    return _facts((file for file in files if file.name in OF_A_CHECKPOINT or file.name.endswith(WEIGHTS)), folder)
+    return _facts(sorted(file for file in files if file.name in OF_A_CHECKPOINT or file.name.endswith(WEIGHTS)), folder)
 
 
 def _facts(files: Iterable[Path], folder: Path) -> Facts:
-    existing = sorted({file for file in files if file.is_file() and not file.name.startswith(".")})
-    return [[_name(file, folder), file.stat().st_size, _state(file)] for file in existing]
+    prefix = f"{folder}{os.sep}"
+    return [
+        [as_utf8(str(file).removeprefix(prefix)), status.st_size, _state(file, status)]
+        for file in dict.fromkeys(files)
+        if not file.name.startswith(".") and (status := _status(file)) is not None
+    ]
 
 
-def _name(file: Path, folder: Path) -> str:
-    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+def _status(file: Path) -> os.stat_result | None:
+    """Size and time of change, if there is such a file."""
+    return file.stat() if file.is_file() else None
 
 
-def _state(file: Path) -> str | int:
-    if file.suffix.lower() in TEXTS:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    return file.stat().st_mtime_ns
+def _state(file: Path, status: os.stat_result) -> str | int:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix.lower() in TEXTS else status.st_mtime_ns
 
 
 def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -56,7 +61,7 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     files = [f"{name} (new)" for name in new if name not in old]
     files += [f"{name} (gone)" for name in old if name not in new]
     files += [f"{name} (changed)" for name in new if name in old and old[name] != new[name]]
-    told = [f"settings {', '.join(changed)}"] if changed else []
+    told = [", ".join(changed)] if changed else []
     if files:
         more = f", and {len(files) - 5} more" if len(files) > 5 else ""
         told.append(f"files {', '.join(files[:5])}{more}")

@@ -12,7 +12,7 @@ from PIL import Image
 from .errors import ExplainedError
 from .image import load_image
 from .listing import Listing, list_files, no_images
-from .names import file_stem, plain, split_of
+from .names import as_utf8, file_stem, plain, split_of
 
 
 class SplitError(ExplainedError):
@@ -88,7 +88,7 @@ class FileLabels:
 
 
 def _read_file(file: Path, path: Path, names: FileLabels) -> LabelledImage:
-    return LabelledImage(load_image(file), names.of_image(path), str(path))
+    return LabelledImage(load_image(file), names.of_image(path), as_utf8(path))
 
 
 def evenly(items, at_most: int) -> list:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .image import image_suffixes
-from .names import is_hidden
+from .names import as_utf8, is_hidden
 
 HIDDEN, IRREGULAR, CLOSED, LOOP = "hidden", "not a regular file", "in a folder that cannot be opened", "in a loop of links"
 HINTS = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".avif": "pip install pillow-avif-plugin"}
@@ -30,7 +30,7 @@ class Listing:
     @cached_property
     def with_images(self) -> set[Path]:
         """The folders that hold images, at any depth."""
-        return {parent for image in self.images for parent in image.parents}
+        return {parent for folder in self.direct for parent in (folder, *folder.parents)}
 
     @cached_property
     def direct(self) -> set[Path]:
@@ -94,7 +94,7 @@ def _look_into(listing: Listing, folder: Path, above: frozenset[tuple[int, int]]
         elif name.suffix.lower() in image_suffixes():
             listing.images.append(name)
         else:
-            listing.left_out[name] = f"suffix {name.suffix}" if name.suffix else "no suffix"
+            listing.left_out[name] = f"suffix {as_utf8(name.suffix)}" if name.suffix else "no suffix"
 
 
 def _all_files(root: Path, name: Path) -> list[Path]:

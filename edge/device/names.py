@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 # What systems leave beside people's files; other hidden names begin with a dot.
 SYSTEM_NAMES = frozenset(
@@ -37,6 +38,11 @@ def split_of(name: str) -> str | None:
 def plain(name: str) -> str:
     """A name as it is compared: composed characters (NFC) and no space around it."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def as_utf8(name: str | Path) -> str:
+    """A name of a file for messages and records, with escapes for what is not UTF-8."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def file_stem(label: str) -> str:

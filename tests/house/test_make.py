@@ -23,7 +23,7 @@ def test_clean_removes_what_make_made_and_nothing_else(tmp_path):
     for name in [*kept, *(f"{folder}/{mark}" for folder, mark in MADE.items())]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
-    done = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "--no-print-directory", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"Makefile", *kept}
     assert done.stdout.splitlines() == [".ruff_cache is left: it has no CACHEDIR.TAG"]

@@ -137,7 +137,7 @@ def test_pushes_hold_what_is_needed_and_no_more(hub, pushed, folders):
     assert pushed["publish again, unchanged"] == secret.branches["main"]
     assert pushed["publish to a new branch"] == secret.branches["second"] == secret.branches["main"]
     card = hub.contents[secret.commits[secret.branches["main"]]["README.md"].oid].decode()
-    assert {"| accuracy | 0.75 |", "pipeline_tag: image-classification"} < set(card.splitlines())
+    assert {"| accuracy | 75.0 % |", "pipeline_tag: image-classification"} < set(card.splitlines())
     assert 'from_pretrained("org/secret"' in card
 
     expected = dict.fromkeys(("encoder", "painter", "backbone"), CHECKPOINT)

@@ -35,7 +35,7 @@ def test_a_card_tells_what_was_measured(checkpoint, tmp_path, capsys):
     assert main([str(checkpoint), NAME, "--private", "--license", "apache-2.0"]) == 0
     shown = capsys.readouterr().out
     assert "org/name (private), branch main:" in shown and "Nothing was uploaded; add --upload." in shown
-    for line in ("| test accuracy | 0.9167 |", "| accuracy, 40 test images | 90.0 % [80.0, 95.0] |", "license: apache-2.0"):
+    for line in ("| test accuracy | 91.7 % |", "| accuracy, 40 test images | 90.0 % [80.0, 95.0] |", "license: apache-2.0"):
         assert line in shown.splitlines()
     assert "nan" not in shown and "| done |" not in shown
     publication = prepare(checkpoint, NAME, tmp_path / "out")

@@ -1,9 +1,11 @@
 """Teachers of any architecture, size and class order, and errors for checkpoints that cannot teach."""
 
 import shutil
+import unicodedata
 
 import pytest
 import torch
+from conftest import PLAIN_PROCESSOR
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from distill.compress.teachers import TeacherError, knows_classes, load_classifier
@@ -27,6 +29,14 @@ def test_teacher_of_another_kind_size_and_class_order(tmp_path):
     assert teacher(torch.rand(2, 3, 16, 16)).shape == (2, 3)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert count_macs(teacher, 32) > 0
+
+
+def test_a_teacher_knows_a_class_in_another_form_of_unicode(make_model, tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    make_model(id2label={0: "tea", 1: decomposed, 2: "milk "}).save_pretrained(tmp_path)
+    PLAIN_PROCESSOR.save_pretrained(tmp_path)
+    assert knows_classes(tmp_path, [composed, "milk", "tea"])
+    assert load_classifier(tmp_path, [composed, "milk", "tea"]).class_order == [1, 2, 0]
 
 
 def test_wrong_teachers_are_explained(checkpoint, tmp_path):

@@ -19,6 +19,7 @@ from distill.data.finding import find_images
 from distill.data.sources import DataError
 from distill.data.splits import ImageSettings, prepare_splits
 from distill.data.targets import CLASSES, NOTHING
+from edge.device.labelled import SplitError, open_folder
 
 TRAIN = ("train", "Training", "training_set", "train2017", "TRAIN")
 HELD_OUT = ("val", "valid", "dev", "eval", "Evaluation", "val2017", "test", "TEST", "test_set", "holdout", "hold-out")
@@ -139,12 +140,24 @@ def check(folder: Folder, targets, work_dir: Path) -> bool:
                 assert name in {unicodedata.normalize("NFC", part) for part in example.source.open().parts}
         assert {example.label for example in examples["train"]} == set(range(len(found.class_names)))
 
+    check_verification(folder, found.class_names, {split for split, images in found.images.items() if images})
     num_found = sum(map(len, found.images.values()))
     assert num_found + sum(record["left_out"].values()) == len(folder.files())
     num_used, num_copies = sum(map(len, examples.values())), sum(map(len, record["copies_left_out"].values()))
     assert num_used + len(record["skipped"]) + num_copies >= num_found  # a copy may be in a split that is not readable
     assert len({path for own in paths.values() for path in own}) == num_used
     return True
+
+
+def check_verification(folder: Folder, labels: list[str], given: set[str]) -> None:
+    """That `edge verify` reads held-out images alone where there are any, and nothing hidden."""
+    try:
+        readers = open_folder(folder.root, labels, ("test", "validation"))
+    except (FileNotFoundError, SplitError):
+        return
+    for path in (reader.args[1] for reader in readers):
+        assert not any(part.startswith(".") or part in HIDDEN for part in path.parts)
+        assert not ({"test", "validation"} & given and set(path.parts) & {*TRAIN})
 
 
 def test_any_folder_is_split_cleanly_or_refused():

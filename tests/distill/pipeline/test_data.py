@@ -9,6 +9,7 @@ from distill.data.sources import DataError
 from distill.data.splits import ImageSettings
 from distill.data.targets import CLASSES
 from distill.pipeline.storing import store_images
+from edge.device.labelled import open_folder
 
 
 def prepare(source, tmp_path, **changes) -> datasets.DatasetDict:
@@ -53,6 +54,23 @@ def test_samples_are_test_images_of_every_class(image_folder, tmp_path):
     assert all(Image.open(path).tobytes() in held_out for path in samples)
     training = set(pixels(data["train"]))
     assert all(Image.open(path).tobytes() in training for path in (tmp_path / "data" / "calibration").iterdir())
+
+
+def test_samples_of_classes_with_odd_names_are_told_apart(image_folder, tmp_path):
+    """Names that are alike in the file system, that it refuses, and that are longer than it takes."""
+    names = ["a/b", "a-b", "a%2Fb", "..", "x" * 300, "Red", "red", "nul\0"]
+    files = sorted(image_folder.rglob("*.png"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": list(map(str, files)), "label": [number % len(names) for number in range(len(files))]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    data = prepare(tmp_path / "saved", tmp_path)
+    pixels_of = {name: set() for name in names}
+    for row in data["test"]:
+        pixels_of[names[row["label"]]].add(row["image"].tobytes())
+    samples = [read() for read in open_folder(tmp_path / "data" / "samples", names, ())]
+    assert len(samples) == len(data["test"]) and {sample.label for sample in samples} == set(names)
+    assert all(sample.image.tobytes() in pixels_of[sample.label] for sample in samples)
+    assert len({path.name.casefold() for path in (tmp_path / "data" / "samples").iterdir()}) == len(samples)
 
 
 def test_digits_are_all_there():

@@ -147,17 +147,6 @@ def test_sigterm_writes_a_checkpoint_from_which_the_next_call_goes_on(taught, tm
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_half_checkpoint_is_passed_over(tmp_path):
-    for number, state in ((6, "{}"), (9, '{"epoch": ')):
-        folder = tmp_path / f"checkpoint-{number}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-12").mkdir()
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-6")
-    assert not (tmp_path / "checkpoint-12").exists()
-    assert last_whole_checkpoint(tmp_path / "nowhere") is None
-
-
 def test_mistakes_with_a_teacher_are_named_before_any_training(taught, image_folder, mask_folder, tmp_path, make_model):
     with pytest.raises(TeacherError, match="must be a checkpoint folder or Hub id of an image classifier"):
         finetune(settings_for(tmp_path, *taught, "--teacher", str(tmp_path / "nowhere")))

@@ -1,11 +1,13 @@
 """Verification on a device: labels of a folder, and the bundled self-test."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from edge.device.artefact import ArtefactError, sha256_of
+from edge.device.labelled import SplitError
 from edge.device.runner import Runner
 from edge.device.verify import VerificationError, self_test, verify
 from edge.lower.self_test import bundle
@@ -29,6 +31,30 @@ def test_accuracy_is_counted_over_images_whose_label_is_known(artefact, image_fo
         "unlabelled": "1 of 48 images lie in no folder named after a label and are not called <label>_<n>: yellow/1.png; the "
         "labels are blue, green, red",
     }
+
+
+@pytest.mark.parametrize("around", ["", "archive/data"])
+@pytest.mark.parametrize(("name", "other"), [("test", "val"), ("Holdout", "Train"), ("dev", "training_set")])
+def test_held_out_images_are_taken_where_there_are_splits(artefact, image_folder, tmp_path, name, other, around):
+    expected = verify(artefact, image_folder)
+    root = tmp_path / "all" / around
+    root.mkdir(parents=True)
+    image_folder.rename(root / name)
+    shutil.copytree(root / name, root / "train")
+    (root / "train").rename(root / other)
+    assert verify(artefact, tmp_path / "all") == expected
+    shutil.rmtree(root / name)
+    if other != "val":
+        with pytest.raises(SplitError, match=f"must have a folder test or validation, got {other}; name one: "):
+            verify(artefact, tmp_path / "all")
+
+
+def test_a_class_may_be_named_like_a_split(artefact, image_folder):
+    for name in ("test", "train"):
+        shutil.copytree(image_folder / "red", image_folder / name)
+    figures = verify(artefact, image_folder)
+    assert (figures["num_images"], figures["num_labelled"]) == (80, 48)
+    assert figures["unlabelled"].startswith("32 of 80 images lie in no folder named after a label")
 
 
 def test_folders_without_known_labels_are_refused(artefact, image_folder, tmp_path):
