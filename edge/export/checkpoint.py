@@ -62,7 +62,7 @@ def load_checkpoint(
         raise CheckpointError(f"{folder} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
     if isinstance(model, SwinHfForImageClassification):
         try:
-            class_names(model.config)
+            "".join(class_names(model.config)).encode()  # a program holds its labels in UTF-8
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         if model.config.num_labels < 2:
