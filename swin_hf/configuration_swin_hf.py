@@ -20,6 +20,7 @@ BASE_CLASS_KEYWORDS = frozenset(
     | {"quantization_config", "pruned_heads", "tie_word_embeddings", "is_decoder", "tie_encoder_decoder", "num_beams"}
     | {"output_scores", "return_dict_in_generate", "decoder_start_token_id"}
 )
+MAX_BLOCKS, MAX_LABELS = 1000, 1_000_000  # of a stage, of a head: more than any model has, so a mistake
 BLOCK_WIDTHS = ("block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
 
 
@@ -122,6 +123,8 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         for name, meant in likely_typos(kwargs, type(self)).items():
             raise ValueError(f"SwinHfConfig has no field {name}; did you mean {meant}?")
+        if isinstance(kwargs.get("num_labels"), int) and kwargs["num_labels"] > MAX_LABELS:
+            raise ValueError(f"num_labels must be at most {MAX_LABELS}, got {kwargs['num_labels']}")
         for derived in ("num_layers", "num_hidden_layers", "hidden_size", "stage_names"):
             kwargs.pop(derived, None)
         self.num_layers = len(self.depths)
@@ -206,8 +209,8 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def validate_stages(self):
-        if not self.depths or min(self.depths) < 1:
-            raise ValueError(f"depths must hold at least one block per stage, got {self.depths}")
+        if not self.depths or not 1 <= min(self.depths) <= max(self.depths) <= MAX_BLOCKS:
+            raise ValueError(f"depths must hold 1 to {MAX_BLOCKS} blocks for each stage, got {self.depths}")
         for name in ("num_heads", "pretrained_window_sizes", "stage_dims"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.depths):

@@ -34,6 +34,7 @@ class SwinHfUperNetConfig(ReadsStockConfigs, UperNetConfig):
             is_saved = "model_type" in self.backbone_config  # which may hold attributes that others set
             make = SwinHfConfig.from_dict if is_saved else lambda given: SwinHfConfig(**given)
             self.backbone_config = make(self.backbone_config)
+        self.backbone_config.return_dict = True  # UperNet reads the maps by name
         super().__post_init__(**kwargs)
         maps = self.backbone_config.out_features
         if self.use_auxiliary_head and len(maps) <= AUXILIARY_STAGE:

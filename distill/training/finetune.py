@@ -75,6 +75,7 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
 def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) -> dict[str, float]:
     checkpoint = _checkpoint_to_resume(settings)
     stream, found = _find(settings)
+    check_judge(settings, len(found.class_names))
     model = build_model(settings, found.class_names)
     load_processor(settings.model, settings.task.image_size, settings.crops, model.config)  # before a look at all images
     teacher = settings.kind.load_teacher(settings.teacher, found.class_names) if settings.teacher else None
@@ -84,6 +85,19 @@ def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) 
         write_card(settings, figures, Path(settings.trainer.output_dir))
         write_record(Path(settings.trainer.output_dir), RECORD, {})
     return figures
+
+
+def check_judge(settings: FinetuneSettings, num_classes: int) -> None:
+    """Check that the figure which selects the best checkpoint is known of so many classes.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    judge = settings.trainer.metric_for_best_model.removeprefix("eval_")
+    for metric in settings.kind.judged_by:
+        if metric.name == judge:
+            rule = f"be a figure of {num_classes} classes; {judge} takes {metric.fewest_classes} or more"
+            require(num_classes >= metric.fewest_classes, "metric_for_best_model", rule, judge)
 
 
 def build_model(settings: FinetuneSettings, class_names: list[str], announce: bool = True) -> PreTrainedModel:

@@ -114,10 +114,6 @@ def load_model(
             f"--{choice.flag} {choice.name} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
             f"{task.auto_class.__name__}: {why_unreadable(error)}"
         ) from error
-    if bad := not_finite(model.state_dict()):
-        raise ModelError(
-            f"--{choice.flag} {choice.name} must hold finite weights, got {bad}; take an earlier checkpoint of it"
-        )
     _check_weights(choice, model, report, task.fresh_weights, announce)
     if task.targets.have_classes:
         _check_size(choice, model, image_size)

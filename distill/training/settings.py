@@ -161,6 +161,8 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
     )
     task, model, *shared = command_line.parse(argv)
     images, transforms, optimisation, distillation, trainer = shared
+    untaught = not model.teacher and distillation != DistillationSettings()
+    require(not untaught, "teacher", "name a model to distil from with --kd_loss, --kd_weight and --kd_temperature", "none")
     settings = FinetuneSettings(
         task=task,
         model=ModelChoice.parse("model", model.model, model.model_args, model.head_args),

@@ -15,7 +15,9 @@ from swin_hf.convert import load
     [
         ({"num_heads": [2]}, "num_heads must have one entry per stage"),
         ({"num_heads": [2, 5]}, r"num_heads\[1\] must divide the 32 channels"),
-        ({"depths": [1, 0]}, "depths must hold at least one block"),
+        ({"depths": [1, 0]}, "depths must hold 1 to 1000 blocks for each stage"),
+        ({"depths": [1, 10**6]}, "depths must hold 1 to 1000 blocks for each stage"),
+        ({"num_labels": 10**9}, "num_labels must be at most 1000000, got 1000000000"),
         ({"block_mlp_dim": [[8], [8]]}, "block_mlp_dim must have one entry per block"),
         ({"block_num_heads": [[1], [1, 0]]}, "block_num_heads must be positive"),
         ({"patch_size": 0}, "patch_size must be positive"),

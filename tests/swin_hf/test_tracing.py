@@ -96,6 +96,15 @@ def test_config_can_ask_for_tuples(make_config, name):
     assert_same(output, expected)
 
 
+def test_a_backbone_that_asks_for_tuples_serves_a_segmenter(make_config, tmp_path):
+    build, changes = MODELS["segmentation"]
+    model, pixel_values = build(make_config(**changes)).eval(), torch.randn(SIZES[0])
+    expected = model(pixel_values).logits
+    model.config.backbone_config.return_dict = False
+    model.save_pretrained(tmp_path)
+    assert_same(type(model).from_pretrained(tmp_path).eval()(pixel_values).logits, expected)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("train", [False, True])
 def test_one_more_compilation_serves_all_other_sizes(make_model, version, train):

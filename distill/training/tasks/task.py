@@ -80,11 +80,16 @@ class Objective(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure of an evaluation. shown_as: its name in the progress bar, if it is shown there."""
+    """A figure of an evaluation.
+
+    shown_as: its name in the progress bar, if it is shown there.
+    fewest_classes: with which it says anything.
+    """
 
     name: str
     higher_is_better: bool = True
     shown_as: str | None = None
+    fewest_classes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

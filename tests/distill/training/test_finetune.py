@@ -332,6 +332,7 @@ def test_every_config_parses(config):
         ("--config nowhere", "--config must be a YAML file or one of"),
         ("--randaugment_magnitude 30", r"--randaugment_magnitude must lie in \[1, 29\], got 30"),
         ("--ema_decay 0.9 --save_only_model true", "--save_only_model must be false with --ema_decay"),
+        ("--kd_weight 2", "--teacher must name a model to distil from with --kd_loss, --kd_weight and --kd_temperature"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
@@ -359,6 +360,11 @@ def test_bad_settings_are_named(arguments, message):
         ("--optim adamw_8bit", SettingsError, "transformers.Trainer refuses its arguments: .*bitsandbytes"),
         ("--report_to nope", SettingsError, "transformers.Trainer refuses its arguments: .*nope"),
         ("--metric_for_best_model acuracy", SettingsError, "--metric_for_best_model must be one of accuracy, top5_accuracy"),
+        (
+            "--metric_for_best_model top5_accuracy",
+            SettingsError,
+            "--metric_for_best_model must be a figure of 3 classes; top5_accuracy takes 6 or more",
+        ),
         ("--dataset /nowhere", DataError, "--dataset /nowhere is neither a folder nor"),
     ],
 )
