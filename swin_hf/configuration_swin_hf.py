@@ -1,4 +1,4 @@
-"""Configuration of the Swin models: the stock `SwinConfig` fields plus the version and the widths of every part."""
+"""Configuration of the Swin models: the stock `SwinConfig` fields plus version, convolutions and the widths of every part."""
 
 import difflib
 import math
@@ -21,6 +21,15 @@ BASE_CLASS_KEYWORDS = frozenset(
     | {"output_scores", "return_dict_in_generate", "decoder_start_token_id"}
 )
 MAX_BLOCKS, MAX_LABELS = 1000, 1_000_000  # of a stage, of a head: more than any model has, so a mistake
+CHOICES = {
+    "version": (1, 2),
+    "norm": ("layer", "rms", "batch"),
+    "weight_init": ("normal", "fan_in"),
+    "stem": ("patch", "conv"),
+    "downsample": ("merge", "conv"),
+    "padding": ("swin", "tiny_vit"),
+}
+STEM_STEPS = {2: 1, 4: 2, 8: 3, 16: 4}  # convolutions of stride 2 in a stem, by the patch size
 BLOCK_WIDTHS = ("block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
 
 
@@ -28,10 +37,10 @@ BLOCK_WIDTHS = ("block_num_heads", "block_head_dim", "block_value_head_dim", "bl
 class BlockWidths:
     """Widths of one block.
 
-    num_heads: attention heads.
+    num_heads: attention heads; 0 in a convolutional block, like the next two.
     head_dim: channels of queries and keys in each head.
     value_head_dim: channels of values in each head.
-    mlp_dim: hidden channels of the MLP.
+    mlp_dim: hidden channels of the MLP, or of the inverted residual of a convolutional block.
     """
 
     num_heads: int
@@ -65,6 +74,31 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         One list per stage with one integer per block, as a pruned model has them. `None` is the dense rule:
         `num_heads[stage]` heads, `stage_dim // num_heads[stage]` channels of queries and keys a head, as many of values,
         `int(mlp_ratio * stage_dim)` hidden channels in the MLP. V1 attention is scaled by the block's own `head_dim ** -0.5`.
+        In convolutional blocks only the last counts, by the dense rule `int(mbconv_ratio * stage_dim)`.
+    stem:
+        "patch" cuts the image into patches; "conv" halves it with convolutions of 3 x 3 until a token stands for a patch,
+        each with batch normalisation, and an activation between them (Xiao et al. 2021, arXiv:2106.14881; TinyViT, Wu et al.
+        2022, arXiv:2207.10666, section 3.2). It needs a `patch_size` that is a power of two.
+    stage_blocks:
+        For each stage "window", attention in windows and an MLP, or "conv", an inverted residual (MBConv: Sandler et al.
+        2018, arXiv:1801.04381; with GELU as in TinyViT), which suits large maps. `None` is "window" everywhere.
+    mbconv_ratio:
+        Hidden channels of an inverted residual per channel of its stage.
+    downsample:
+        Between stages: "merge" joins groups of 2 x 2 tokens (Swin), "conv" is a depthwise convolution of stride 2 between two
+        pointwise ones (TinyViT).
+    local_conv:
+        Kernel of a depthwise convolution with batch normalisation between the attention and the MLP of each block, 3 in
+        TinyViT; 0 for none.
+    shift_windows:
+        Whether every second block moves its windows by half. False in TinyViT, whose convolutions connect windows.
+    stage_windows:
+        The window of each stage, one integer or (height, width). `None` is `window_size` everywhere.
+    padding:
+        Maps that are not whole windows: "swin" pads them after the norm and cuts windows down to maps that are smaller;
+        "tiny_vit" pads them before the norm, and smaller ones up to a window, as TinyViT was trained. V1 only.
+    norm_after_pooling:
+        Normalise the mean of the last tokens, as in TinyViT, instead of the tokens.
     hidden_act:
         Any name in `transformers.activations.ACT2FN`.
     norm:
@@ -117,6 +151,15 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     block_value_head_dim: list[list[int]] | None = None
     block_mlp_dim: list[list[int]] | None = None
     weight_init: str = "normal"
+    stem: str = "patch"
+    stage_blocks: list[str] | tuple[str, ...] | None = None
+    mbconv_ratio: float | int = 4.0
+    downsample: str = "merge"
+    local_conv: int = 0
+    shift_windows: bool = True
+    stage_windows: list[int | list[int]] | tuple[int | list[int], ...] | None = None
+    padding: str = "swin"
+    norm_after_pooling: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -153,10 +196,10 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     def stage_window(self, stage: int) -> tuple[int, int]:
         """Window (height, width) that the position biases of `stage` are made for.
 
-        In V1 it is `window_size`. V2 never makes it larger than the stage's map of a `image_size` image: its biases are
-        functions of offsets in units of the window.
+        In V1 it is the one of `stage_windows`, or `window_size`. V2 never makes it larger than the stage's map of a
+        `image_size` image: its biases are functions of offsets in units of the window.
         """
-        window = height_width(self.window_size)
+        window = height_width(self.stage_windows[stage] if self.stage_windows else self.window_size)
         if self.version == 1:
             return window
         return tuple(max(min(side, length // 2**stage), 1) for side, length in zip(window, self.grid))
@@ -166,8 +209,16 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         pretrained = height_width(self.pretrained_window_sizes[stage]) if self.pretrained_window_sizes else (0, 0)
         return pretrained if min(pretrained) > 0 else self.stage_window(stage)
 
+    def is_convolutional(self, stage: int) -> bool:
+        """Whether the blocks of a stage are inverted residuals."""
+        return bool(self.stage_blocks) and self.stage_blocks[stage] == "conv"
+
     def block_widths(self, stage: int, block: int) -> BlockWidths:
         """Widths of one block, from the per-block lists where they are given, else by the dense rule."""
+        if self.is_convolutional(stage):
+            dense = int(self.mbconv_ratio * self.stage_dim(stage))
+            hidden_dim = self.block_mlp_dim[stage][block] if self.block_mlp_dim else dense
+            return BlockWidths(num_heads=0, head_dim=0, value_head_dim=0, mlp_dim=hidden_dim)
         dim, dense_heads = self.stage_dim(stage), self.num_heads[stage]
         head_dim = self.block_head_dim[stage][block] if self.block_head_dim else dim // dense_heads
         return BlockWidths(
@@ -211,7 +262,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     def validate_stages(self):
         if not self.depths or not 1 <= min(self.depths) <= max(self.depths) <= MAX_BLOCKS:
             raise ValueError(f"depths must hold 1 to {MAX_BLOCKS} blocks for each stage, got {self.depths}")
-        for name in ("num_heads", "pretrained_window_sizes", "stage_dims"):
+        for name in ("num_heads", "pretrained_window_sizes", "stage_dims", "stage_blocks", "stage_windows"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.depths):
                 raise ValueError(f"{name} must have one entry per stage like depths {self.depths}, got {values}")
@@ -219,7 +270,13 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"stage_dims must be positive and start with embed_dim {self.embed_dim}, got {self.stage_dims}")
         if min((min(height_width(window)) for window in self.pretrained_window_sizes or ()), default=0) < 0:
             raise ValueError(f"pretrained_window_sizes must not be negative, got {self.pretrained_window_sizes}")
+        if min((min(height_width(window)) for window in self.stage_windows or ()), default=1) < 1:
+            raise ValueError(f"stage_windows must be positive, got {self.stage_windows}")
+        if set(self.stage_blocks or ()) - {"window", "conv"}:
+            raise ValueError(f"stage_blocks must be 'window' or 'conv' for each stage, got {self.stage_blocks}")
         for stage, heads in enumerate(self.num_heads):
+            if self.is_convolutional(stage):
+                continue
             if heads < 1 or (self.block_head_dim is None and self.stage_dim(stage) % heads):
                 raise ValueError(
                     f"num_heads[{stage}] must divide the {self.stage_dim(stage)} channels of its stage, got {heads}; "
@@ -233,11 +290,28 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
                 continue
             if [len(stage) for stage in widths] != list(self.depths):
                 raise ValueError(f"{name} must have one entry per block like depths {self.depths}, got {widths}")
-            if min(min(stage) for stage in widths) < 1:
+            counted = [own for stage, own in enumerate(widths) if name == "block_mlp_dim" or not self.is_convolutional(stage)]
+            if min((min(own) for own in counted), default=1) < 1:
                 raise ValueError(f"{name} must be positive everywhere, got {widths}")
 
+    def validate_convolutions(self):
+        sides, steps = self.patch_height_width, STEM_STEPS.get(self.patch_height_width[0], 0)
+        if self.stem == "conv" and (sides[0] != sides[1] or not steps):
+            raise ValueError(
+                f"patch_size must be one of {', '.join(map(str, STEM_STEPS))} for the stem 'conv', got {self.patch_size}"
+            )
+        if self.stem == "conv" and self.embed_dim % 2 ** (steps - 1):
+            raise ValueError(
+                f"embed_dim must be a multiple of {2 ** (steps - 1)} for the stem 'conv' of {steps} convolutions, which "
+                f"double the channels, got {self.embed_dim}"
+            )
+        if self.local_conv < 0 or (self.local_conv and self.local_conv % 2 == 0):
+            raise ValueError(f"local_conv must be 0 or an odd kernel, got {self.local_conv}")
+        if self.padding == "tiny_vit" and self.version == 2:
+            raise ValueError("padding must be 'swin' for version 2, got 'tiny_vit'")
+
     def validate_choices(self):
-        for name, choices in (("version", (1, 2)), ("norm", ("layer", "rms", "batch")), ("weight_init", ("normal", "fan_in"))):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 expected = " or ".join(map(repr, choices))
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
@@ -247,7 +321,12 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"hidden_act must name an activation of transformers, got {self.hidden_act!r}{hint}")
 
     def validate_numbers(self):
-        for name, low in (("mlp_ratio", "above 0"), ("layer_norm_eps", "0 or more"), ("initializer_range", "0 or more")):
+        for name, low in (
+            ("mlp_ratio", "above 0"),
+            ("mbconv_ratio", "above 0"),
+            ("layer_norm_eps", "0 or more"),
+            ("initializer_range", "0 or more"),
+        ):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
                 raise ValueError(f"{name} must be a finite number, {low}, got {value}")

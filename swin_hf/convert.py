@@ -33,6 +33,7 @@ from .working_processor import for_channels, require_working_processor
 
 # Microsoft's code evaluates classifiers on the central 224 of 256 pixels, but those for 384 pixels on whole images.
 ORIGINAL_CROP_PCT, LARGEST_CROPPED = 0.875, 383
+TINY_VIT_CROP_PCT = 0.95
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 TIMM_CROP_PCT = 0.875  # timm's default
 MOMENTS = ("image_mean", "image_std")
@@ -80,7 +81,10 @@ def load(
     if labels is not None:
         model.config.update(named_classes(labels))
     if image_size is not None or window_size is not None:
-        model = model.resize(image_size=image_size, window_size=window_size)
+        try:
+            model = model.resize(image_size=image_size, window_size=window_size)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
     if image_size is not None:
         processor = resized_processor(processor, image_size)
     return model, processor, report
@@ -103,7 +107,8 @@ def import_processor(files: WeightFiles, model: PreTrainedModel, report: Convers
             settings |= timm_processor_settings(files.name, timm, (height, width))
         else:
             is_original = not files.config and isinstance(model, SwinHfForImageClassification)
-            settings["crop_pct"] = ORIGINAL_CROP_PCT if is_original and max(height, width) <= LARGEST_CROPPED else None
+            crop_pct = TINY_VIT_CROP_PCT if config.stem == "conv" else ORIGINAL_CROP_PCT
+            settings["crop_pct"] = crop_pct if is_original and max(height, width) <= LARGEST_CROPPED else None
             report.notes.append(
                 "the checkpoint has no image processor: ImageNet's mean and standard deviation, bicubic, "
                 f"size {height} x {width} and crop_pct {settings['crop_pct']} are assumed"

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_swin_hf import SwinHfConfig
+from .convolutions_swin_hf import SwinHfConvDownsample, SwinHfConvStem, SwinHfLocalConv, SwinHfMBConv
 from .resizing_swin_hf import resize_position_embeddings
 from .tokens_swin_hf import cut_windows, join, join_windows, split_for_cpu
+from .training_layers_swin_hf import SwinHfCheckpointedLayer, SwinHfDropPath
 from .windows import attention_mask, fit_window, log_spaced_offsets, pad_map, relative_position_index
 
 MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature of at least 0.01 (V2, section 3.3)
@@ -41,21 +42,6 @@ def apply_norm(norm: nn.Module, hidden_states: torch.Tensor, kind: str) -> torch
     return norm(hidden_states.flatten(0, -2)).reshape(hidden_states.shape)
 
 
-class SwinHfDropPath(nn.Module):
-    """Stochastic depth per sample (Huang et al. 2016, arXiv:1603.09382): identity outside training."""
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.drop_prob == 0.0 or not self.training:
-            return hidden_states
-        keep_prob = 1.0 - self.drop_prob
-        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
-        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep_prob).div_(keep_prob)
-
-
 class SwinHfPatchEmbeddings(nn.Module):
     """Cut the image into patches, padding it on the right and bottom to whole patches, and project each to C channels."""
 
@@ -65,21 +51,27 @@ class SwinHfPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, stride=self.patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values must have shape (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
-            )
         padded = pad_map(pixel_values, self.patch_size, channels_first=True)
         return self.projection(padded).permute(0, 2, 3, 1)  # (B, H, W, C)
 
 
 class SwinHfEmbeddings(nn.Module):
-    """Patch embeddings, normalised, with a token for masked patches and absolute positions if the config asks for them."""
+    """Tokens of an image: patch embeddings, normalised, or those of a convolutional stem, which has norms of its own.
+
+    With a token for masked patches and absolute positions if they are asked for.
+
+    Raises:
+        ValueError: `use_mask_token` with a convolutional stem.
+    """
 
     def __init__(self, config: SwinHfConfig, use_mask_token: bool = False):
         super().__init__()
-        self.patch_embeddings = SwinHfPatchEmbeddings(config)
-        self.norm = make_norm(config, config.embed_dim)  # with PyTorch's default eps, as in every Swin implementation
+        if use_mask_token and config.stem == "conv":
+            raise ValueError("stem must be 'patch' to mask patches, got 'conv', whose tokens see pixels of their neighbours")
+        self.num_channels = config.num_channels
+        self.patch_embeddings = SwinHfConvStem(config) if config.stem == "conv" else SwinHfPatchEmbeddings(config)
+        # With PyTorch's default eps, as in every Swin implementation.
+        self.norm = make_norm(config, config.embed_dim) if config.stem == "patch" else None
         self.norm_kind = config.norm
         self.grid = config.grid
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if use_mask_token else None
@@ -94,7 +86,13 @@ class SwinHfEmbeddings(nn.Module):
         return positions.view(1, height, width, -1)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
-        feature_map = apply_norm(self.norm, self.patch_embeddings(pixel_values), self.norm_kind)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
+            )
+        feature_map = self.patch_embeddings(pixel_values)
+        if self.norm is not None:
+            feature_map = apply_norm(self.norm, feature_map, self.norm_kind)
         if bool_masked_pos is not None:
             masked = self.masked_patches(bool_masked_pos, feature_map)
             feature_map = torch.where(masked, self.mask_token.to(feature_map.dtype), feature_map)
@@ -285,49 +283,68 @@ class SwinHfMLP(nn.Module):
         return transformed.view(*hidden_states.shape[:-1], -1)
 
 
-class SwinHfBlock(GradientCheckpointingLayer):
-    """Window attention and an MLP, each added to its input; normalised before (V1, figure 3b) or after (V2, figure 1)."""
+class SwinHfBlock(SwinHfCheckpointedLayer):
+    """Window attention and an MLP, each added to its input; normalised before (V1, figure 3b) or after (V2, figure 1).
+
+    Between them a depthwise convolution, if the config asks for one.
+    """
 
     def __init__(self, config: SwinHfConfig, stage: int, block: int):
         super().__init__()
         dim = config.stage_dim(stage)
         self.window = config.stage_window(stage)
-        self.shifted = block % 2 == 1
-        self.mask_padding = config.mask_padding
+        self.shifted = config.shift_windows and block % 2 == 1
+        self.mask_padding, self.pads_first = config.mask_padding, config.padding == "tiny_vit"
         self.post_norm, self.norm_kind = config.version == 2, config.norm
         self.layernorm_before = make_norm(config, dim, config.layer_norm_eps)
         self.attention = (SwinHfCosineAttention if config.version == 2 else SwinHfAttention)(config, stage, block)
+        self.local_conv = SwinHfLocalConv(dim, config.local_conv) if config.local_conv else None
         self.layernorm_after = make_norm(config, dim, config.layer_norm_eps)
         self.mlp = SwinHfMLP(config, dim, config.block_widths(stage, block).mlp_dim)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        last_block = max(sum(config.depths) - 1, 1)
-        self.drop_path = SwinHfDropPath(config.drop_path_rate * (sum(config.depths[:stage]) + block) / last_block)
+        self.drop_path = SwinHfDropPath(drop_path_rate(config, stage, block))
 
     def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.post_norm:
             attended, weights = self.attend(feature_map, output_attentions)
             feature_map = feature_map + self.drop_path(self.normalise(self.layernorm_before, self.dropout(attended)))
+            feature_map = self.mix_locally(feature_map)
             transformed = self.normalise(self.layernorm_after, self.dropout(self.mlp(feature_map)))
             return feature_map + self.drop_path(transformed), weights
-        attended, weights = self.attend(self.normalise(self.layernorm_before, feature_map), output_attentions)
-        feature_map = feature_map + self.drop_path(self.dropout(attended))
+        attended, weights = self.attend(feature_map, output_attentions)
+        feature_map = self.mix_locally(feature_map + self.drop_path(self.dropout(attended)))
         transformed = self.dropout(self.mlp(self.normalise(self.layernorm_after, feature_map)))
         return feature_map + self.drop_path(transformed), weights
 
     def normalise(self, norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
         return apply_norm(norm, feature_map, self.norm_kind)
 
+    def mix_locally(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return feature_map if self.local_conv is None else self.local_conv(feature_map)
+
+    def fit_window(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
+        """Window and shift for a map of this size."""
+        window, shift = fit_window(height, width, self.window, self.shifted)
+        return (self.window if self.pads_first else window), shift
+
     def attend(self, feature_map: torch.Tensor, output_attentions: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention in (shifted) windows over a (B, H, W, C) map, which is padded to whole windows in between."""
+        """Attention in (shifted) windows over a (B, H, W, C) map, which is padded to whole windows in between.
+
+        In V1 of the normalised map.
+        """
         _, H, W, _ = feature_map.shape
-        window, shift = fit_window(H, W, self.window, self.shifted)
+        window, shift = self.fit_window(H, W)
+        if not (self.post_norm or self.pads_first):
+            feature_map = self.normalise(self.layernorm_before, feature_map)
         padded = pad_map(feature_map, window)
-        mask = None
-        if shift or (padded is not feature_map and self.mask_padding):
+        is_padded, mask = padded is not feature_map, None
+        if self.pads_first:
+            padded = self.normalise(self.layernorm_before, padded)
+        if shift or (is_padded and self.mask_padding):
             mask = attention_mask((H, W), window, shift, self.mask_padding, feature_map.device)
         windows, weights = self.attention(cut_windows(padded, window, shift), window, mask, output_attentions)
         attended = join_windows(windows, window, shift, padded.shape[1:3])
-        return (attended if padded is feature_map else attended[:, :H, :W]), weights
+        return (attended[:, :H, :W] if is_padded else attended), weights
 
 
 class SwinHfPatchMerging(nn.Module):
@@ -353,22 +370,42 @@ class SwinHfPatchMerging(nn.Module):
         return self.reduction(apply_norm(self.norm, groups, self.norm_kind))
 
 
+def drop_path_rate(config: SwinHfConfig, stage: int, block: int) -> float:
+    """The share of samples that leave out a block, which rises evenly from block to block (Huang et al. 2016)."""
+    last_block = max(sum(config.depths) - 1, 1)
+    return config.drop_path_rate * (sum(config.depths[:stage]) + block) / last_block
+
+
+def make_block(config: SwinHfConfig, stage: int, block: int) -> SwinHfBlock | SwinHfMBConv:
+    """A block of the kind that the config asks for in this stage."""
+    if config.is_convolutional(stage):
+        return SwinHfMBConv(config, stage, block, drop_path_rate(config, stage, block))
+    return SwinHfBlock(config, stage, block)
+
+
 class SwinHfStage(nn.Module):
-    """Blocks at one resolution, plain and shifted in turn, then patch merging if there is a next stage."""
+    """Blocks at one resolution, then the downsampling if there is a next stage.
+
+    Blocks with windows are plain and shifted in turn.
+    """
 
     def __init__(self, config: SwinHfConfig, stage: int, downsample: bool):
         super().__init__()
-        self.blocks = nn.ModuleList(SwinHfBlock(config, stage, block) for block in range(config.depths[stage]))
-        self.downsample = SwinHfPatchMerging(config, stage) if downsample else None
+        self.blocks = nn.ModuleList(make_block(config, stage, block) for block in range(config.depths[stage]))
+        kind = SwinHfConvDownsample if config.downsample == "conv" else SwinHfPatchMerging
+        self.downsample = kind(config, stage) if downsample else None
 
     def forward(
         self, feature_map: torch.Tensor, output_attentions: bool = False, output_block_maps: bool = False
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The map for the next stage, the maps after every block or only the last, and attention weights if asked for."""
+        """The map for the next stage, the maps after every block or only the last, and attention weights if asked for.
+
+        Convolutional blocks have no attention weights.
+        """
         block_maps, attentions = [], []
         for block in self.blocks:
             feature_map, weights = block(feature_map, output_attentions)
             block_maps = [*block_maps, feature_map] if output_block_maps else [feature_map]
-            if output_attentions:
+            if weights is not None:
                 attentions.append(weights)
         return feature_map if self.downsample is None else self.downsample(feature_map), block_maps, attentions

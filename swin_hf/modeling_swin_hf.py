@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
@@ -14,7 +15,9 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 from .auto_map_swin_hf import SavesItsCode
-from .configuration_swin_hf import SwinHfConfig, height_width
+from .configuration_swin_hf import SwinHfConfig
+from .convolutions_swin_hf import SwinHfConvNorm, SwinHfMBConv
+from .foreign_swin_hf import ReadsForeignWeights
 from .layers_swin_hf import (
     SwinHfCosineAttention,
     SwinHfEmbeddings,
@@ -31,14 +34,12 @@ from .outputs_swin_hf import (
     SwinHfModelOutput,
 )
 from .plain_layers_swin_hf import require_kept_sizes, require_plain_layers
-from .resizing_swin_hf import resized_config, resized_weights
+from .resizing_swin_hf import RESIZABLE, differing_sizes, resized_config, resized_weights
 from .stock_swin_hf import DROPPED_BUFFERS, HUB_ARGUMENTS, ReadsStockWeights, saved_config
-
-RESIZABLE = ("image_size", "window_size")
 
 
 class SwinHfEncoder(nn.Module):
-    """The first `num_stages` stages in a row; patch merging follows those that have a next one here."""
+    """The first `num_stages` stages in a row; a downsampling follows those that have a next one here."""
 
     def __init__(self, config: SwinHfConfig, num_stages: int):
         super().__init__()
@@ -68,8 +69,8 @@ class LoadsInOtherSizes:
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as every model of transformers does, if need be for another resolution than the checkpoint's.
 
-        image_size, window_size: here or in `config`; where they differ from the checkpoint's, the loaded model is resized
-            as `resize` does.
+        image_size, window_size, stage_windows: here or in `config`; where they differ from the checkpoint's, the loaded model
+            is resized as `resize` does.
 
         Raises:
             ValueError: they differ, and the checkpoint is quantized, or is to be as it is loaded.
@@ -89,15 +90,12 @@ class LoadsInOtherSizes:
             require_kept_sizes(pretrained_model_name_or_path, kwargs, sizes, SwinHfConfig)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)  # a pair with output_loading_info
-        changed = {
-            name: size for name, size in sizes.items() if height_width(size) != height_width(getattr(model.config, name))
-        }
-        if changed:
+        if changed := differing_sizes(sizes, model.config):
             model = model.resize(**changed)
         return (model, *info) if info else model
 
 
-class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, PreTrainedModel):
+class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights, LoadsInOtherSizes, PreTrainedModel):
     """Loading, saving, resizing and initialisation shared by the Swin models."""
 
     config_class = SwinHfConfig
@@ -105,7 +103,7 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SwinHfBlock", "SwinHfEmbeddings"]  # in every model: FSDP refuses a unit that it does not find
+    _no_split_modules = ["SwinHfEmbeddings"]  # with the kinds of blocks that a model has: FSDP refuses what it does not find
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -114,17 +112,21 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
     _keys_to_ignore_on_load_unexpected = [rf"\.{name}$" for name in DROPPED_BUFFERS]
 
     def resize(
-        self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+        stage_windows: list[int | list[int]] | None = None,
     ) -> "SwinHfPreTrainedModel":
-        """A copy of this model for another image size or window.
+        """A copy of this model for another image size or window; `stage_windows` are those of a model with one for each stage.
 
         V1 tables of position biases and absolute positions are interpolated (bicubic). V2's position networks keep the
         units that they were trained with, which `pretrained_window_sizes` then records.
 
         Raises:
-            ValueError: a size is not positive, or layers were wrapped, replaced or quantized.
+            ValueError: a size is not positive, `window_size` is given for a model with a window for each stage, or layers
+                were wrapped, replaced or quantized.
         """
-        config = resized_config(self.config, image_size, window_size)
+        config = resized_config(self.config, image_size, window_size, stage_windows)
         resized = self.empty_copy(config)
         require_plain_layers(self, "resized")
         resized.load_state_dict(resized_weights(self.state_dict(), self.config, config))
@@ -135,6 +137,14 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
         """A new model of another config with the same parts."""
         return type(self)(config)
 
+    def train(self, mode: bool = True) -> "SwinHfPreTrainedModel":
+        """As in every module, but batch normalisation whose weights are frozen keeps its statistics too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -144,14 +154,19 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsStockWeights, LoadsInOtherSizes, 
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d)):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
             init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm1d):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, SwinHfConvNorm):
+            # The norm divides by the deviation: small matrices would only make the first steps large.
+            init.normal_(module.conv.weight, std=module.conv.weight[0].numel() ** -0.5)
+        elif isinstance(module, SwinHfMBConv):
+            init.zeros_(module.project.norm.weight)  # the block starts as an activation alone (Goyal et al. 2017)
         elif isinstance(module, SwinHfEmbeddings):
             for parameter in (module.position_embeddings, module.mask_token):
                 if parameter is not None:
@@ -177,6 +192,8 @@ class SwinHfModel(SwinHfPreTrainedModel):
         self.num_stages = num_stages
         self.encoder = SwinHfEncoder(config, len(config.depths) if num_stages is None else num_stages)
         self.layernorm = make_norm(config, config.hidden_size, config.layer_norm_eps) if num_stages is None else None
+        kinds = {type(block).__name__ for stage in self.encoder.layers for block in stage.blocks}
+        self._no_split_modules = [*type(self)._no_split_modules, *sorted(kinds)]
         self.post_init()
 
     def empty_copy(self, config: SwinHfConfig) -> "SwinHfModel":
@@ -206,11 +223,14 @@ class SwinHfModel(SwinHfPreTrainedModel):
             output_attentions = self.config.output_attentions
         maps = self.encode(pixel_values, bool_masked_pos, output_attentions, output_block_hidden_states)
         last_hidden_state = maps.hidden_states[-1]
-        if self.layernorm is not None:
+        if self.layernorm is not None and not self.config.norm_after_pooling:
             last_hidden_state = apply_norm(self.layernorm, last_hidden_state, self.config.norm)
+        pooler_output = last_hidden_state.mean(dim=1)
+        if self.layernorm is not None and self.config.norm_after_pooling:
+            pooler_output = apply_norm(self.layernorm, pooler_output, self.config.norm)
         return SwinHfModelOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=last_hidden_state.mean(dim=1),
+            pooler_output=pooler_output,
             hidden_states=tuple(maps.hidden_states) if output_hidden_states else None,
             reshaped_hidden_states=_channels_first(maps.feature_maps) if output_hidden_states else None,
             block_hidden_states=_channels_first(maps.block_maps) if output_block_hidden_states else None,
@@ -285,6 +305,8 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
 
     def __init__(self, config: SwinHfConfig):
         super().__init__(config)
+        if config.norm_after_pooling:
+            raise ValueError("norm_after_pooling must be False for masked images, which are decoded without pooling, got True")
         # Each token of the last stage is decoded into the pixels that it stands for.
         stride = config.token_height_width
         if stride != (config.encoder_stride, config.encoder_stride):

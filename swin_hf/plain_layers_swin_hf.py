@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .configuration_swin_hf import height_width
+from .resizing_swin_hf import differing_sizes
 from .stock_swin_hf import HUB_ARGUMENTS, saved_config
 
 
@@ -60,9 +60,8 @@ def require_kept_sizes(path, kwargs: dict[str, Any], sizes: dict[str, Any], conf
     where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     saved = config_class.from_pretrained(path, **where)
     saved = getattr(saved, "backbone_config", saved)
-    for name, size in sizes.items():
-        if height_width(size) != height_width(getattr(saved, name)):
-            raise ValueError(
-                f"{name} must be {getattr(saved, name)}, that of {path}, while its weights are quantized, got {size}; load "
-                f"them without quantization for this {name}, save_pretrained them to a folder, and quantize that"
-            )
+    for name, size in differing_sizes(sizes, saved).items():
+        raise ValueError(
+            f"{name} must be {getattr(saved, name)}, that of {path}, while its weights are quantized, got {size}; load "
+            f"them without quantization for this {name}, save_pretrained them to a folder, and quantize that"
+        )

@@ -1,4 +1,4 @@
-"""Configs by name: the published sizes of Swin and Swin V2, and three small ones for phones.
+"""Configs by name: the published sizes of Swin, Swin V2 and TinyViT, and three small ones for phones.
 
 Each is a function that returns a new `SwinHfConfig`; keywords change its fields, as in `swin_tiny(num_labels=10)`. The
 documentation lists their parameters and multiply-accumulate operations.
@@ -51,6 +51,47 @@ def swinv2_large(**changes) -> SwinHfConfig:
 
 _V2 = {"version": 2, "image_size": 256, "window_size": 8}
 
+_TINY_VIT = {
+    **{"stem": "conv", "downsample": "conv", "local_conv": 3, "shift_windows": False, "padding": "tiny_vit"},
+    **{"norm_after_pooling": True, "depths": [2, 2, 6, 2], "stage_blocks": ["conv", "window", "window", "window"]},
+}
+
+
+def tiny_vit_5m(**changes) -> SwinHfConfig:
+    """TinyViT-5M (Wu et al. 2022, arXiv:2207.10666, section 3.2)."""
+    return _tiny_vit(changes, [64, 128, 160, 320], drop_path_rate=0.0)
+
+
+def tiny_vit_11m(**changes) -> SwinHfConfig:
+    """TinyViT-11M."""
+    return _tiny_vit(changes, [64, 128, 256, 448], drop_path_rate=0.1)
+
+
+def tiny_vit_21m(**changes) -> SwinHfConfig:
+    """TinyViT-21M for 224 x 224."""
+    return _tiny_vit(changes, [96, 192, 384, 576], drop_path_rate=0.2)
+
+
+def tiny_vit_21m_384(**changes) -> SwinHfConfig:
+    """TinyViT-21M for 384 x 384, whose windows have grown with the image."""
+    return tiny_vit_21m(**{"image_size": 384, "drop_path_rate": 0.1} | _windows(12) | changes)
+
+
+def tiny_vit_21m_512(**changes) -> SwinHfConfig:
+    """TinyViT-21M for 512 x 512."""
+    return tiny_vit_21m(**{"image_size": 512, "drop_path_rate": 0.1} | _windows(16) | changes)
+
+
+def _tiny_vit(changes: dict, dims: list[int], **preset) -> SwinHfConfig:
+    heads = [dim // 32 for dim in dims]
+    return _config(changes, **_TINY_VIT, **_windows(7), embed_dim=dims[0], stage_dims=dims, num_heads=heads, **preset)
+
+
+def _windows(side: int) -> dict:
+    """Windows of TinyViT: twice as large in the third stage, whose map they then span."""
+    return {"window_size": side, "stage_windows": [side, side, 2 * side, side]}
+
+
 # For phones: most blocks in the third stage, where a map is small enough for attention to cost little, heads of at least 16
 # channels, since the softmax costs by the head, and ReLU, which the backend merges into the layer before it.
 
@@ -85,6 +126,11 @@ PRESETS = {
         swinv2_small,
         swinv2_base,
         swinv2_large,
+        tiny_vit_5m,
+        tiny_vit_11m,
+        tiny_vit_21m,
+        tiny_vit_21m_384,
+        tiny_vit_21m_512,
         swin_edge_small,
         swin_edge_medium,
         swin_edge_large,

@@ -3,29 +3,54 @@
 # wh ww window, h heads, H W grid of patches, C channels
 
 import copy
+import re
+from typing import Any
 
 import torch
 from torch import nn
 
-from .configuration_swin_hf import SwinHfConfig
+from .configuration_swin_hf import SwinHfConfig, height_width
+
+RESIZABLE = ("image_size", "window_size", "stage_windows")
+
+
+def differing_sizes(sizes: dict[str, Any], config: SwinHfConfig) -> dict[str, Any]:
+    """Those of some sizes, by the name of their field, that are not the config's; None is no wish."""
+
+    def plain(name: str, size: Any) -> Any:
+        if size is None:
+            return None
+        return tuple(map(height_width, size)) if name == "stage_windows" else height_width(size)
+
+    return {
+        name: size
+        for name, size in sizes.items()
+        if size is not None and plain(name, size) != plain(name, getattr(config, name))
+    }
 
 
 def resized_config(
     config: SwinHfConfig,
     image_size: int | list[int] | tuple[int, int] | None = None,
     window_size: int | list[int] | tuple[int, int] | None = None,
+    stage_windows: list[int | list[int]] | None = None,
 ) -> SwinHfConfig:
     """The config for another image size or window; V2's position networks keep the units that they were trained with.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or `window_size` is given alone for a model with a window for each stage.
     """
     resized = copy.deepcopy(config)
     if image_size is not None:
         resized.image_size = image_size
     if window_size is not None:
+        if config.stage_windows and stage_windows is None:
+            raise ValueError(f"stage_windows must be given instead of window_size for stages of {config.stage_windows}")
         resized.window_size = window_size
+    if stage_windows is not None:
+        resized.stage_windows = stage_windows
     resized.validate_sizes()
+    resized.validate_stages()
     stages = range(len(config.depths))
     if config.version == 2 and any(config.stage_window(stage) != resized.stage_window(stage) for stage in stages):
         resized.pretrained_window_sizes = [list(config.pretrained_window(stage)) for stage in stages]
@@ -37,7 +62,8 @@ def resized_weights(weights: dict[str, torch.Tensor], config: SwinHfConfig, resi
     result = dict(weights)
     for name, weight in weights.items():
         if name.endswith("relative_position_bias_table"):
-            result[name] = resize_bias_table(weight, config.stage_window(0), resized.stage_window(0))
+            stage = int(re.search(r"layers\.(\d+)\.", name)[1])
+            result[name] = resize_bias_table(weight, config.stage_window(stage), resized.stage_window(stage))
         elif name.endswith("position_embeddings"):
             result[name] = resize_position_embeddings(weight, config.grid, resized.grid)
     return result

@@ -8,9 +8,10 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead, UperNetPreTrainedModel
 
 from .auto_map_swin_hf import SavesItsCode
-from .configuration_swin_hf import SwinHfConfig, height_width
-from .modeling_swin_hf import RESIZABLE, SwinHfBackbone, SwinHfPreTrainedModel
+from .configuration_swin_hf import SwinHfConfig
+from .modeling_swin_hf import SwinHfBackbone, SwinHfPreTrainedModel
 from .plain_layers_swin_hf import require_kept_sizes, require_plain_layers
+from .resizing_swin_hf import RESIZABLE, differing_sizes
 from .stock_swin_hf import ReadsStockConfigs, ReadsStockWeights
 
 AUXILIARY_STAGE = 2  # whose map the auxiliary head reads, counted among those that the backbone returns
@@ -77,22 +78,25 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as every model of transformers does, also stock UperNets over a Swin.
 
-        image_size, window_size: of the backbone; where they are given, the loaded model is resized as `resize` does.
+        image_size, window_size, stage_windows: of the backbone; where they are given, the loaded model is resized as
+            `resize` does.
         """
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
         require_kept_sizes(pretrained_model_name_or_path, kwargs, sizes, cls.config_class)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
-        own = model.config.backbone_config
-        changed = {name: size for name, size in sizes.items() if height_width(size) != height_width(getattr(own, name))}
+        changed = differing_sizes(sizes, model.config.backbone_config)
         model = model.resize(**changed) if changed else model
         return (model, *info) if info else model
 
     def resize(
-        self, image_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+        stage_windows: list[int | list[int]] | None = None,
     ) -> "SwinHfForSemanticSegmentation":
         """A copy of this model whose backbone is for another image size or window, as by `SwinHfPreTrainedModel.resize`."""
-        backbone, config = self.backbone.resize(image_size, window_size), copy.deepcopy(self.config)
+        backbone, config = self.backbone.resize(image_size, window_size, stage_windows), copy.deepcopy(self.config)
         config.backbone_config = backbone.config
         resized = type(self)(config)
         require_plain_layers(self, "resized")

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 STOCK_VERSIONS = {"swin": 1, "swinv2": 2}
 # Buffers that every implementation computes from the config, and that some save.
-DROPPED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
+DROPPED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "attention_bias_idxs")
 
 # Names inside a block: in files of the stock models, and here. Files of `swin` have the names that its modules had before
 # transformers 5, whichever version wrote them; the modules of `swinv2` still have them. Newer names are the same as here.
@@ -48,6 +48,11 @@ def is_stock(config: dict[str, Any], model_types: Collection[str] = STOCK_VERSIO
         backbone = config.get("backbone_config")
         return isinstance(backbone, dict) and is_stock(backbone, model_types)
     return config.get("model_type") in tuple(model_types)
+
+
+def is_timm(config: dict[str, Any]) -> bool:
+    """Whether `config.json` is timm's, whose type transformers adds as it reads it."""
+    return "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
 
 
 def from_stock_config(config: dict[str, Any], owner: type) -> dict[str, Any]:
@@ -89,10 +94,11 @@ class ReadsStockConfigs:
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if is_stock(config):
             config = from_stock_config(config, cls) | {"model_type": cls.model_type}
-        elif "architecture" in config and "model_type" not in config:
+        elif is_timm(config):
             raise ValueError(
-                f"{pretrained_model_name_or_path} must be a checkpoint of transformers, got timm's {config['architecture']}; "
-                f"convert it first: python -m swin_hf.convert {pretrained_model_name_or_path} FOLDER"
+                f"{pretrained_model_name_or_path} must be a checkpoint of transformers to have a config, got timm's "
+                f"{config['architecture']}; load the model, or convert it: python -m swin_hf.convert "
+                f"{pretrained_model_name_or_path} FOLDER"
             )
         return config, unused
 

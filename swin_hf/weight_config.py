@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .configuration_swin_hf import SwinHfConfig, height_width, named_classes
+from .configuration_swin_hf import SwinHfConfig, named_classes
 from .weight_files import ConversionError, WeightFiles
 
 # timm names its models after window and image size: window8_256, or window12to16_192to256 for one fine-tuned at another size.
@@ -199,7 +199,7 @@ def stock_v2_difference(config: SwinHfConfig) -> str:
 def windows_of_table(name: str, config: SwinHfConfig) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
     """Stage and block of a table of position biases, the model's window, and that window limited to the stage's map."""
     stage, block = (int(part) for part in name.split(".") if part.isdigit())
-    window = height_width(config.window_size)
+    window = config.stage_window(stage)
     return stage, block, window, tuple(map(min, window, map_size(config, stage)))
 
 

@@ -28,6 +28,7 @@ from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, Swin
 from .plain_layers_swin_hf import require_plain_layers
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation
 from .stock_swin_hf import BLOCK_NAMES
+from .tiny_vit_weights import difference_to_tiny_vit, tiny_vit_arguments, tiny_vit_to_timm
 from .weight_config import difference_to_timm, extended_table, map_size, stock_v2_difference, windows_of_table
 from .weight_files import ConversionError
 from .weight_names import original_name, timm_name
@@ -49,6 +50,16 @@ UPERNET_FIELDS = (
     *("auxiliary_channels", "auxiliary_num_convs", "auxiliary_concat_input", "loss_ignore_index"),
     *("id2label", "label2id"),
 )
+PURE_SWIN = {  # fields whose other values make a model no Swin of other implementations
+    "norm": "layer",
+    "mask_padding": False,
+    "stem": "patch",
+    "downsample": "merge",
+    "local_conv": 0,
+    "shift_windows": True,
+    "padding": "swin",
+    "norm_after_pooling": False,
+}
 # timm builds a Swin of any shape from the name of one of its models and arguments.
 TIMM_ARCHITECTURES = {1: "swin_tiny_patch4_window7_224", 2: "swinv2_tiny_window8_256"}
 TIMM_FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -73,11 +84,14 @@ def dense_shape(config: SwinHfConfig, target: str) -> DenseShape:
     def refuse(where: str, rule: str, got: object) -> None:
         raise ConversionError(f"{target} has no such Swin: {where} must {rule}, got {got}; keep it in the format of swin_hf")
 
-    if config.norm != "layer":
-        refuse("norm", "be 'layer'", repr(config.norm))
-    if config.mask_padding:
-        refuse("mask_padding", "be False", True)
-    for name in ("window_size", "patch_size"):
+    for name, value in PURE_SWIN.items():
+        if getattr(config, name) != value:
+            refuse(name, f"be {value!r}", repr(getattr(config, name)))
+    if any(config.is_convolutional(stage) for stage in range(len(config.depths))):
+        refuse("stage_blocks", "be 'window' for each stage", config.stage_blocks)
+    if config.stage_windows and len({height_width(window) for window in config.stage_windows}) > 1:
+        refuse("stage_windows", "be the same for each stage", config.stage_windows)
+    for name in ("patch_size",) if config.stage_windows else ("window_size", "patch_size"):
         if len(set(height_width(getattr(config, name)))) > 1:
             refuse(name, "be one integer", getattr(config, name))
     if any(len(set(height_width(window))) > 1 for window in config.pretrained_window_sizes or ()):
@@ -100,7 +114,10 @@ def dense_shape(config: SwinHfConfig, target: str) -> DenseShape:
                 refuse(where, f"have heads of {head_dim:g} channels", (widths.head_dim, widths.value_head_dim))
             if widths.mlp_dim != int(mlp_ratio * dim):
                 refuse(where, f"have {int(mlp_ratio * dim)} hidden channels in its MLP", widths.mlp_dim)
-    return DenseShape(num_heads=num_heads, mlp_ratio=mlp_ratio, window_size=height_width(config.window_size)[0])
+    window = height_width(config.stage_windows[0] if config.stage_windows else config.window_size)
+    if window[0] != window[1]:
+        refuse("stage_windows", "be one integer for each stage", config.stage_windows)
+    return DenseShape(num_heads=num_heads, mlp_ratio=mlp_ratio, window_size=window[0])
 
 
 def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
@@ -205,6 +222,8 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
     kind, config = type(model), model.config
     if kind not in (SwinHfForImageClassification, SwinHfModel):
         raise ConversionError(f"timm has Swins that classify, or without a head, and no {kind.__name__}")
+    if config.stem == "conv":
+        return _to_timm_tiny_vit(model, processor)
     shape = dense_shape(config, "timm")
     for name, value in (("layer_norm_eps", 1e-5), ("use_absolute_embeddings", False)):
         if getattr(config, name) != value:
@@ -224,15 +243,23 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
     weights = {
         name: torch.cat([own[third] for third in sorted(own)]) if len(own) > 1 else own[None] for name, own in parts.items()
     }
-    return weights, _timm_config(model, shape, processor)
+    return weights, _timm_config(model, processor, _swin_arguments(config, shape), "patch_embed.proj")
 
 
-def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfImageProcessorPil | None) -> dict[str, Any]:
-    config = model.config
-    classes = config.num_labels if type(model) is SwinHfForImageClassification else 0
-    size = config.image_height_width
+def _to_timm_tiny_vit(
+    model: PreTrainedModel, processor: SwinHfImageProcessorPil | None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if difference := difference_to_tiny_vit(model.config):
+        raise ConversionError(f"timm has no such TinyViT: {difference}; keep it in the format of swin_hf")
+    prefix = "swin." if type(model) is SwinHfModel else ""
+    weights = tiny_vit_to_timm({prefix + name: weight for name, weight in model.state_dict().items()}, model.config)
+    return weights, _timm_config(model, processor, tiny_vit_arguments(model.config), "patch_embed.conv1.conv")
+
+
+def _swin_arguments(config: SwinHfConfig, shape: DenseShape) -> dict[str, Any]:
+    """`architecture` and `model_args` of timm's `config.json`."""
     arguments = {
-        "img_size": list(size),
+        "img_size": list(config.image_height_width),
         "patch_size": height_width(config.patch_size)[0],
         "in_chans": config.num_channels,
         "embed_dim": config.embed_dim,
@@ -246,11 +273,20 @@ def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfIma
         given = config.pretrained_window_sizes or [0] * len(config.depths)
         arguments["pretrained_window_sizes"] = [height_width(window)[0] for window in given]
         arguments["act_layer"] = config.hidden_act
+    return {"architecture": TIMM_ARCHITECTURES[config.version], "model_args": arguments}
+
+
+def _timm_config(
+    model: PreTrainedModel, processor: SwinHfImageProcessorPil | None, described: dict[str, Any], first_conv: str
+) -> dict[str, Any]:
+    """timm's `config.json`. described: architecture and arguments of the model."""
+    config = model.config
+    classes = config.num_labels if type(model) is SwinHfForImageClassification else 0
     pretrained = {
-        "input_size": [config.num_channels, *size],
-        "fixed_input_size": True,
+        "input_size": [config.num_channels, *config.image_height_width],
+        "fixed_input_size": config.stem == "patch",  # timm gives such models the size of the image
         "num_classes": classes,
-        "first_conv": "patch_embed.proj",
+        "first_conv": first_conv,
         "classifier": "head.fc",
         "pool_size": list(map_size(config, len(config.depths) - 1)),
     }
@@ -268,13 +304,8 @@ def _timm_config(model: PreTrainedModel, shape: DenseShape, processor: SwinHfIma
         labels = {"label_names": class_names(config)} if classes else {}
     except ValueError as error:
         raise ConversionError(str(error)) from error
-    return {
-        "architecture": TIMM_ARCHITECTURES[config.version],
-        "num_classes": classes,
-        "num_features": config.hidden_size,
-        "model_args": arguments,
-        "pretrained_cfg": pretrained,
-    } | labels
+    about = {"num_classes": classes, "num_features": config.hidden_size, "pretrained_cfg": pretrained}
+    return described | about | labels
 
 
 def _fitted_table(table: torch.Tensor, name: str, config: SwinHfConfig) -> torch.Tensor:

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .errors import ExplainedError, in_one_line
+from .foreign_swin_hf import WEIGHT_SUFFIXES
 
 # In order of preference; an index names the files that the weights are split into.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 LFS_POINTER = b"version https://git-lfs"
 # Keys under which training scripts save the weights, beside optimizer and epoch. As in timm, averaged weights come first.
 AVERAGED_IN = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
@@ -64,8 +64,10 @@ class InertObject:
         pass
 
 
-def read_weight_files(source: str | Path, revision: str | None = None) -> WeightFiles:
+def read_weight_files(source: str | Path, revision: str | None = None, **hub: Any) -> WeightFiles:
     """Read a .safetensors, .pth, .pt or .bin file, a folder or a Hub repository with weights and `config.json`.
+
+    hub: further arguments of `huggingface_hub.hf_hub_download`, such as `token` and `subfolder`.
 
     Raises:
         ConversionError: the source does not exist, or contains no weights.
@@ -77,19 +79,20 @@ def read_weight_files(source: str | Path, revision: str | None = None) -> Weight
         return WeightFiles(name=str(source), weights=weights, notes=notes)
     if not path.is_dir() and (path.suffix in WEIGHT_SUFFIXES or path.is_absolute() or len(path.parts) != 2):
         raise ConversionError(f"{source} must be a file of weights, a folder or a Hub repository like org/name; there is none")
-    config = _find(source, "config.json", revision)
-    weights = next(filter(None, (_find(source, name, revision) for name in WEIGHT_FILES)), None)
+    where = {"revision": revision} | hub
+    config = _find(source, "config.json", where)
+    weights = next(filter(None, (_find(source, name, where) for name in WEIGHT_FILES)), None)
     if weights is None:
-        where = " in the local cache" if constants.HF_HUB_OFFLINE and not path.is_dir() else ""
-        raise ConversionError(f"{source} must hold {', '.join(WEIGHT_FILES[::2])} or an index of them, got none{where}")
-    processor = _find(source, "preprocessor_config.json", revision)
+        place = " in the local cache" if constants.HF_HUB_OFFLINE and not path.is_dir() else ""
+        raise ConversionError(f"{source} must hold {', '.join(WEIGHT_FILES[::2])} or an index of them, got none{place}")
+    processor = _find(source, "preprocessor_config.json", where)
     tensors, notes = _read(weights) if weights.suffix != ".json" else ({}, [])
     if weights.suffix == ".json":
         shards = read_json_object(weights).get("weight_map")
         if not isinstance(shards, dict):
             raise ConversionError(f"{weights} must have a weight_map from weights to files, got {type(shards).__name__}")
         for name in sorted(set(map(str, shards.values()))):
-            shard = _find(source, Path(name).name, revision)  # beside the index, whatever it says
+            shard = _find(source, Path(name).name, where)  # beside the index, whatever it says
             if shard is None:
                 raise ConversionError(f"{source} lacks {name}, which {weights.name} names; fetch it again")
             tensors |= read_weights(shard)
@@ -181,15 +184,16 @@ def _forbidden(error: Exception) -> str:
     return f"it would call {found[1]}, which is not done" if found else ""
 
 
-def _find(source: str | Path, name: str, revision: str | None) -> Path | None:
-    """Path of a file of a folder or of a repository, or None if there is no such file."""
+def _find(source: str | Path, name: str, where: dict[str, Any]) -> Path | None:
+    """Path of a file of a folder or of a repository, or None if there is no such file. where: arguments for the Hub."""
     if Path(source).is_dir():
-        path = Path(source) / name
+        path = Path(source) / (where.get("subfolder") or "") / name
         return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(str(source), name, revision=revision))
+        return Path(hf_hub_download(str(source), name, **where))
     except LocalEntryNotFoundError as error:
-        is_absent = try_to_load_from_cache(str(source), name, revision=revision) is _CACHED_NO_EXIST
+        cached = {key: where[key] for key in ("cache_dir", "revision") if key in where}
+        is_absent = try_to_load_from_cache(str(source), name, **cached) is _CACHED_NO_EXIST
         if constants.HF_HUB_OFFLINE and (is_absent or name in WEIGHT_FILES):
             return None
         raise ConversionError(f"{source} is no folder, and its {name} cannot be fetched from the Hub: {error}") from error

@@ -14,6 +14,7 @@ from .errors import in_one_line
 from .modeling_swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling, SwinHfModel
 from .segmentation_swin_hf import SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_NAMES, from_stock_config, is_stock
+from .tiny_vit_weights import from_timm, is_tiny_vit, timm_name, timm_names, tiny_vit_config
 from .weight_config import (
     SourceSizes,
     assumed,
@@ -108,10 +109,12 @@ def import_model(
         ConversionError: it is no such checkpoint, our models cannot express it, weights are missing, or some are unexpected
             and not allowed; the message names them.
     """
-    from_transformers = bool(files.config.get("model_type"))
-    renamed = (
-        rename_stock(files, num_labels) if from_transformers else rename_original(files, sizes or SourceSizes(), num_labels)
-    )
+    if files.config.get("model_type"):
+        renamed = rename_stock(files, num_labels)
+    elif is_tiny_vit(without_prefix(files.weights)[0].values()):
+        renamed = rename_tiny_vit(files, sizes or SourceSizes(), num_labels)
+    else:
+        renamed = rename_original(files, sizes or SourceSizes(), num_labels)
     report = ConversionReport(notes=[*files.notes, *renamed.notes])
     if num_labels is not None and num_labels != renamed.config.num_labels:
         renamed.config.num_labels = num_labels
@@ -222,6 +225,35 @@ def rename_original(files: WeightFiles, sizes: SourceSizes, num_labels: int | No
     return Renamed(kind=kind, config=config, weights=weights, origins=origins, new_head=new_head, notes=notes)
 
 
+def rename_tiny_vit(files: WeightFiles, sizes: SourceSizes, num_labels: int | None = None) -> Renamed:
+    """Weights of a TinyViT of timm or of its authors, from which the config is read too.
+
+    Raises:
+        ConversionError: they are not whole.
+    """
+    names = timm_names(without_prefix(files.weights)[0])
+    source = {timm: files.weights[name] for timm, name in names.items()}
+    with _explained(files):
+        config = tiny_vit_config(source, files, sizes.image_size)
+    given_kind = SwinHfForImageClassification if "head.fc.weight" in source else SwinHfModel
+    if given_kind is SwinHfForImageClassification:
+        config.num_labels = len(source["head.fc.weight"])
+    kind = _with_classes(given_kind, num_labels)
+    with torch.device("meta"):
+        expected = kind(config).state_dict()
+    weights, origins = {}, {}
+    for ours in expected:
+        full = f"swin.{ours}" if kind is SwinHfModel else ours
+        if (timm := timm_name(full)) in source:
+            weights[ours], origins[ours] = from_timm(full, source[timm], config), names[timm]
+    side = config.image_size
+    told = sizes.image_size or files.config.get("pretrained_cfg")
+    note = f"the image size is assumed to be {side}, of which a window of the last stage spans the map"
+    new_head = given_kind is not SwinHfForImageClassification or num_labels not in (None, config.num_labels)
+    notes = [] if told else [note]
+    return Renamed(kind=kind, config=config, weights=weights, origins=origins, new_head=new_head, notes=notes)
+
+
 def beginnings(names: Iterable[str]) -> str:
     """The first parts of names, in words, if there are several."""
     first = list(dict.fromkeys(name.split(".")[0] for name in names))
@@ -279,7 +311,10 @@ def _check_missing(expected: dict[str, torch.Tensor], renamed: Renamed, files: W
         if ours in expected and weight.shape != expected[ours].shape:
             shapes = f"{tuple(expected[ours].shape)} as {ours}, got {tuple(weight.shape)}"
             raise ConversionError(f"{files.name}: {renamed.origins[ours]} must have shape {shapes}")
-    report.missing.extend(sorted(set(expected) - set(renamed.weights)))
+    counters = {
+        name for name in expected if name.endswith("num_batches_tracked")
+    }  # which only training without momentum reads
+    report.missing.extend(sorted(set(expected) - set(renamed.weights) - counters))
     lacking = [name for name in report.missing if not (renamed.new_head and CLASSIFIERS.search(name))]
     if lacking:
         raise ConversionError(f"{files.name} lacks weights of {renamed.kind.__name__}: {', '.join(lacking[:5])}")

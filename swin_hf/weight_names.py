@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable
 
+from .tiny_vit_weights import AUTHORS_START, TIMM_START
 from .weight_files import ConversionError
 
-# The first weights of a Swin in the original code and in transformers, and what precedes them there.
-ORIGINAL_START = "patch_embed.proj.weight"
+# The first weights of a Swin in the original code, of a TinyViT, and of a Swin in transformers, and what precedes them there.
+ORIGINAL_STARTS = ("patch_embed.proj.weight", TIMM_START, AUTHORS_START)
 STOCK_START = "embeddings.patch_embeddings.projection.weight"
 OWN_PARTS = r"(^|(?<=\.))(swin|swinv2)\.$"
 OWN_PARTS_OF_SEGMENTERS = r"(^|(?<=\.))backbone\.((swin|swinv2)\.)?$"
@@ -78,7 +79,12 @@ def without_prefix(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """
     names = list(names)
     own = OWN_PARTS_OF_SEGMENTERS if any("decode_head." in name for name in names) else OWN_PARTS
-    prefixes = {name.removesuffix(ORIGINAL_START) for name in names if re.search(rf"(^|\.){ORIGINAL_START}$", name)}
+    prefixes = {
+        name.removesuffix(start)
+        for start in ORIGINAL_STARTS
+        for name in names
+        if re.search(rf"(^|\.){re.escape(start)}$", name)
+    }
     prefixes |= {
         re.sub(own, "", name.removesuffix(STOCK_START)) for name in names if re.search(rf"(^|\.){STOCK_START}$", name)
     }

@@ -20,6 +20,13 @@ from distill.training.settings import parse_finetune_settings
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 TINY = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
+# Changes of `TINY` for each kind of model: TinyViT, and a mix that no other implementation has.
+TINY_VIT = {
+    **{"image_size": 32, "patch_size": 4, "stem": "conv", "downsample": "conv", "local_conv": 3, "shift_windows": False},
+    **{"padding": "tiny_vit", "norm_after_pooling": True, "stage_blocks": ["conv", "window"]},
+}
+MIXED = {"version": 2, "stem": "conv", "stage_blocks": ["window", "conv"], "local_conv": 5, "stage_windows": [3, 4]}
+KINDS = {"V1": {}, "V2": {"version": 2}, "TinyViT": TINY_VIT, "mixed": MIXED}
 PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16})
 PLAIN_PROCESSOR = SwinHfImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 HELD_OUT = ["--validation_share", "0.2", "--test_share", "0.2"]
@@ -72,6 +79,11 @@ def make_model(make_config):
         for name, parameter in model.named_parameters():
             if "bias" in name or "position" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+                torch.nn.init.normal_(norm.running_mean, std=0.2)
+                torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
         return model.eval()
 
     return make

@@ -243,6 +243,8 @@ def test_the_command_line_names_its_flags(tmp_path, checkpoint, capsys):
 def test_timm_repositories_say_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "swin_tiny_patch4_window7_224"}))
     with pytest.raises(ValueError, match="python -m swin_hf.convert"):
+        SwinHfConfig.from_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match="must hold model.safetensors"):
         SwinHfForImageClassification.from_pretrained(tmp_path)
 
 

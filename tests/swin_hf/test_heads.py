@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import KINDS
 from stock_swin import randomised
 from transformers import (
     AutoBackbone,
@@ -15,7 +16,13 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForMaskedImageModeling
+from swin_hf import (
+    SwinHfBackbone,
+    SwinHfForImageClassification,
+    SwinHfForMaskedImageModeling,
+    SwinHfForSemanticSegmentation,
+    SwinHfUperNetConfig,
+)
 from swin_hf.losses_swin_hf import classification_loss, infer_problem_type, masked_reconstruction_loss
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
@@ -179,6 +186,48 @@ def test_every_parameter_gets_a_gradient(make_config, version, norm, head):
         loss = sum(feature_map.square().mean() for feature_map in model(pixel_values).feature_maps)
     loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("kind", ["TinyViT", "mixed"])
+@pytest.mark.parametrize("head", ["classification", "backbone", "segmentation"])
+def test_every_parameter_of_a_hybrid_gets_a_gradient(make_config, kind, head):
+    config, pixel_values = make_config(**KINDS[kind], out_features=["stem", "stage2"]), torch.randn(2, 3, 32, 32)
+    if head == "classification":
+        model = SwinHfForImageClassification(config)
+        loss = model(pixel_values, labels=torch.tensor([0, 1])).loss
+    elif head == "backbone":
+        model = SwinHfBackbone(config)
+        loss = sum(feature_map.square().mean() for feature_map in model(pixel_values).feature_maps)
+    else:
+        model = SwinHfForSemanticSegmentation(
+            SwinHfUperNetConfig(backbone_config=config, num_labels=3, use_auxiliary_head=False, hidden_size=8)
+        )
+        loss = model(pixel_values, labels=torch.randint(0, 3, (2, 32, 32))).loss
+    loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_masked_images_need_patches_of_their_own(make_config):
+    for changes, message in (
+        ({"stem": "conv"}, "stem must be 'patch' to mask patches, got 'conv'"),
+        ({"norm_after_pooling": True}, "norm_after_pooling must be False for masked images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SwinHfForMaskedImageModeling(make_config(encoder_stride=4, **changes))
+    hybrid = make_config(encoder_stride=4, stage_blocks=["conv", "window"], downsample="conv", local_conv=3)
+    output = SwinHfForMaskedImageModeling(hybrid)(torch.randn(2, 3, 16, 16), bool_masked_pos=torch.rand(2, 64) < 0.5)
+    assert output.loss.isfinite() and output.reconstruction.shape == (2, 3, 16, 16)
+
+
+def test_frozen_batch_norms_keep_their_statistics(make_model):
+    model = make_model(**KINDS["TinyViT"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1" in name)
+    model.train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    changed = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    assert changed and all("layers.1" in name for name in changed)
 
 
 def test_backbone_takes_the_weights_of_a_classifier(make_model, tmp_path):

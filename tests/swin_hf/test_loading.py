@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from conftest import MIXED, TINY_VIT
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 from transformers.activations import ACT2FN
 
@@ -29,6 +30,8 @@ KINDS = {
         "image_size": [16, 24],
         "use_absolute_embeddings": True,
     },
+    "TinyViT": TINY_VIT,
+    "mixed": MIXED,
 }
 
 

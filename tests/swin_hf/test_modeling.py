@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import KINDS
 
 from swin_hf.windows import attention_mask, relative_position_index, window_partition, window_reverse
 
@@ -16,9 +17,19 @@ def test_forward_is_pure_across_sizes(make_model):
     assert torch.equal(first, last)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(5, 7), (16, 40), (1, 1), (33, 9)])
-def test_any_size_gives_finite_logits(make_model, size):
-    assert make_model()(torch.randn(2, 3, *size)).logits.isfinite().all()
+def test_any_size_gives_finite_logits(make_model, kind, size):
+    model = make_model(**KINDS[kind])
+    output = model(torch.randn(2, 3, *size), output_hidden_states=True, output_attentions=True)
+    assert output.logits.isfinite().all()
+    grid = [-(-side // model.config.patch_size) for side in size]
+    assert [tuple(own.shape[2:]) for own in output.reshaped_hidden_states[:2]] == [
+        tuple(grid),
+        tuple(-(-side // 2) for side in grid),
+    ]
+    with_windows = sum(depth for stage, depth in enumerate(model.config.depths) if not model.config.is_convolutional(stage))
+    assert len(output.attentions) == with_windows
 
 
 def test_small_map_uses_the_middle_of_the_bias_table():
@@ -52,9 +63,18 @@ def test_per_block_widths_shape_every_layer(make_model):
     assert model(torch.randn(1, 3, 16, 16)).logits.isfinite().all()
 
 
-def test_wrong_channels_are_refused(make_model):
+def test_convolutional_blocks_have_widths_of_their_own(make_model):
+    changes = {"stage_blocks": ["conv", "window"], "mbconv_ratio": 3}
+    assert make_model(**changes).swin.encoder.layers[0].blocks[0].expand.conv.out_channels == 48
+    model = make_model(**changes, block_mlp_dim=[[20], [40, 8]], block_num_heads=[[0], [4, 2]], block_head_dim=[[0], [8, 8]])
+    assert model.swin.encoder.layers[0].blocks[0].depthwise.conv.weight.shape == (20, 1, 3, 3)
+    assert model(torch.randn(1, 3, 16, 16)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_channels_are_refused(make_model, kind):
     with pytest.raises(ValueError, match=r"pixel_values must have shape \(batch, 3, height, width\)"):
-        make_model()(torch.zeros(1, 1, 16, 16))
+        make_model(**KINDS[kind])(torch.zeros(1, 1, 16, 16))
 
 
 def test_attentions_of_every_block_sum_to_one(make_model):

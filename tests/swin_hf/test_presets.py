@@ -20,6 +20,11 @@ PUBLISHED = {
     "swinv2_small": (50, 11.6),
     "swinv2_base": (88, 20.3),
     "swinv2_large": (197, 47.5),
+    "tiny_vit_5m": (5.4, 1.3),
+    "tiny_vit_11m": (11, 2.0),
+    "tiny_vit_21m": (21, 4.3),
+    "tiny_vit_21m_384": (21, 13.8),
+    "tiny_vit_21m_512": (21, 27.0),
 }
 
 
@@ -36,8 +41,9 @@ def size_of(name: str) -> tuple[float, float]:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_sizes(name):
     parameters, macs = size_of(name)
-    assert round(parameters) == PUBLISHED[name][0]
-    assert macs == pytest.approx(PUBLISHED[name][1], rel=0.01)
+    published, published_macs = PUBLISHED[name]
+    assert parameters == pytest.approx(published, abs=0.05 if isinstance(published, float) else 0.55)  # as they are rounded
+    assert macs == pytest.approx(published_macs, rel=0.01, abs=0.05)
 
 
 @pytest.mark.parametrize("name", PRESETS)

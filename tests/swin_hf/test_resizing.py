@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import KINDS
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForImageClassification, TorchAoConfig
 
@@ -100,6 +101,24 @@ def test_loading_in_another_size_is_resizing(make_model, tmp_path, version):
     loaded.save_pretrained(tmp_path / "again")
     again = SwinHfForImageClassification.from_pretrained(tmp_path / "again")
     torch.testing.assert_close(again(pixel_values).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["TinyViT", "mixed"])
+def test_a_window_for_each_stage_is_resized_and_loaded(make_model, tmp_path, kind):
+    model = make_model(**KINDS[kind] | {"stage_windows": [3, 4], "stage_blocks": ["window", "window"]})
+    model.save_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 48, 48)
+    resized = model.resize(image_size=48, stage_windows=[6, [4, 2]])
+    windows = [stage.blocks[0].window for stage in resized.swin.encoder.layers]
+    assert windows == [(6, 6), (4, 2)] and resized.config.stage_windows == [6, [4, 2]]
+    assert torch.equal(model.resize(stage_windows=[3, 4])(pixel_values).logits, model(pixel_values).logits)
+    for auto in (SwinHfForImageClassification, AutoModelForImageClassification):
+        loaded = auto.from_pretrained(tmp_path, image_size=48, stage_windows=[6, [4, 2]])
+        torch.testing.assert_close(loaded(pixel_values).logits, resized(pixel_values).logits)
+    with pytest.raises(ValueError, match=r"stage_windows must be given instead of window_size for stages of \[3, 4\]"):
+        model.resize(window_size=5)
+    with pytest.raises(ValueError, match="stage_windows must have one entry per stage"):
+        model.resize(stage_windows=[3])
 
 
 def test_loading_in_the_same_size_copies_nothing(make_model, tmp_path, monkeypatch):

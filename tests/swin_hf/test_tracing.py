@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import MIXED, TINY_VIT
 from torch.utils._pytree import tree_leaves
 
 from swin_hf import (
@@ -32,6 +33,8 @@ def upernet(config: SwinHfConfig) -> SwinHfForSemanticSegmentation:
 MODELS = {
     "V1": (SwinHfForImageClassification, {}),
     "V2": (SwinHfForImageClassification, {"version": 2}),
+    "TinyViT": (SwinHfForImageClassification, TINY_VIT),
+    "mixed": (SwinHfForImageClassification, MIXED),
     "masked padding": (SwinHfForImageClassification, {"mask_padding": True}),
     "absolute positions": (SwinHfForImageClassification, {"use_absolute_embeddings": True}),
     "encoder": (SwinHfModel, {}),

@@ -1,14 +1,15 @@
 """Features that training needs: stochastic depth, checkpointing, compilation, autocast, several processes, no hidden state."""
 
 import copy
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import KINDS, TINY
 from torch._dynamo.utils import counters
 
-from swin_hf import SwinHfForImageClassification
 from swin_hf.windows import REMEMBERED_CONSTANTS, attention_mask, relative_position_index
 
 
@@ -23,37 +24,41 @@ def test_drop_path_skips_both_branches(make_model, version):
     assert torch.equal(block(feature_map)[0], feature_map)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_drop_path_rates_rise_linearly_to_the_last_block(make_model, version):
-    model = make_model(version=version, drop_path_rate=0.2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_drop_path_rates_rise_linearly_to_the_last_block(make_model, kind):
+    model = make_model(**KINDS[kind], drop_path_rate=0.2)
     rates = [block.drop_path.drop_prob for stage in model.swin.encoder.layers for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_gradient_checkpointing_gives_the_same_gradients(make_model, version):
-    model = make_model(version=version, drop_path_rate=0.3).train()
-    pixel_values, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_gives_the_same_gradients(make_model, kind, reentrant):
+    model = make_model(**KINDS[kind], drop_path_rate=0.3).train()
+    before = copy.deepcopy(model.state_dict())
+    pixel_values, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
 
     def gradients():
         torch.manual_seed(1)
+        model.load_state_dict(before)
         model.zero_grad()
         model(pixel_values, labels=labels).loss.backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
+        statistics = [buffer.clone() for buffer in model.buffers()]  # of batch normalisation, which count an image once
+        return [parameter.grad.clone() for parameter in model.parameters()] + statistics
 
     expected = gradients()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     blocks = [block for stage in model.swin.encoder.layers for block in stage.blocks]
     assert all(block.gradient_checkpointing for block in blocks)
     for actual, gradient in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(actual, gradient)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_compiles_whole_and_once_for_training_and_inference(make_model, version):
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_whole_and_once_for_training_and_inference(make_model, kind):
     torch._dynamo.reset()
     counters.clear()
-    model = make_model(version=version, image_size=28, depths=[2, 2], drop_path_rate=0.1).train()
+    model = make_model(**KINDS[kind] | {"image_size": 28, "depths": [2, 2]}, drop_path_rate=0.1).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for _ in range(3):
         compiled(torch.randn(2, 3, 28, 28), labels=torch.tensor([0, 1])).loss.backward()
@@ -68,11 +73,11 @@ def test_compiles_whole_and_once_for_training_and_inference(make_model, version)
     torch.testing.assert_close(logits, model(pixel_values).logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_autocast_and_weights_stay_close(make_model, version, attention, dtype):
-    model = make_model(version=version, mask_padding=True, image_size=28)
+def test_half_precision_autocast_and_weights_stay_close(make_model, kind, attention, dtype):
+    model = make_model(**KINDS[kind] | {"image_size": 28}, mask_padding=True)
     model.set_attn_implementation(attention)
     pixel_values = torch.randn(2, 3, 28, 28)
     expected = model(pixel_values).logits
@@ -96,9 +101,9 @@ def test_cosine_attention_of_tiny_queries_and_keys_is_finite_in_half_precision(m
     assert (lowered(pixel_values).logits - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_gradients_of_hidden_states_and_attentions_can_be_kept(make_model, version):
-    model = make_model(version=version)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_hidden_states_and_attentions_can_be_kept(make_model, kind):
+    model = make_model(**KINDS[kind])
     output = model(torch.randn(2, 3, 16, 16), output_hidden_states=True, output_attentions=True)
     kept = [*output.hidden_states, *output.attentions]
     for tensor in kept:
@@ -116,19 +121,17 @@ def test_flex_attention_gives_the_same_logits(make_model):
 
 
 TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist
+import copy, json, sys, torch, torch.distributed as dist
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-rank, folder, version, way = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+rank, folder, changes, way = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 torch.manual_seed(0)
-config = SwinHfConfig(image_size=16, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4,
-                      version=version, num_labels=3, weight_init="fan_in", drop_path_rate=0.0)
-model = SwinHfForImageClassification(config)
-pixels, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
-whole = SwinHfForImageClassification(config)
-whole.load_state_dict(model.state_dict())
+model = SwinHfForImageClassification(SwinHfConfig(**changes, num_labels=3, weight_init="fan_in", drop_path_rate=0.0))
+model.eval()  # batch normalisation of two processes is that of one only where it is synchronised, which takes GPUs
+pixels, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+whole = copy.deepcopy(model)
 whole(pixels, labels=labels).loss.backward()
 if way == "ddp":
     parallel = torch.nn.parallel.DistributedDataParallel(model)  # unused parameters would be an error in the second step
@@ -147,19 +150,20 @@ for ours, expected in zip(model.parameters(), whole.parameters()):
 """
 
 
-@pytest.mark.parametrize(("version", "way"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
-def test_two_processes_give_the_gradients_of_one(tmp_path, version, way):
-    command, last = [sys.executable, "-c", TWO_PROCESSES], [str(tmp_path), str(version), way]
+@pytest.mark.parametrize(("kind", "way"), [("V1", "ddp"), ("TinyViT", "ddp"), ("V2", "fsdp2"), ("mixed", "fsdp2")])
+def test_two_processes_give_the_gradients_of_one(tmp_path, kind, way):
+    command, last = [sys.executable, "-c", TWO_PROCESSES], [str(tmp_path), json.dumps(TINY | KINDS[kind]), way]
     others = [subprocess.Popen([*command, str(rank), *last], stderr=subprocess.PIPE) for rank in (0, 1)]
     for process in others:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()[-2000:]
 
 
-def test_units_for_fsdp_and_device_maps_are_layers_of_the_model(make_model):
-    model = make_model(depths=[2], num_heads=[2])  # a single stage has no patch merging
+@pytest.mark.parametrize("kind", [*KINDS, "convolutions alone"])
+def test_units_for_fsdp_and_device_maps_are_layers_of_the_model(make_model, kind):
+    model = make_model(**KINDS.get(kind, {"stage_blocks": ["conv", "conv"]}))
     kinds = {type(module).__name__ for module in model.modules()}
-    assert set(SwinHfForImageClassification._no_split_modules) <= kinds
+    assert set(model._no_split_modules) == kinds & {"SwinHfEmbeddings", "SwinHfBlock", "SwinHfMBConv"}
 
 
 def test_constants_are_shared_bounded_and_never_saved(make_model):
