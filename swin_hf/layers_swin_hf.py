@@ -58,17 +58,13 @@ class SwinHfPatchEmbeddings(nn.Module):
 class SwinHfEmbeddings(nn.Module):
     """Tokens of an image: patch embeddings, normalised, or those of a convolutional stem, which has norms of its own.
 
-    With a token for masked patches and absolute positions if they are asked for.
-
-    Raises:
-        ValueError: `use_mask_token` with a convolutional stem.
+    With a token for masked patches and absolute positions if they are asked for. From a convolutional stem, which sees pixels
+    of neighbouring patches, the pixels of masked ones are hidden too: they become 0, the mean.
     """
 
     def __init__(self, config: SwinHfConfig, use_mask_token: bool = False):
         super().__init__()
-        if use_mask_token and config.stem == "conv":
-            raise ValueError("stem must be 'patch' to mask patches, got 'conv', whose tokens see pixels of their neighbours")
-        self.num_channels = config.num_channels
+        self.num_channels, self.patch_size = config.num_channels, config.patch_height_width
         self.patch_embeddings = SwinHfConvStem(config) if config.stem == "conv" else SwinHfPatchEmbeddings(config)
         # With PyTorch's default eps, as in every Swin implementation.
         self.norm = make_norm(config, config.embed_dim) if config.stem == "patch" else None
@@ -90,19 +86,22 @@ class SwinHfEmbeddings(nn.Module):
             raise ValueError(
                 f"pixel_values must have shape (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}"
             )
+        masked = None if bool_masked_pos is None else self.masked_patches(bool_masked_pos, pixel_values)
+        if masked is not None and self.norm is None:
+            pixel_values = pixel_values.masked_fill(pixels_of_patches(masked, self.patch_size, pixel_values.shape[2:]), 0.0)
         feature_map = self.patch_embeddings(pixel_values)
         if self.norm is not None:
             feature_map = apply_norm(self.norm, feature_map, self.norm_kind)
-        if bool_masked_pos is not None:
-            masked = self.masked_patches(bool_masked_pos, feature_map)
+        if masked is not None:
             feature_map = torch.where(masked, self.mask_token.to(feature_map.dtype), feature_map)
         if self.position_embeddings is not None:
             feature_map = feature_map + self.positions(*feature_map.shape[1:3])
         return self.dropout(feature_map)
 
-    def masked_patches(self, bool_masked_pos: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
-        """`bool_masked_pos` (B, H * W) or (B, H, W) as a (B, H, W, 1) map."""
-        B, H, W, _ = feature_map.shape
+    def masked_patches(self, bool_masked_pos: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`bool_masked_pos` (B, H * W) or (B, H, W), for the patches of an image, as a (B, H, W, 1) map."""
+        B, (height, width) = pixel_values.shape[0], pixel_values.shape[2:]
+        H, W = -(-height // self.patch_size[0]), -(-width // self.patch_size[1])
         if self.mask_token is None:
             raise ValueError("bool_masked_pos needs a model made with use_mask_token=True")
         if bool_masked_pos.shape[0] != B or bool_masked_pos.numel() != B * H * W:
@@ -110,6 +109,12 @@ class SwinHfEmbeddings(nn.Module):
                 f"bool_masked_pos must have shape ({B}, {H * W}) for {H} x {W} patches, got {tuple(bool_masked_pos.shape)}"
             )
         return bool_masked_pos.bool().view(B, H, W, 1)
+
+
+def pixels_of_patches(masked: torch.Tensor, patch_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """A map of patches (B, H, W, 1) as one of pixels, (B, 1, height, width), for images of this size."""
+    pixels = masked.permute(0, 3, 1, 2).repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)
+    return pixels[:, :, : size[0], : size[1]]
 
 
 def bias_of_pairs(table: torch.Tensor, window: tuple[int, int], table_window: tuple[int, int]) -> torch.Tensor:

@@ -25,6 +25,7 @@ from .layers_swin_hf import (
     SwinHfStage,
     apply_norm,
     make_norm,
+    pixels_of_patches,
 )
 from .losses_swin_hf import classification_loss, infer_problem_type, masked_reconstruction_loss
 from .outputs_swin_hf import (
@@ -305,8 +306,6 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
 
     def __init__(self, config: SwinHfConfig):
         super().__init__(config)
-        if config.norm_after_pooling:
-            raise ValueError("norm_after_pooling must be False for masked images, which are decoded without pooling, got True")
         # Each token of the last stage is decoded into the pixels that it stands for.
         stride = config.token_height_width
         if stride != (config.encoder_stride, config.encoder_stride):
@@ -345,15 +344,16 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
         )
         height, width = pixel_values.shape[2:]
         rows, columns = (-(-size // self.config.encoder_stride) for size in (height, width))
-        B, _, C = outputs.last_hidden_state.shape
-        feature_map = outputs.last_hidden_state.transpose(1, 2).reshape(B, C, rows, columns)
+        tokens = outputs.last_hidden_state
+        if self.config.norm_after_pooling:  # the decoder reads normalised tokens, where the classifier does and where not
+            tokens = apply_norm(self.swin.layernorm, tokens, self.config.norm)
+        feature_map = tokens.transpose(1, 2).unflatten(2, (rows, columns))
         reconstruction = self.decoder(feature_map)[:, :, :height, :width]
         loss = None
         if bool_masked_pos is not None:
-            patch_height, patch_width = self.config.patch_height_width
-            masked_pixels = bool_masked_pos.view(B, 1, -(-height // patch_height), -(-width // patch_width))
-            masked_pixels = masked_pixels.repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)
-            loss = masked_reconstruction_loss(reconstruction, pixel_values, masked_pixels[:, :, :height, :width])
+            masked = self.swin.embeddings.masked_patches(bool_masked_pos, pixel_values)
+            masked_pixels = pixels_of_patches(masked, self.config.patch_height_width, (height, width))
+            loss = masked_reconstruction_loss(reconstruction, pixel_values, masked_pixels)
         return SwinHfMaskedImageModelingOutput(loss=loss, reconstruction=reconstruction, **outputs.intermediates())
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -32,15 +33,19 @@ class SwinHfCheckpointedLayer(GradientCheckpointingLayer):
 
     @property
     def _gradient_checkpointing_func(self) -> Callable:
-        return self._run_checkpointed
+        return partial(self._run_checkpointed, self._checkpoint)
 
     @_gradient_checkpointing_func.setter
     def _gradient_checkpointing_func(self, checkpoint: Callable) -> None:
         self.__dict__["_checkpoint"] = checkpoint
 
-    def _run_checkpointed(self, forward: Callable, *args):
+    @_gradient_checkpointing_func.deleter
+    def _gradient_checkpointing_func(self) -> None:
+        del self.__dict__["_checkpoint"]
+
+    def _run_checkpointed(self, checkpoint: Callable, forward: Callable, *args):
         if torch.compiler.is_compiling():  # which repeats operations, and none that changes a buffer
-            return self._checkpoint(forward, *args)
+            return checkpoint(forward, *args)
         passes = []
 
         def run(*args):
@@ -50,7 +55,7 @@ class SwinHfCheckpointedLayer(GradientCheckpointingLayer):
             with kept_statistics(self):
                 return forward(*args)
 
-        return self._checkpoint(run, *args)
+        return checkpoint(run, *args)
 
 
 @contextmanager

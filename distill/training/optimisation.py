@@ -107,14 +107,18 @@ def freeze_stages(model: nn.Module, num_stages: int) -> None:
 class WeightAverage:
     """Exponential moving average of a model's weights; in its first steps it follows the model closely.
 
-    After n steps the decay is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage.
+    After n steps the decay is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. The statistics of
+    batch normalisation are averaged with the weights that they belong to, as in timm.
     """
 
     def __init__(self, model: PreTrainedModel, decay: float):
         self.decay = decay
-        self.averaged = AveragedModel(model, multi_avg_fn=self._average)
+        self.averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
 
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], num_averaged: torch.Tensor) -> None:
+        if not averaged[0].is_floating_point():  # counters
+            torch._foreach_copy_(averaged, current)
+            return
         steps = int(num_averaged)
         torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + steps) / (10 + steps)))
 

@@ -207,16 +207,24 @@ def test_every_parameter_of_a_hybrid_gets_a_gradient(make_config, kind, head):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_masked_images_need_patches_of_their_own(make_config):
-    for changes, message in (
-        ({"stem": "conv"}, "stem must be 'patch' to mask patches, got 'conv'"),
-        ({"norm_after_pooling": True}, "norm_after_pooling must be False for masked images"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SwinHfForMaskedImageModeling(make_config(encoder_stride=4, **changes))
-    hybrid = make_config(encoder_stride=4, stage_blocks=["conv", "window"], downsample="conv", local_conv=3)
-    output = SwinHfForMaskedImageModeling(hybrid)(torch.randn(2, 3, 16, 16), bool_masked_pos=torch.rand(2, 64) < 0.5)
-    assert output.loss.isfinite() and output.reconstruction.shape == (2, 3, 16, 16)
+@pytest.mark.parametrize("kind", ["TinyViT", "mixed"])
+def test_masked_pixels_stay_hidden_behind_a_convolutional_stem(make_config, kind):
+    model = SwinHfForMaskedImageModeling(
+        make_config(**KINDS[kind], encoder_stride=2 * KINDS[kind].get("patch_size", 2))
+    ).eval()
+    patch_size = model.config.patch_size
+    grid = -(-27 // patch_size), -(-35 // patch_size)
+    masked = torch.rand(2, *grid) < 0.5
+    hidden = masked.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None, :27, :35]
+    pixel_values = torch.randn(2, 3, 27, 35)
+    other = torch.where(hidden, torch.randn(2, 3, 27, 35), pixel_values)
+    output = model(pixel_values, bool_masked_pos=masked.flatten(1))
+    assert torch.equal(output.reconstruction, model(other, bool_masked_pos=masked.flatten(1)).reconstruction)
+    assert not torch.equal(output.reconstruction, model(pixel_values).reconstruction)
+    difference = (output.reconstruction - pixel_values).abs() * hidden
+    torch.testing.assert_close(output.loss, difference.sum() / hidden.sum() / 3)
+    output.loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_frozen_batch_norms_keep_their_statistics(make_model):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import TINY
+from conftest import KINDS, TINY
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
 
@@ -25,6 +25,7 @@ from swin_hf import (
     SwinHfForMaskedImageModeling,
     SwinHfModel,
 )
+from swin_hf.convolutions_swin_hf import SwinHfConvStem
 from swin_hf.layers_swin_hf import SwinHfPatchEmbeddings
 
 SOURCE = Path(os.environ.get("TRANSFORMERS_SOURCE", "not given"))
@@ -66,16 +67,17 @@ modeling_auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES["swin_hf"] = "SwinHf
 class SwinHfTester:
     """What the mixins ask about a model: a small config and inputs for it."""
 
-    def __init__(self, parent: unittest.TestCase, version: int):
-        self.parent, self.version = parent, version
+    def __init__(self, parent: unittest.TestCase, kind: str):
+        self.parent, self.settings = parent, TINY | KINDS[kind]
         self.is_training = True
         self.batch_size, self.num_channels = 3, 3
-        self.image_size, self.patch_size = TINY["image_size"], TINY["patch_size"]
+        self.image_size, self.patch_size = self.settings["image_size"], self.settings["patch_size"]
         self.num_hidden_layers, self.num_masks = len(TINY["depths"]), 10
         self.seq_length, self.hidden_size = (self.image_size // self.patch_size) ** 2, TINY["embed_dim"]  # of the first map
 
     def get_config(self) -> SwinHfConfig:
-        return SwinHfConfig(version=self.version, num_labels=3, encoder_stride=4, out_features=["stage1", "stage2"], **TINY)
+        stride = 2 * self.patch_size
+        return SwinHfConfig(num_labels=3, encoder_stride=stride, out_features=["stage1", "stage2"], **self.settings)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[SwinHfConfig, dict[str, torch.Tensor]]:
         pixel_values = torch.rand(self.batch_size, self.num_channels, self.image_size, self.image_size, device=torch_device)
@@ -92,7 +94,7 @@ class ModelTests(ModelTesterMixin):
     test_resize_embeddings = False
 
     def setUp(self):
-        self.model_tester = SwinHfTester(self, self.version)
+        self.model_tester = SwinHfTester(self, self.kind)
         self.config_tester = ConfigTester(
             self, config_class=SwinHfConfig, has_text_modality=False, common_properties=["hidden_size", "num_channels"]
         )
@@ -107,7 +109,7 @@ class ModelTests(ModelTesterMixin):
         for model_class in self.all_model_classes:
             attentions = model_class(config).eval()(**inputs, output_attentions=True).attentions
             heads_and_tokens = [tuple(weights.shape[1:]) for weights in attentions]
-            self.assertEqual(heads_and_tokens, [(2, 16, 16), (4, 16, 16), (4, 16, 16)])
+            self.assertEqual(heads_and_tokens, self.heads_and_tokens)
 
     def test_hidden_states_output(self):
         """Without the backbone, whose hidden states are (B, C, H, W) as in the stock one."""
@@ -118,20 +120,32 @@ class ModelTests(ModelTesterMixin):
         """In place of the mixin's, which expects embeddings of words."""
         config, _ = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
-            self.assertIsInstance(model_class(config).get_input_embeddings(), SwinHfPatchEmbeddings)
+            self.assertIsInstance(model_class(config).get_input_embeddings(), (SwinHfPatchEmbeddings, SwinHfConvStem))
 
 
 class TestSwin(ModelTests, unittest.TestCase):
-    version = 1
+    kind, heads_and_tokens = "V1", [(2, 16, 16), (4, 16, 16), (4, 16, 16)]
 
 
 class TestSwinV2(ModelTests, unittest.TestCase):
-    version = 2
+    kind, heads_and_tokens = "V2", [(2, 16, 16), (4, 16, 16), (4, 16, 16)]
+
+
+class TestTinyViT(ModelTests, unittest.TestCase):
+    kind, heads_and_tokens = "TinyViT", [(4, 16, 16), (4, 16, 16)]
+
+
+class TestMixedHybrid(ModelTests, unittest.TestCase):
+    kind, heads_and_tokens = "mixed", [(2, 9, 9)]
 
 
 class TestSwinBackbone(BackboneTesterMixin, unittest.TestCase):
     all_model_classes = (SwinHfBackbone,)
-    config_class = SwinHfConfig
+    config_class, kind = SwinHfConfig, "V1"
 
     def setUp(self):
-        self.model_tester = SwinHfTester(self, version=1)
+        self.model_tester = SwinHfTester(self, self.kind)
+
+
+class TestTinyViTBackbone(TestSwinBackbone):
+    kind = "TinyViT"

@@ -25,66 +25,13 @@ from distill.errors import SettingsError, TrainingStopped
 from distill.launch import launch
 from distill.training.finetune import balanced_weights, finetune
 from distill.training.models import ModelError
-from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
+from distill.training.optimisation import LayerError
 from distill.training.settings import CONFIG_DIR, parse_finetune_settings
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.masked_images import MaskedImageModeling
 from distill.training.trainer import DivergenceError, TaskTrainer
 from swin_hf import SwinHfForMaskedImageModeling
 from swin_hf.output_folders import OutputError, write_json
-
-# -- parameters --------------------------------------------------------------------------------------------------------
-
-
-def test_learning_rates_fall_from_the_head_to_the_embeddings(make_model):
-    model = make_model(depths=[1, 2])
-    rates = {id(p): group["lr"] for group in parameter_groups(model, 1.0, 0.05, 0.5) for p in group["params"]}
-    by_name = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
-    assert len(by_name) == len(rates)
-    assert by_name["classifier.weight"] == by_name["swin.layernorm.bias"] == 1.0
-    assert by_name["swin.encoder.layers.1.blocks.1.mlp.fc1.weight"] == 0.5
-    assert by_name["swin.encoder.layers.1.blocks.0.mlp.fc1.weight"] == 0.25
-    assert by_name["swin.encoder.layers.0.blocks.0.mlp.fc1.weight"] == 0.125
-    assert by_name["swin.encoder.layers.0.downsample.reduction.weight"] == 0.125
-    assert by_name["swin.embeddings.patch_embeddings.projection.weight"] == 0.0625
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_norms_biases_tables_and_temperatures_are_not_decayed(make_model, version):
-    model = make_model(version=version, use_absolute_embeddings=True)
-    groups = parameter_groups(model, 1e-3, 0.05)
-    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
-    decayed = {name for name, parameter in model.named_parameters() if id(parameter) not in undecayed}
-    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection", "reduction", "classifier")
-    assert {name.split(".")[-2] for name in decayed} == set(kinds)
-    assert all(name.endswith("weight") for name in decayed)
-
-
-def test_frozen_stages_keep_their_weights(make_model):
-    model = make_model(depths=[1, 2])
-    freeze_stages(model, 1)
-    frozen = {name.split(".blocks")[0].split(".downsample")[0] for name, p in model.named_parameters() if not p.requires_grad}
-    assert {name for name in frozen if "embeddings" not in name} == {"swin.encoder.layers.0"}
-    with pytest.raises(LayerError, match="must be below the 2 stages"):
-        freeze_stages(model, 2)
-    with pytest.raises(LayerError, match="Linear has none"):
-        parameter_groups(torch.nn.Linear(2, 2), 1e-3, 0.0, 0.5)
-
-
-def test_averaged_weights_follow_the_formula(make_model):
-    model = make_model()
-    average, expected = WeightAverage(model, 0.3), None
-    for step in range(5):
-        with torch.no_grad():
-            model.classifier.weight.normal_()
-        own = model.classifier.weight.clone()
-        average.update(model)
-        decay = min(0.3, (1 + step) / (10 + step))
-        expected = own if expected is None else decay * expected + (1 - decay) * own
-        with average.in_place_of(model):
-            torch.testing.assert_close(model.classifier.weight, expected)
-        assert torch.equal(model.classifier.weight, own)
-
 
 # -- images ------------------------------------------------------------------------------------------------------------
 
