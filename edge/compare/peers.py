@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from edge.compare.engines import Contender, take_turns
 from edge.compare.macs import count_macs
 from edge.deploy.form import deploy
-from edge.deploy.layers import InputView
+from edge.deploy.view import InputView
 from edge.device.artefact import PROGRAM_FILE, read_manifest, recorded_checkpoint
 from edge.device.bench import summarise
 from edge.device.errors import ExplainedError

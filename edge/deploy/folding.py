@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Rescale(nn.Module):
 
 def take_apart(norm: nn.Module) -> tuple[nn.Module, Affine]:
     """The part of a norm that depends on the token, and the constant part."""
-    if isinstance(norm, nn.BatchNorm1d | nn.SyncBatchNorm):
+    if isinstance(norm, _BatchNorm):
         scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         return nn.Identity(), Affine(scale, norm.bias.detach() - norm.running_mean * scale)
     centre = isinstance(norm, nn.LayerNorm)
@@ -128,8 +129,11 @@ def _like(layer: nn.Linear | nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor
 
 
 def conv(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
-    """A convolution like `layer`, with its stride, of these weights."""
-    made = nn.Conv2d(weight.shape[1], weight.shape[0], layer.kernel_size, stride=layer.stride, bias=bias is not None)
+    """A convolution like `layer`, with its stride, padding and groups, of these weights."""
+    made = nn.Conv2d(
+        *(weight.shape[1] * layer.groups, weight.shape[0], layer.kernel_size),
+        **{"stride": layer.stride, "padding": layer.padding, "groups": layer.groups, "bias": bias is not None},
+    )
     return _with_values(made, weight, bias)
 
 

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from edge.deploy.convolutions import DeployConvStem, DeployInvertedResidual, ToMap, ToTokens
 from edge.deploy.folding import Rescale, take_apart, with_affine_before
-from edge.deploy.layers import DeployEmbeddings, DeployPatchMerging, DeployPlan, InputView, deploy_block
+from edge.deploy.layers import DeployPlan, deploy_block, deploy_downsample, deploy_embeddings
+from edge.deploy.view import InputView
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfModel
 from swin_hf.plain_layers_swin_hf import require_plain_layers
 
+WITH_MAPS = (DeployConvStem, DeployInvertedResidual)  # layers that take and give maps; others take and give tokens
 DEPLOYABLE = (SwinHfForImageClassification, SwinHfBackbone)
 
 
@@ -51,38 +54,61 @@ def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView
 
 
 class DeployEncoder(nn.Module):
-    """Pixels to (B * L, C) tokens: those of the stem, then those of each stage before its patch merging."""
+    """Pixels to the output of the stem, then that of each stage before its downsampling.
+
+    Each is (B * L, C) tokens or a (B, C, H, W) map, whichever its last layer makes; `to_tokens` turns the one of a number into
+    tokens, and `to_map` into a map. grids: (H, W) of each.
+    """
 
     def __init__(self, swin: SwinHfModel, view: InputView, plan: DeployPlan):
         super().__init__()
-        self.embeddings = DeployEmbeddings(swin.embeddings, view)
+        self.embeddings = deploy_embeddings(swin.embeddings, view, plan)
         height, width = self.embeddings.grid
-        self.grids = [(height, width)]
+        self.grids, self.are_maps = [(height, width)], [isinstance(self.embeddings, WITH_MAPS)]
         self.stages = nn.ModuleList()
         for stage in swin.encoder.layers:
             blocks = [deploy_block(block, height, width, plan) for block in stage.blocks]
+            downsample = None if stage.downsample is None else deploy_downsample(stage.downsample, height, width, plan)
+            came_as_map = self.are_maps[-1] if len(self.grids) == 1 else isinstance(self.stages[-1].downsample, WITH_MAPS)
+            self.stages.append(DeployStage(blocks, downsample, came_as_map, (height, width)))
             self.grids.append((height, width))
-            merging = None
-            if stage.downsample is not None:
-                merging = DeployPatchMerging(stage.downsample, height, width)
-                height, width = (height + 1) // 2, (width + 1) // 2
-            self.stages.append(DeployStage(blocks, merging))
+            self.are_maps.append(isinstance(blocks[-1], WITH_MAPS))
+            height, width = (height + 1) // 2, (width + 1) // 2
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        tokens = self.embeddings(pixel_values)
-        maps = [tokens]
+        outputs = [self.embeddings(pixel_values)]
+        values = outputs[0]
         for stage in self.stages:
-            maps.append(stage.blocks(tokens))
-            tokens = stage.merging(maps[-1]) if stage.merging is not None else maps[-1]
-        return maps
+            outputs.append(stage.blocks(stage.enter(values)))
+            values = stage.downsample(stage.leave(outputs[-1])) if stage.downsample is not None else outputs[-1]
+        return outputs
+
+    def to_tokens(self, number: int) -> nn.Module:
+        return ToTokens() if self.are_maps[number] else nn.Identity()
+
+    def to_map(self, number: int) -> nn.Module:
+        return nn.Identity() if self.are_maps[number] else ToMap(*self.grids[number])
 
 
 class DeployStage(nn.Module):
-    """Blocks of one resolution, and the patch merging after them, if any."""
+    """Blocks of one resolution, and the downsampling after them, if any; between layers of different kinds, what leads there.
 
-    def __init__(self, blocks: list[nn.Module], merging: DeployPatchMerging | None):
+    comes_as_map: whether the stage is given a map.
+    """
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None, comes_as_map: bool, grid: tuple[int, int]):
         super().__init__()
-        self.blocks, self.merging = nn.Sequential(*blocks), merging
+        self.enter = between(comes_as_map, isinstance(blocks[0], WITH_MAPS), grid)
+        self.blocks = nn.Sequential(*blocks)
+        self.leave = between(isinstance(blocks[-1], WITH_MAPS), isinstance(downsample, WITH_MAPS), grid)
+        self.downsample = downsample
+
+
+def between(comes_as_map: bool, taken_as_map: bool, grid: tuple[int, int]) -> nn.Module:
+    """What leads from one kind of layer to the other."""
+    if comes_as_map == taken_as_map:
+        return nn.Identity()
+    return ToMap(*grid) if taken_as_map else ToTokens()
 
 
 class DeployClassifier(nn.Module):
@@ -91,16 +117,24 @@ class DeployClassifier(nn.Module):
     def __init__(self, model: SwinHfForImageClassification, view: InputView, plan: DeployPlan):
         super().__init__()
         self.encoder = DeployEncoder(model.swin, view, plan)
+        self.norm_after_pooling = model.config.norm_after_pooling
         self.norm, affine = take_apart(model.swin.layernorm)
-        # Between the norm and the classifier lies only the mean over tokens, through which scale and shift pass unchanged.
+        # Between the norm and the classifier lies at most the mean over tokens, through which scale and shift pass unchanged.
         has_head = isinstance(model.classifier, nn.Linear)
         self.classifier = with_affine_before(model.classifier, affine) if has_head else Rescale(affine)
-        self.grid = self.encoder.grids[-1]
+        self.to_tokens, self.to_map = self.encoder.to_tokens(-1), self.encoder.to_map(-1)
+        self.map_of_tokens = ToMap(*self.encoder.grids[-1])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(self.encoder(pixel_values)[-1])
-        feature_map = tokens.view(-1, *self.grid, tokens.shape[1]).permute(0, 3, 1, 2)
-        return self.classifier(feature_map.mean(dim=(2, 3), keepdim=True).flatten(1))  # XNNPACK takes only this mean
+        last = self.encoder(pixel_values)[-1]
+        if self.norm_after_pooling:
+            return self.classifier(self.norm(pooled(self.to_map(last))))
+        return self.classifier(pooled(self.map_of_tokens(self.norm(self.to_tokens(last)))))
+
+
+def pooled(feature_map: torch.Tensor) -> torch.Tensor:
+    """The mean (B, C) of a map (B, C, H, W), in the only form that XNNPACK takes."""
+    return feature_map.mean(dim=(2, 3), keepdim=True).flatten(1)
 
 
 class DeployBackbone(nn.Module):
@@ -110,16 +144,15 @@ class DeployBackbone(nn.Module):
         super().__init__()
         self.encoder = DeployEncoder(model.swin, view, plan)
         self.stages = [model.stage_names.index(name) for name in model.hidden_states_norms]
+        self.to_tokens = nn.ModuleList(self.encoder.to_tokens(stage) for stage in self.stages)
         apart = [take_apart(norm) for norm in model.hidden_states_norms.values()]
         self.norms = nn.ModuleList(nn.Sequential(normalise, Rescale(affine)) for normalise, affine in apart)
+        self.to_maps = nn.ModuleList(ToMap(*self.encoder.grids[stage]) for stage in self.stages)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        maps = self.encoder(pixel_values)
-        normed = [norm(maps[stage]) for stage, norm in zip(self.stages, self.norms)]
-        grids = [self.encoder.grids[stage] for stage in self.stages]
-        return tuple(
-            tokens.view(-1, *grid, tokens.shape[1]).permute(0, 3, 1, 2).contiguous() for tokens, grid in zip(normed, grids)
-        )
+        outputs = self.encoder(pixel_values)
+        parts = zip(self.stages, self.to_tokens, self.norms, self.to_maps)
+        return tuple(to_map(norm(to_tokens(outputs[stage]))).contiguous() for stage, to_tokens, norm, to_map in parts)
 
 
 def flat(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> np.ndarray:

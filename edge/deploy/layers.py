@@ -13,6 +13,7 @@ import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operator
 from torch import nn
 
 from edge.deploy.activations import deploy_activation
+from edge.deploy.convolutions import DeployConvDownsample, DeployConvStem, DeployLocalConv, DeployMBConv
 from edge.deploy.folding import (
     Affine,
     InverseRoot,
@@ -23,6 +24,9 @@ from edge.deploy.folding import (
     take_apart,
     with_affine_before,
 )
+from edge.deploy.view import InputView
+from edge.deploy.window_order import WindowOrder
+from swin_hf.convolutions_swin_hf import SwinHfConvDownsample, SwinHfMBConv
 from swin_hf.layers_swin_hf import (
     MAX_LOGIT_SCALE,
     SwinHfAttention,
@@ -32,33 +36,10 @@ from swin_hf.layers_swin_hf import (
     SwinHfMLP,
     SwinHfPatchMerging,
 )
-from swin_hf.windows import attention_mask, fit_window
+from swin_hf.windows import attention_mask
 
 MASKED_SCORE = -1e4  # added to the score of a pair of tokens that may not mix: its softmax is 0, and float16 can hold it
 SMALLEST_SQUARED_NORM = 1e-24  # of queries and keys in cosine attention, reached by padding, as in the model
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputView:
-    """The input of a program.
-
-    height, width: of the images, in pixels.
-    image_mean, image_std: the normalisation that the model expects, for pixels in [0, 1]; it becomes part of the program.
-    dtype: "float32" pixels in [0, 1], (B, channels, H, W), or "uint8" pixels in [0, 255], (B, H, W, channels).
-    """
-
-    batch_size: int = 1
-    height: int
-    width: int
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
-    dtype: str = "float32"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        if self.dtype == "uint8":
-            return (self.batch_size, self.height, self.width, len(self.image_mean))
-        return (self.batch_size, len(self.image_mean), self.height, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +128,7 @@ class DeployEmbeddings(nn.Module):
         super().__init__()
         projection = embeddings.patch_embeddings.projection
         patch_height, patch_width = embeddings.patch_embeddings.patch_size
-        top = 255.0 if view.dtype == "uint8" else 1.0
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) * top
-                     for values in (view.image_mean, view.image_std))  # fmt: skip
+        mean, std = view.moments()
         self.channels_last = view.dtype == "uint8"
         self.pad_height, self.pad_width = -view.height % patch_height, -view.width % patch_width
         # The model pads normalised pixels with 0; before normalisation that is the mean.
@@ -270,58 +249,12 @@ class DeployMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(tokens)))
 
 
-class WindowOrder(nn.Module):
-    """Reorders the tokens of a map by windows, padded and shifted, and back."""
-
-    def __init__(self, height: int, width: int, window: tuple[int, int], shift: tuple[int, int] | None):
-        super().__init__()
-        self.height, self.width, self.window, self.shift = height, width, window, shift
-        self.pad_height, self.pad_width = -height % window[0], -width % window[1]
-
-    def partition(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B * L, C) tokens in the order of the map to (B * nW * N, C) tokens in the order of the windows."""
-        C = tokens.shape[1]
-        feature_map = tokens.view(-1, self.height, self.width, C)
-        if self.pad_height or self.pad_width:
-            feature_map = nn.functional.pad(feature_map, (0, 0, 0, self.pad_width, 0, self.pad_height))
-        if self.shift:
-            feature_map = roll(feature_map, *self.shift)
-        return self._swap(feature_map.shape[2], feature_map).reshape(-1, C)
-
-    def reverse(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The inverse of `partition`, without the padding."""
-        C, H, W = tokens.shape[1], self.height + self.pad_height, self.width + self.pad_width
-        wh, ww = self.window
-        rows = tokens.view(-1, W // ww, wh, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, wh, W/ww, ww * C)
-        feature_map = rows.reshape(-1, H, W, C)
-        if self.shift:
-            feature_map = roll(feature_map, -self.shift[0], -self.shift[1])
-        if self.pad_height:
-            feature_map = feature_map[:, : self.height]
-        if self.pad_width:
-            feature_map = feature_map[:, :, : self.width]
-        return feature_map.reshape(-1, C)
-
-    def _swap(self, W: int, feature_map: torch.Tensor) -> torch.Tensor:
-        (wh, ww), C = self.window, feature_map.shape[3]
-        return feature_map.reshape(-1, wh, W // ww, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, W/ww, wh, ww * C)
-
-
-def roll(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Cyclic shift of a (B, H, W, C) map up by `rows` and to the left by `columns`, as slices and concatenations."""
-    if rows:
-        feature_map = torch.cat((feature_map[:, rows:], feature_map[:, :rows]), dim=1)
-    if columns:
-        feature_map = torch.cat((feature_map[:, :, columns:], feature_map[:, :, :columns]), dim=2)
-    return feature_map
-
-
 class DeployBlock(nn.Module):
     """One Swin block, normalised before each branch, on the tokens of a map of a fixed size."""
 
     def __init__(self, block: SwinHfBlock, height: int, width: int, plan: DeployPlan):
         super().__init__()
-        window, shift = fit_window(height, width, block.window, block.shifted)
+        window, shift = block.fit_window(height, width)
         self.order = WindowOrder(height, width, window, shift)
         padded = bool(self.order.pad_height or self.order.pad_width)
         mask = None
@@ -329,10 +262,12 @@ class DeployBlock(nn.Module):
             may_mix = attention_mask((height, width), window, shift, block.mask_padding)
             mask = deploy_mask(may_mix, (height + self.order.pad_height) // window[0], plan)
         self._fill(block, padded, plan, (window, mask, plan))
+        self.pads_first = block.pads_first
+        self.local_conv = nn.Identity() if block.local_conv is None else DeployLocalConv(block.local_conv, height, width)
 
     def _fill(self, block: SwinHfBlock, padded: bool, plan: DeployPlan, attention_arguments: tuple) -> None:
         self.norm_before, affine = take_apart(block.layernorm_before)
-        if padded:
+        if padded and not block.pads_first:
             # Padding is added after scale and shift, which therefore cannot be folded into the projections.
             self.norm_before = nn.Sequential(self.norm_before, Rescale(affine))
             affine = Affine.identity(len(affine.scale))
@@ -342,8 +277,14 @@ class DeployBlock(nn.Module):
         self.mlp.fc1 = with_affine_before(self.mlp.fc1, affine)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = tokens + self.order.reverse(self.attention(self.order.partition(self.norm_before(tokens))))
+        tokens = self.local_conv(tokens + self.order.reverse(self.attention(self.windows(tokens))))
         return tokens + self.mlp(self.norm_after(tokens))
+
+    def windows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Normalised tokens in the order of the windows."""
+        if self.pads_first:
+            return self.norm_before(self.order.partition(tokens))
+        return self.order.partition(self.norm_before(tokens))
 
 
 class DeployPostNormBlock(DeployBlock):
@@ -358,7 +299,7 @@ class DeployPostNormBlock(DeployBlock):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         attended = self.attention(self.order.partition(tokens))
-        tokens = tokens + self.norm_before(self.order.reverse(attended))
+        tokens = self.local_conv(tokens + self.norm_before(self.order.reverse(attended)))
         return tokens + self.norm_after(self.mlp(tokens))
 
 
@@ -391,7 +332,25 @@ class DeployPatchMerging(nn.Module):
         return self.norm_after(self.reduction(self.norm_before(groups.reshape(-1, 4 * C))))
 
 
-def deploy_block(block: SwinHfBlock, height: int, width: int, plan: DeployPlan) -> DeployBlock:
-    """The deploy form of a block of either version."""
+def deploy_embeddings(embeddings: SwinHfEmbeddings, view: InputView, plan: DeployPlan) -> DeployEmbeddings | DeployConvStem:
+    """The deploy form of the stem of either kind."""
+    if embeddings.norm is None:
+        return DeployConvStem(embeddings, view, plan.hidden_act)
+    return DeployEmbeddings(embeddings, view)
+
+
+def deploy_block(block: SwinHfBlock | SwinHfMBConv, height: int, width: int, plan: DeployPlan) -> DeployBlock | DeployMBConv:
+    """The deploy form of a block of any kind."""
+    if isinstance(block, SwinHfMBConv):
+        return DeployMBConv(block, plan.hidden_act)
     kind = DeployPostNormBlock if block.post_norm else DeployBlock
     return kind(block, height, width, plan)
+
+
+def deploy_downsample(
+    downsample: SwinHfPatchMerging | SwinHfConvDownsample, height: int, width: int, plan: DeployPlan
+) -> DeployPatchMerging | DeployConvDownsample:
+    """The deploy form of a downsampling of either kind."""
+    if isinstance(downsample, SwinHfConvDownsample):
+        return DeployConvDownsample(downsample, plan.hidden_act)
+    return DeployPatchMerging(downsample, height, width)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from edge.deploy.form import flat
-from edge.deploy.layers import InputView
+from edge.deploy.view import InputView
 from edge.device.artefact import COLOURS, InputContract
 from edge.device.errors import ExplainedError
 from edge.device.runner import NotFiniteError

@@ -9,7 +9,7 @@ from torch import nn
 
 from distill.compress.pruning import PruningError, PruningPlan, prune
 from edge.deploy.form import DeployError, deploy
-from edge.deploy.layers import InputView
+from edge.deploy.view import InputView
 from swin_hf import (
     SwinHfBackbone,
     SwinHfConfig,

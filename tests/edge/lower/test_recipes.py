@@ -11,7 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edge.deploy.form import deploy
 from edge.deploy.half import HalfPrecision
-from edge.deploy.layers import InputView
+from edge.deploy.view import InputView
 from edge.device.errors import ExplainedError
 from edge.device.parity import compare
 from edge.lower.equalisation import equalise
