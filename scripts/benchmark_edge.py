@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -242,6 +243,11 @@ def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
         for name, parameter in model.named_parameters():
             if "relative_position_bias_table" in name:
                 parameter.normal_()
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                part.running_mean.uniform_(-0.1, 0.1)
+                part.running_var.uniform_(0.5, 1.5)
     return model
 
 
@@ -273,13 +279,19 @@ def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
 
 
 def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
-    """Bytes of the parameters: for int8, matrices in int8 with a scale per row; everything else in the recipe's floats."""
+    """Bytes of the parameters: for int8, matrices and kernels in int8 with a scale per row; all else in the recipe's floats.
+
+    Batch normalisation is part of the convolution before it, to which it gives a bias.
+    """
     size = 2 if recipe.float_dtype == "float16" else 4
     total = 0
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim == 2 and "table" not in name and "position_bias_mlp" not in name
+        is_patches = "patch_embeddings.projection" in name  # in float
+        is_matrix = parameter.ndim in (2, 4) and not is_patches and "table" not in name and "position_bias_mlp" not in name
         if recipe.is_quantized and is_matrix:
             total += parameter.numel() + size * parameter.shape[0]
+        elif re.search(r"\.(expand|depthwise|project|convs\.\d+)\.norm\.weight$", name):
+            continue
         else:
             total += size * parameter.numel()
     return total

@@ -35,7 +35,7 @@ def deploy(model: SwinHfForImageClassification | SwinHfBackbone, view: InputView
     A classifier maps pixels to logits (B, K), or without a head to pooled features (B, C). A backbone maps them to a tuple of
     feature maps (B, C, H, W), one for each of its `out_features`.
 
-    compact: store position biases and masks as int8, exact to 2**-16 of the largest, for programs with int8 weights.
+    compact: store position biases and masks as int8, exact to 1 / 254 of the largest, for programs with int8 weights.
 
     Raises:
         DeployError: another kind of model, layers that were wrapped or quantized, or another number of channels.

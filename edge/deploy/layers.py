@@ -24,6 +24,7 @@ from edge.deploy.folding import (
     take_apart,
     with_affine_before,
 )
+from edge.deploy.position_bias import LARGEST_CONSTANT, LaidOutBias
 from edge.deploy.view import InputView
 from edge.deploy.window_order import WindowOrder
 from swin_hf.convolutions_swin_hf import SwinHfConvDownsample, SwinHfMBConv
@@ -56,6 +57,12 @@ class DeployPlan:
     def constant(self, values: torch.Tensor) -> nn.Module:
         return CompactConstant(values) if self.compact else Constant(values)
 
+    def position_bias(self, bias: torch.Tensor, window: tuple[int, int]) -> nn.Module:
+        """What gives a bias (1, h, N, N) of a window."""
+        if bias.shape[-1] <= LARGEST_CONSTANT:
+            return self.constant(bias)
+        return LaidOutBias(bias, window, self.compact)
+
 
 class Constant(nn.Module):
     """A constant tensor of the program."""
@@ -69,33 +76,18 @@ class Constant(nn.Module):
 
 
 class CompactConstant(nn.Module):
-    """A constant tensor stored as one or two int8 numbers for each value, exact to 2**-16 of the largest.
+    """A constant tensor stored in int8 with one scale, exact to 1 / 254 of the largest value.
 
     As floats, position biases and masks of windows would be 1/20 of a program with int8 weights.
     """
 
     def __init__(self, values: torch.Tensor):
         super().__init__()
-        self.scales: list[float] = []
-        rest = values
-        while len(self.scales) < 2 and bool(rest.any()):
-            scale = float(rest.abs().max()) / 127
-            rounded = torch.round(rest / scale).to(torch.int8)
-            self.register_buffer(f"values_{len(self.scales)}", rounded)
-            self.scales.append(scale)
-            rest = rest - rounded * scale
-        if not self.scales:
-            self.register_buffer("values_0", torch.zeros_like(values, dtype=torch.int8))
-            self.scales.append(1.0)
+        self.scale = (float(values.abs().max()) or 1.0) / 127
+        self.register_buffer("values", torch.round(values / self.scale).to(torch.int8))
 
     def forward(self) -> torch.Tensor:
-        parts = [
-            torch.ops.quantized_decomposed.dequantize_per_tensor(
-                getattr(self, f"values_{number}"), scale, 0, -128, 127, torch.int8
-            )
-            for number, scale in enumerate(self.scales)
-        ]
-        return sum(parts[1:], start=parts[0])
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(self.values, self.scale, 0, -128, 127, torch.int8)
 
 
 class RowColumnMask(nn.Module):
@@ -180,7 +172,7 @@ class DeployAttention(nn.Module):
         # exporter derives a wrong dimension order from them, and the program fails when it is run. A clone has none.
         bias = attention.relative_position_bias(window).detach().clone(memory_format=torch.contiguous_format)
         self.num_heads, self.N = bias.shape[1:3]
-        self.bias = plan.constant(bias)  # (1, h, N, N)
+        self.bias = plan.position_bias(bias, window)  # (1, h, N, N)
         self.mask = mask
 
     def heads(self, projected: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -9,8 +9,10 @@ from transformers import SwinConfig, SwinForImageClassification
 from transformers.activations import ACT2FN
 
 from edge.deploy.form import DeployError, deploy
+from edge.deploy.position_bias import LaidOutBias
 from edge.deploy.view import InputView
 from swin_hf import SwinHfBackbone
+from swin_hf.layers_swin_hf import bias_of_pairs
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 PRUNED = {"block_num_heads": [[1], [3, 1]], "block_head_dim": [[8], [8, 8]], "block_mlp_dim": [[24], [40, 8]]}
@@ -89,8 +91,31 @@ def test_compact_constants_are_close(make_model, version):
     model = make_model(**PADDED, version=version)
     pixels = torch.rand(1, 3, 21, 38)
     deployed = deploy(model, view_of(model.config), compact=True)
-    assert "bias.values_1" in " ".join(dict(deployed.named_buffers()))
-    torch.testing.assert_close(deployed(pixels), model(normalised(pixels)).logits, atol=1e-4, rtol=0.0)
+    assert {buffer.dtype for name, buffer in deployed.named_buffers() if "bias" in name or "mask" in name} == {torch.int8}
+    torch.testing.assert_close(deployed(pixels), model(normalised(pixels)).logits, atol=1e-2, rtol=0.0)
+
+
+@pytest.mark.parametrize("window", [(3, 5), (5, 3), (9, 9), (1, 7)])
+def test_biases_of_large_windows_are_laid_out_by_the_program(window):
+    table = torch.randn((2 * window[0] - 1) * (2 * window[1] - 1), 3)
+    expected = bias_of_pairs(table, window, window)
+    assert torch.equal(LaidOutBias(expected, window, compact=False)(), expected)
+    difference = (LaidOutBias(expected, window, compact=True)() - expected).abs().max()
+    assert 0 < difference <= expected.abs().max() / 253
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("compact", [False, True])
+def test_large_windows_equal_the_model(make_model, version, compact):
+    model = make_model(version=version, image_size=36, window_size=9, depths=[2, 1], num_heads=[2, 2])
+    pixels = torch.rand(2, 3, 36, 36)
+    deployed = deploy(model, view_of(model.config, batch_size=2), compact)
+    assert any(isinstance(part, LaidOutBias) for part in deployed.modules())
+    expected = model(normalised(pixels)).logits
+    if compact:
+        torch.testing.assert_close(deployed(pixels), expected, atol=1e-2, rtol=0.0)
+    else:
+        assert_same(deployed(pixels), expected)
 
 
 @pytest.mark.parametrize("hidden_act", ACT2FN)
