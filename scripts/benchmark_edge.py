@@ -287,7 +287,8 @@ def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
     total = 0
     for name, parameter in model.named_parameters():
         is_patches = "patch_embeddings.projection" in name  # in float
-        is_matrix = parameter.ndim in (2, 4) and not is_patches and "table" not in name and "position_bias_mlp" not in name
+        dims = (2, 4) if recipe.is_calibrated else (2,)  # kernels are quantized with scales from calibration alone
+        is_matrix = parameter.ndim in dims and not is_patches and "table" not in name and "position_bias_mlp" not in name
         if recipe.is_quantized and is_matrix:
             total += parameter.numel() + size * parameter.shape[0]
         elif re.search(r"\.(expand|depthwise|project|convs\.\d+)\.norm\.weight$", name):

@@ -65,6 +65,17 @@ def leaky_relu(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, 0.01)
 
 
+def on_tokens(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """An activation of tokens (L, C), or of a map (B, C, H, W) as tokens.
+
+    The constants of activations that are written out would make XNNPACK move the channels of a map to the front and back.
+    """
+    if x.ndim != 4:
+        return function(x)
+    B, C, H, W = x.shape
+    return function(x.permute(0, 2, 3, 1).reshape(-1, C)).view(B, H, W, C).permute(0, 3, 1, 2)
+
+
 class DeployPReLU(nn.Module):
     """PReLU with its learned slope, which XNNPACK takes for 4-D maps only."""
 
@@ -73,7 +84,7 @@ class DeployPReLU(nn.Module):
         self.register_buffer("slope", prelu.weight.detach().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x) - self.slope * torch.relu(-x)
+        return on_tokens(lambda tokens: torch.relu(tokens) - self.slope * torch.relu(-tokens), x)
 
 
 class DeployXIELU(nn.Module):
@@ -90,6 +101,9 @@ class DeployXIELU(nn.Module):
         self.alpha_negative = self.beta + float(F.softplus(xielu.alpha_n.detach().float()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return on_tokens(self.curve, x)
+
+    def curve(self, x: torch.Tensor) -> torch.Tensor:
         positive, negative = torch.clamp(x, 0.0, self.largest), torch.clamp(x, max=0.0)
         curved = self.alpha_negative * (torch.exp(negative) - 1.0 - negative)
         return self.alpha_positive * (positive * positive) + curved + self.beta * x
@@ -103,9 +117,10 @@ class DeployActivation(nn.Module):
         self.function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
+        return self.function(x) if self.function in KERNELS else on_tokens(self.function, x)
 
 
+KERNELS = frozenset((F.gelu, torch.relu, F.relu6, F.hardswish, torch.tanh, torch.sigmoid))  # which XNNPACK has
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
     **dict.fromkeys(

@@ -41,7 +41,10 @@ class RecipeQuantizer(Quantizer):
         return model
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        precisions = {node: self.recipe.precision_of(layer) for node, layer in layers_of(model)}
+        precisions = {
+            node: self.recipe.precision_of(layer, node.target is torch.ops.aten.conv2d.default)
+            for node, layer in layers_of(model)
+        }
         for precision, patterns in PATTERNS.items():
             config = get_symmetric_quantization_config(
                 is_per_channel=True,

@@ -36,6 +36,8 @@ class Rule:
     int8-static: weights with a scale per output channel; inputs and outputs with one scale each, found on calibration images.
     int8-dynamic: the same weights; the scale of the input is found in every run, and the output is float.
     int4-dynamic: weights of 4 bits with a scale for every 32, otherwise like int8-dynamic.
+
+    The dynamic ones are for linear layers; convolutions that they match stay float.
     """
 
     pattern: str
@@ -98,9 +100,10 @@ class Recipe:
     def is_quantized(self) -> bool:
         return any(rule.precision != "fp32" for rule in self.rules)
 
-    def precision_of(self, layer: str) -> str:
+    def precision_of(self, layer: str, is_convolution: bool = False) -> str:
         """Precision of a layer: that of the first rule that matches its name, or fp32."""
-        return next((rule.precision for rule in self.rules if fnmatch.fnmatchcase(layer, rule.pattern)), "fp32")
+        found = next((rule.precision for rule in self.rules if fnmatch.fnmatchcase(layer, rule.pattern)), "fp32")
+        return "fp32" if is_convolution and found.endswith("dynamic") else found
 
 
 # The patch embedding is 1/300 of the work, and rounding its output costs more accuracy than rounding any other layer's.

@@ -32,7 +32,7 @@ def quantized_layers(deployed: nn.Module, recipe: Recipe) -> dict[str, nn.Module
     return {
         name: module
         for name, module in deployed.named_modules()
-        if isinstance(module, QUANTIZED_LAYERS) and recipe.precision_of(name) != "fp32"
+        if isinstance(module, QUANTIZED_LAYERS) and recipe.precision_of(name, isinstance(module, nn.Conv2d)) != "fp32"
     }
 
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_VIT
+from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.runtime import Runtime
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
@@ -22,6 +24,13 @@ from edge.lower.sensitivity import layer_sensitivity
 
 VIEW = InputView(height=16, width=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
 ONE_STAGE = {"depths": [2], "num_heads": [2], "embed_dim": 32}
+HYBRID = TINY_VIT | {"image_size": 16, "patch_size": 2, "embed_dim": 32, "depths": [1, 1]}
+SMALL = {
+    "V1": ONE_STAGE,
+    "V2": ONE_STAGE | {"version": 2},
+    "hybrid": HYBRID,
+    "large windows": HYBRID | {"image_size": 32, "stage_blocks": ["window", "conv"], "stage_windows": [9, 4]},
+}
 
 
 def smooth_images(count: int) -> list[torch.Tensor]:
@@ -81,11 +90,18 @@ def test_layers_are_marked_as_the_rules_say(make_model):
     assert found["encoder.stages.0.blocks.1.mlp.fc2"] == "fp32"
 
 
-@pytest.mark.parametrize(("name", "version"), [("fp16", 2), ("int8", 1), ("int8", 2), ("int8-dynamic", 1), ("int4", 1)])
-def test_programs_follow_the_model_in_one_delegate(make_model, name, version):
-    model, recipe = make_model(**ONE_STAGE, version=version), RECIPES[name]
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("fp16", "V2"), ("int8", "V1"), ("int8", "V2"), ("int8-dynamic", "V1"), ("int4", "V1")),
+        *(("int8", "hybrid"), ("fp16", "hybrid"), ("int8-dynamic", "large windows")),
+    ],
+)
+def test_programs_follow_the_model_in_one_delegate(make_model, monkeypatch, name, kind):
+    model, recipe = make_model(**SMALL[kind]), RECIPES[name]
     images = smooth_images(20)
     deployed = deploy(model, VIEW, compact=recipe.is_quantized)
+    copies = count_copies(monkeypatch)
     form = HalfPrecision(deployed, images) if name == "fp16" else quantize(deployed, recipe, images)
     lowered = lower(trace({"forward": (form, images[0])}), recipe, {})
     program = Runtime.get().load_program(lowered.program)
@@ -95,6 +111,20 @@ def test_programs_follow_the_model_in_one_delegate(make_model, name, version):
     assert compare(found, expected).sqnr_db > {"fp16": 45, "int8": 22, "int8-dynamic": 25, "int4": 10}[name]
     assert lowered.num_delegates == 1
     assert set(lowered.outside) <= set(recipe.outside)
+    assert len(copies) <= 2, copies  # of the pixels and of the pooled channels: none between tokens and maps
+
+
+def count_copies(monkeypatch) -> list[str]:
+    """The copies to another layout that XNNPACK is given, as they are lowered."""
+    copies, transform = [], XNNPACKPassManager.transform
+
+    def counted(manager):
+        program = transform(manager)
+        copies.extend(str(node.args[0]) for node in program.graph.nodes if node.kwargs.get("memory_format"))
+        return program
+
+    monkeypatch.setattr(XNNPACKPassManager, "transform", counted)
+    return copies
 
 
 def test_half_precision_survives_large_activations(make_model):
@@ -194,10 +224,11 @@ def test_four_bits_hurt_more_than_eight(make_model):
     assert by_recipe["int8-dynamic"]["classifier"] == by_recipe["int4"]["classifier"]  # of 8 bits in both
 
 
-def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch):
+@pytest.mark.parametrize("kind", ["V1", "hybrid"])
+def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch, kind):
     qat = pytest.importorskip("edge.lower.qat", reason="needs accelerate", exc_type=ImportError)
     torch.manual_seed(0)
-    deployed = deploy(make_model(**ONE_STAGE), VIEW)
+    deployed = deploy(make_model(**SMALL[kind]), VIEW)
     for module in deployed.modules():  # weights whose rounding hurts: a few large ones among small ones
         if isinstance(module, nn.Linear):
             module.weight.data[:, 0] *= 12
@@ -210,10 +241,11 @@ def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatc
     assert compare(outputs_of(trained, others), reference).kl < before.kl
 
 
+@pytest.mark.parametrize("kind", ["V1", "large windows"])
 @pytest.mark.parametrize("backend", ["vulkan", "coreml"])
-def test_programs_of_other_backends_are_lowered_whole(make_model, backend):
+def test_programs_of_other_backends_are_lowered_whole(make_model, backend, kind):
     if backend == "coreml":
         pytest.importorskip("coremltools")
-    deployed = deploy(make_model(**ONE_STAGE), VIEW)
+    deployed = deploy(make_model(**SMALL[kind]), VIEW)
     lowered = lower(trace({"forward": (deployed, torch.rand(1, 3, 16, 16))}), RECIPES[backend], {})
     assert lowered.num_delegates == 1 and lowered.outside == {}
