@@ -1,6 +1,7 @@
-"""Structured pruning of attention heads and MLP channels: torch-pruning ranks them, the config records the new widths.
+"""Structured pruning of attention heads and hidden channels: torch-pruning ranks them, the config records the new widths.
 
-The pruned model is an ordinary model of a smaller config. The width of the residual stream does not change, so that a pruned
+Hidden channels are those of a block's MLP, or of the inverted residual of a convolutional block, which has no heads. The
+pruned model is an ordinary model of a smaller config. The width of the residual stream does not change, so that a pruned
 student still matches its teacher's stages.
 """
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfForImageClassification
+from swin_hf.convolutions_swin_hf import SwinHfMBConv
 from swin_hf.layers_swin_hf import SwinHfAttention, SwinHfBlock
 from swin_hf.plain_layers_swin_hf import require_plain_layers
 
@@ -28,7 +30,7 @@ class PruningError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """What is kept: for every block, in order, the sorted indices of its heads and of its hidden MLP channels."""
+    """What is kept: for every block, in order, the sorted indices of its heads and of its hidden channels."""
 
     heads: list[list[int]]
     mlp_channels: list[list[int]]
@@ -44,13 +46,13 @@ class PruningPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockImportance:
-    """Importance of each head and of each hidden MLP channel of one block; the mean over a block is 1."""
+    """Importance of each head and of each hidden channel of one block; the mean over a block is 1."""
 
     heads: torch.Tensor
     mlp_channels: torch.Tensor
 
 
-def blocks_of(model: SwinHfForImageClassification) -> list[SwinHfBlock]:
+def blocks_of(model: SwinHfForImageClassification) -> list[SwinHfBlock | SwinHfMBConv]:
     return [block for stage in model.swin.encoder.layers for block in stage.blocks]
 
 
@@ -64,29 +66,46 @@ def measure_importance(model: SwinHfForImageClassification, losses: Iterable[tor
             wrapped or quantized.
     """
     require_plain_layers(model, "pruned", PruningError)
-    if any(block.attention.head_dim != block.attention.value_head_dim for block in blocks_of(model)):
+    attentions = [block.attention for block in blocks_of(model) if isinstance(block, SwinHfBlock)]
+    if any(attention.head_dim != attention.value_head_dim for attention in attentions):
         raise PruningError("heads whose queries and values have different widths cannot be ranked")
     importance = tp.importance.GroupTaylorImportance(normalizer="mean")
-    groups = [(_head_group(block.attention), _mlp_group(block)) for block in blocks_of(model)]
+    groups = [(_head_group(block), _hidden_group(block)) for block in blocks_of(model)]
     totals = None
     for loss in losses:
         model.zero_grad()
         loss.backward()
-        scores = [(importance(heads), importance(channels)) for heads, channels in groups]
+        scores = [
+            (importance(heads) if heads is not None else torch.zeros(0), importance(channels)) for heads, channels in groups
+        ]
         totals = scores if totals is None else [(old[0] + new[0], old[1] + new[1]) for old, new in zip(totals, scores)]
     model.zero_grad()
     return [
-        BlockImportance(heads=_mean_one(heads.view(-1, block.attention.head_dim).sum(dim=1)), mlp_channels=_mean_one(channels))
+        BlockImportance(heads=_mean_one(heads.view(-1, _head_dim(block)).sum(dim=1)), mlp_channels=_mean_one(channels))
         for block, (heads, channels) in zip(blocks_of(model), totals)
     ]
 
 
+def _head_dim(block: SwinHfBlock | SwinHfMBConv) -> int:
+    return block.attention.head_dim if isinstance(block, SwinHfBlock) else 1
+
+
 def _mean_one(scores: torch.Tensor) -> torch.Tensor:
+    if not len(scores):
+        return scores
     return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
-def _mlp_group(block: SwinHfBlock) -> tp.Group:
-    """The rows of fc1 with the columns of fc2 that they feed."""
+def _hidden_group(block: SwinHfBlock | SwinHfMBConv) -> tp.Group:
+    """The rows of fc1 with the columns of fc2 that they feed; of an inverted residual, of its two pointwise layers.
+
+    torch-pruning follows the channels through the depthwise layer and the norms between these, and does not count them.
+    """
+    if isinstance(block, SwinHfMBConv):
+        layers, dim = nn.Sequential(block.expand, block.depthwise, block.project).eval(), block.expand.conv.in_channels
+        graph = tp.DependencyGraph().build_dependency(layers, torch.zeros(1, dim, 3, 3), verbose=False)
+        every = list(range(block.expand.conv.out_channels))
+        return graph.get_pruning_group(block.expand.conv, tp.prune_conv_out_channels, every)
     graph = tp.DependencyGraph().build_dependency(block.mlp, torch.zeros(1, 1, block.mlp.fc1.in_features), verbose=False)
     return graph.get_pruning_group(block.mlp.fc1, tp.prune_linear_out_channels, list(range(block.mlp.fc1.out_features)))
 
@@ -107,8 +126,11 @@ class _HeadChannels(nn.Module):
         return self.o_proj(mixed)
 
 
-def _head_group(attention: SwinHfAttention) -> tp.Group:
+def _head_group(block: SwinHfBlock | SwinHfMBConv) -> tp.Group | None:
     """The rows of q, k and v with the columns of the output projection that belong to the same channel of a head."""
+    if isinstance(block, SwinHfMBConv):
+        return None
+    attention = block.attention
     channels = _HeadChannels(attention)
     graph = tp.DependencyGraph().build_dependency(channels, torch.zeros(1, 1, attention.q_proj.in_features), verbose=False)
     every = list(range(attention.q_proj.out_features))
@@ -163,7 +185,8 @@ def prune(model: SwinHfForImageClassification, plan: PruningPlan) -> SwinHfForIm
     config = copy.deepcopy(model.config)
     config.block_num_heads = _by_stage(map(len, plan.heads), config.depths)
     config.block_mlp_dim = _by_stage(map(len, plan.mlp_channels), config.depths)
-    config.block_head_dim = _by_stage((block.attention.head_dim for block in blocks_of(model)), config.depths)
+    head_dims = (block.attention.head_dim if isinstance(block, SwinHfBlock) else 0 for block in blocks_of(model))
+    config.block_head_dim = _by_stage(head_dims, config.depths)
     pruned = SwinHfForImageClassification(config)
     pruned.load_state_dict(_kept_weights(model, plan))
     return pruned.train(model.training)
@@ -178,7 +201,15 @@ def _kept_weights(model: SwinHfForImageClassification, plan: PruningPlan) -> dic
     state = dict(model.state_dict())
     names = {module: name for name, module in model.named_modules()}
     for block, heads, channels in zip(blocks_of(model), plan.heads, plan.mlp_channels):
-        name, attention = names[block], block.attention
+        name = names[block]
+        if isinstance(block, SwinHfMBConv):
+            for part in ("expand", "depthwise"):
+                _select(state, f"{name}.{part}.conv", rows=channels)
+                for values in ("weight", "bias", "running_mean", "running_var"):
+                    state[f"{name}.{part}.norm.{values}"] = state[f"{name}.{part}.norm.{values}"][channels]
+            _select(state, f"{name}.project.conv", columns=channels)
+            continue
+        attention = block.attention
         for projection in ("q_proj", "k_proj"):
             _select(state, f"{name}.attention.{projection}", rows=_channels_of(heads, attention.head_dim))
         _select(state, f"{name}.attention.v_proj", rows=_channels_of(heads, attention.value_head_dim))
@@ -201,7 +232,7 @@ def _channels_of(heads: list[int], head_dim: int) -> list[int]:
 def _select(
     state: dict[str, torch.Tensor], layer: str, rows: list[int] | None = None, columns: list[int] | None = None
 ) -> None:
-    """Cut a linear layer down to some outputs (rows, with their biases) or some inputs (columns)."""
+    """Cut a linear layer or a convolution down to some outputs (rows, with their biases) or some inputs (columns)."""
     if columns is not None:
         state[f"{layer}.weight"] = state[f"{layer}.weight"][:, columns]
     if rows is not None:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import KINDS, TINY_VIT
 
 from distill.compress.pruning import (
     BlockImportance,
@@ -55,6 +56,42 @@ def test_pruned_model_equals_dense_model_with_zeros(make_model, version):
     assert pruned.config.block_mlp_dim == [[16], [64, 120]]
     assert pruned.num_parameters() < model.num_parameters()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_importance_in_an_inverted_residual_is_that_of_its_pointwise_layers(make_model):
+    model = make_model(**TINY_VIT, drop_path_rate=0.0)
+    pixel_values, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    importance = measure_importance(model, [model(pixel_values, labels=labels).loss])[0]
+    model(pixel_values, labels=labels).loss.backward()
+    block = blocks_of(model)[0]
+    expand, project = block.expand.conv.weight, block.project.conv.weight
+    channels = (expand * expand.grad).abs().sum((1, 2, 3)) + (project * project.grad).abs().sum((0, 2, 3))
+    torch.testing.assert_close(importance.mlp_channels, channels / channels.mean())
+    assert len(importance.heads) == 0
+
+
+@pytest.mark.parametrize("kind", ["TinyViT", "mixed"])
+def test_pruned_hybrid_equals_the_dense_one_with_zeros(make_model, tmp_path, kind):
+    model = make_model(**KINDS[kind] | {"depths": [1, 1]})
+    pixel_values, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    plan = make_plan(measure_importance(model, [model(pixel_values, labels=labels).loss]), 0.5, 0.4)
+    zeroed = copy.deepcopy(model)
+    for block, heads, channels in zip(blocks_of(zeroed), plan.heads, plan.mlp_channels):
+        if hasattr(block, "project"):
+            gone = sorted(set(range(block.project.conv.in_channels)) - set(channels))
+            block.project.conv.weight.data[:, gone] = 0
+            assert not heads and gone
+            continue
+        d = block.attention.head_dim
+        for head in set(range(block.attention.q_proj.out_features // d)) - set(heads):
+            block.attention.o_proj.weight.data[:, head * d : (head + 1) * d] = 0
+        block.mlp.fc2.weight.data[:, sorted(set(range(block.mlp.fc1.out_features)) - set(channels))] = 0
+    pruned = prune(model, plan)
+    expected = zeroed(pixel_values).logits
+    torch.testing.assert_close(pruned(pixel_values).logits, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    pruned.save_pretrained(tmp_path)
+    reloaded = SwinHfForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(reloaded(pixel_values).logits, pruned(pixel_values).logits)
 
 
 def test_pruned_model_reloads_with_equal_logits(make_model, tmp_path):
