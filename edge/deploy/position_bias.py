@@ -4,7 +4,7 @@ Those of a small window are a constant. Those of a large one would outgrow the w
 TinyViT-5M, those of 32 x 32 many times the weights), so the program lays them out itself from the biases of all offsets.
 """
 
-# h heads, wh ww window, N tokens of a window = wh * ww, B rows that are laid out at a time
+# h heads, wh ww window, N tokens of a window = wh * ww
 
 import torch
 import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operators
@@ -15,11 +15,11 @@ LEVELS = 127  # of int8 on either side of 0
 
 
 class LaidOutBias(nn.Module):
-    """Biases (1, h, N, N) from those of offsets, in views, slices and permutations.
+    """Biases (1, h, N, N) from those of offsets.
 
-    The biases of one token towards all others are a stretch of the biases of offsets, which begins one step earlier for the
-    next token. Copies of the whole, one for each token, laid end to end and cut into rows of a step less, stand under each
-    other as they are needed: first so along the columns of the window, then along its rows.
+    First along the columns of the window, by a product with a constant of zeros and ones. Then along its rows: the biases of
+    one row of tokens towards all others are a stretch of those of all offsets, which begins one row earlier for the next row.
+    Copies of the whole, laid end to end and cut into lengths of one row less, stand under each other as they are needed.
 
     compact: in int8 with one scale, exact to 1 / 254 of the largest bias.
     """
@@ -28,31 +28,28 @@ class LaidOutBias(nn.Module):
         super().__init__()
         (wh, ww), self.num_heads = window, bias.shape[1]
         self.window, self.compact = window, compact
-        table = nn.functional.pad(offset_biases(bias, window).flip(1, 2), (0, 1, 0, 1))  # (h, 2wh, 2ww): an offset, negated
+        table = nn.functional.pad(offset_biases(bias, window).flip(1), (0, 0, 0, 1))  # (h, 2wh, 2ww-1); rows: key minus query
         self.scale = (float(table.abs().max()) or 1.0) / LEVELS
-        table = table.reshape(-1, 1, 2 * ww).contiguous()
-        columns, rows = torch.zeros(1, ww, 1), torch.zeros(1, wh, 1)
+        table, rows = table.flatten(0, 1).contiguous(), torch.zeros(1, wh, 1)
         if compact:
-            table, columns, rows = (torch.round(values / self.scale).to(torch.int8) for values in (table, columns, rows))
+            table, rows = (torch.round(values / self.scale).to(torch.int8) for values in (table, rows))
         self.register_buffer("table", table)
-        self.register_buffer("columns", columns)  # zeros, whose sum with the biases is copies of them
-        self.register_buffer("rows", rows)
+        self.register_buffer("rows", rows)  # zeros, whose sum with the biases is copies of them
+        query, key = torch.arange(ww)[:, None], torch.arange(ww)
+        offset_of_pair = nn.functional.one_hot((query - key + ww - 1).flatten(), 2 * ww - 1)
+        self.register_buffer("columns", offset_of_pair.t().float().contiguous())  # (2ww-1, ww * ww)
 
     def forward(self) -> torch.Tensor:
         (wh, ww), h = self.window, self.num_heads
-        by_column = self._stretches(self._read(self.table), self._read(self.columns), ww, 1)  # (h * 2wh, ww, ww)
-        by_column = self._kept(self._kept(by_column.reshape(h, 2 * wh, ww, ww)).permute(0, 2, 1, 3))
+        by_column = self._kept(torch.mm(self._read(self.table), self.columns)).view(h, 2 * wh, ww, ww)
+        by_column = self._kept(self._kept(by_column).permute(0, 2, 1, 3))
         by_column = self._kept(by_column.reshape(h * ww, 1, 2 * wh * ww))
-        by_row = self._stretches(by_column, self._read(self.rows), wh, ww)  # (h * ww, wh, N)
-        by_row = self._kept(self._kept(by_row.reshape(h, ww, wh, wh * ww)).permute(0, 2, 1, 3))
+        length = (2 * wh - 1) * ww
+        copies = self._kept(self._kept(by_column + self._read(self.rows)).view(h * ww, -1))
+        shifted = self._kept(self._kept(copies[:, : wh * length]).reshape(h * ww, wh, length))
+        by_row = self._kept(shifted[:, :, (wh - 1) * ww :]).reshape(h, ww, wh, wh * ww)
+        by_row = self._kept(self._kept(by_row).permute(0, 2, 1, 3))
         return by_row.reshape(1, h, wh * ww, wh * ww)
-
-    def _stretches(self, whole: torch.Tensor, zeros: torch.Tensor, side: int, step: int) -> torch.Tensor:
-        """From biases (B, 1, 2 * side * step), the `side` stretches of side * step that begin a step earlier each."""
-        length = (2 * side - 1) * step
-        copies = self._kept(self._kept(whole + zeros).reshape(whole.shape[0], -1))
-        shifted = self._kept(self._kept(copies[:, : side * length]).reshape(-1, side, length))
-        return self._kept(shifted[:, :, (side - 1) * step :])
 
     def _read(self, values: torch.Tensor) -> torch.Tensor:
         if not self.compact:

@@ -13,6 +13,7 @@ class WindowOrder(nn.Module):
         super().__init__()
         self.height, self.width, self.window, self.shift = height, width, window, shift
         self.pad_height, self.pad_width = -height % window[0], -width % window[1]
+        self.spans_width = width + self.pad_width == window[1]  # windows then are rows of the map, in its own order
 
     def partition(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B * L, C) tokens in the order of the map to (B * nW * N, C) tokens in the order of the windows."""
@@ -22,14 +23,15 @@ class WindowOrder(nn.Module):
             feature_map = nn.functional.pad(feature_map, (0, 0, 0, self.pad_width, 0, self.pad_height))
         if self.shift:
             feature_map = roll(feature_map, *self.shift)
-        return self._swap(feature_map.shape[2], feature_map).reshape(-1, C)
+        return self._by_window(feature_map).reshape(-1, C)
 
     def reverse(self, tokens: torch.Tensor) -> torch.Tensor:
         """The inverse of `partition`, without the padding."""
         C, H, W = tokens.shape[1], self.height + self.pad_height, self.width + self.pad_width
         wh, ww = self.window
-        rows = tokens.view(-1, W // ww, wh, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, wh, W/ww, ww * C)
-        feature_map = rows.reshape(-1, H, W, C)
+        if not self.spans_width:
+            tokens = tokens.view(-1, W // ww, wh, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, wh, W/ww, ww * C)
+        feature_map = tokens.reshape(-1, H, W, C)
         if self.shift:
             feature_map = roll(feature_map, -self.shift[0], -self.shift[1])
         if self.pad_height:
@@ -38,8 +40,10 @@ class WindowOrder(nn.Module):
             feature_map = feature_map[:, :, : self.width]
         return feature_map.reshape(-1, C)
 
-    def _swap(self, W: int, feature_map: torch.Tensor) -> torch.Tensor:
-        (wh, ww), C = self.window, feature_map.shape[3]
+    def _by_window(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if self.spans_width:
+            return feature_map
+        (wh, ww), (W, C) = self.window, feature_map.shape[2:]
         return feature_map.reshape(-1, wh, W // ww, ww * C).permute(0, 2, 1, 3)  # (B * H/wh, W/ww, wh, ww * C)
 
 
