@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from distill.data.normalisation import Normalisation, channels_of
+from distill.published import loadable
 from edge.device.errors import ExplainedError
 from edge.device.names import plain
 from swin_hf.configuration_swin_hf import class_names as names_of_classes
@@ -49,11 +50,10 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
         TeacherError: the checkpoint cannot be loaded, or its classes differ from the data's.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
-        model, report = AutoModelForImageClassification.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True
-        )
-        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        source = loadable(str(checkpoint))
+        config = AutoConfig.from_pretrained(source)
+        model, report = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         taken, made = getattr(config, "num_channels", 3), channels_of(processor)
     except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
         raise TeacherError(
@@ -86,7 +86,7 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
         TeacherError: there is no such checkpoint.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = AutoConfig.from_pretrained(loadable(str(checkpoint)))
         _class_order(config, class_names, checkpoint)
     except TeacherError:
         return False

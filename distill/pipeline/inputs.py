@@ -31,6 +31,8 @@ def data_files(dataset: str) -> Facts:
 def checkpoint_files(name: str) -> Facts:
     """The files of a checkpoint that are read; none if it is on the Hub."""
     folder = Path(name)
+    if folder.is_file():
+        return _facts([folder], folder.parent)
     files = folder.iterdir() if folder.is_dir() else ()
     return _facts(sorted(file for file in files if file.name in OF_A_CHECKPOINT or file.name.endswith(WEIGHTS)), folder)
 

@@ -14,6 +14,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from distill.data.normalisation import channels_of
 from distill.errors import SettingsError, require
 from distill.public_names import public_name
+from distill.published import loadable
 from distill.training.tasks.task import Task
 from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
@@ -64,6 +65,15 @@ class ModelChoice:
     def is_preset(self) -> bool:
         return self.name in PRESETS
 
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` takes for its name.
+
+        Raises:
+            ConversionError: it is a Swin or TinyViT of other code that cannot be read or expressed.
+        """
+        return loadable(self.name)
+
     def __str__(self) -> str:
         return self.name + (f" with {self.args}" if self.args else "")
 
@@ -100,7 +110,7 @@ def load_model(
         if choice.is_preset:
             return task.auto_class.from_config(config)
         model, report = task.auto_class.from_pretrained(
-            choice.name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            choice.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (SettingsError, ModelError):
         raise
@@ -147,15 +157,15 @@ def _processor_at(choice: ModelChoice, image_size: int, crops: bool, num_channel
     if choice.is_preset:
         return SwinHfImageProcessorPil(size=size, num_channels=num_channels)
     try:
-        processor = AutoImageProcessor.from_pretrained(choice.name, backend="pil", size=size)
+        processor = AutoImageProcessor.from_pretrained(choice.source, backend="pil", size=size)
     except Exception as error:  # on values of a wrong type transformers raises anything
-        if not _has_processor(choice.name):
+        if not _has_processor(choice.source):
             return SwinHfImageProcessorPil(size=size, num_channels=num_channels)
         raise ModelError(
             f"--{choice.flag} {choice.name} has an image processor that cannot be loaded: {in_one_line(error)}"
         ) from error
     if crops and getattr(processor, "do_center_crop", False):
-        saved = AutoImageProcessor.from_pretrained(choice.name, backend="pil").to_dict()
+        saved = AutoImageProcessor.from_pretrained(choice.source, backend="pil").to_dict()
         try:  # the crop depends on the image size
             return resized_processor(SwinHfImageProcessorPil(**processor_settings(saved)), image_size)
         except ConversionError as error:
@@ -181,7 +191,7 @@ def _load_config(choice: ModelChoice, task: Task, class_names: list[str], image_
         config = PRESETS[choice.name](**{"image_size": image_size} | changes)
         task.adapt_config(config, changes)
         return config
-    config, unknown = AutoConfig.from_pretrained(choice.name, return_unused_kwargs=True, **changes)
+    config, unknown = AutoConfig.from_pretrained(choice.source, return_unused_kwargs=True, **changes)
     rule = f"be fields of {type(config).__name__}"
     require(not unknown, f"{choice.flag}_args", rule, ", ".join(sorted(unknown)))
     config.return_dict = True
@@ -198,7 +208,7 @@ def _over_backbone(
     model = task.over_backbone(config, class_names, choice.head_args)
     if not choice.is_preset:
         backbone, report = SwinHfBackbone.from_pretrained(
-            choice.name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            choice.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         _check_weights(choice, backbone, report, FRESH_IN_BACKBONE, announce)
         model.backbone.load_state_dict(backbone.state_dict())
