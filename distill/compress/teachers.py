@@ -57,7 +57,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
         taken, made = getattr(config, "num_channels", 3), channels_of(processor)
     except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
         raise TeacherError(
-            f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {why_unreadable(error)}"
+            f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {_why(checkpoint, error)}"
         ) from error
     model.config.return_dict = True
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -91,8 +91,16 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
     except TeacherError:
         return False
     except Exception as error:  # on values of a wrong type transformers raises anything
-        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {why_unreadable(error)}") from error
+        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {_why(checkpoint, error)}") from error
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
+
+
+def _why(checkpoint: str | Path, error: Exception) -> str:
+    """Why a checkpoint cannot be loaded, and what to do if it is not on this disk."""
+    if Path(checkpoint).exists():
+        return why_unreadable(error)
+    instead = "give a folder or a file of weights, or a preset to train from scratch, like swin_tiny"
+    return f"{why_unreadable(error).rstrip('.')}; without the Hub, {instead}"
 
 
 def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
