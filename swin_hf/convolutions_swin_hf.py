@@ -12,7 +12,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_swin_hf import STEM_STEPS, SwinHfConfig
-from .training_layers_swin_hf import SwinHfCheckpointedLayer, SwinHfDropPath
+from .training_layers_swin_hf import SwinHfCheckpointedLayer, SwinHfDropPath, drop_path_rate
 
 
 class SwinHfConvNorm(nn.Module):
@@ -33,7 +33,6 @@ class SwinHfConvStem(nn.Module):
 
     def __init__(self, config: SwinHfConfig):
         super().__init__()
-        self.num_channels = config.num_channels
         steps = STEM_STEPS[config.patch_height_width[0]]
         dims = [config.num_channels, *(config.embed_dim // 2**step for step in reversed(range(steps)))]
         self.convs = nn.ModuleList(SwinHfConvNorm(*pair, kernel=3, stride=2) for pair in pairwise(dims))
@@ -50,7 +49,7 @@ class SwinHfConvStem(nn.Module):
 class SwinHfMBConv(SwinHfCheckpointedLayer):
     """An inverted residual: widen, mix 3 x 3 neighbours in each channel, narrow, add, activate."""
 
-    def __init__(self, config: SwinHfConfig, stage: int, block: int, drop_prob: float):
+    def __init__(self, config: SwinHfConfig, stage: int, block: int):
         super().__init__()
         dim, hidden_dim = config.stage_dim(stage), config.block_widths(stage, block).mlp_dim
         self.expand = SwinHfConvNorm(dim, hidden_dim)
@@ -58,7 +57,7 @@ class SwinHfMBConv(SwinHfCheckpointedLayer):
         self.project = SwinHfConvNorm(hidden_dim, dim)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = SwinHfDropPath(drop_prob)
+        self.drop_path = SwinHfDropPath(drop_path_rate(config, stage, block))
 
     def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, None]:
         """The map after the block; there are no attention weights."""

@@ -17,7 +17,7 @@ from .configuration_swin_hf import SwinHfConfig
 from .convolutions_swin_hf import SwinHfConvDownsample, SwinHfConvStem, SwinHfLocalConv, SwinHfMBConv
 from .resizing_swin_hf import resize_position_embeddings
 from .tokens_swin_hf import cut_windows, join, join_windows, split_for_cpu
-from .training_layers_swin_hf import SwinHfCheckpointedLayer, SwinHfDropPath
+from .training_layers_swin_hf import SwinHfCheckpointedLayer, SwinHfDropPath, drop_path_rate
 from .windows import attention_mask, fit_window, log_spaced_offsets, pad_map, relative_position_index
 
 MAX_LOGIT_SCALE = math.log(100.0)  # cosine attention divides by a temperature of at least 0.01 (V2, section 3.3)
@@ -47,7 +47,7 @@ class SwinHfPatchEmbeddings(nn.Module):
 
     def __init__(self, config: SwinHfConfig):
         super().__init__()
-        self.num_channels, self.patch_size = config.num_channels, config.patch_height_width
+        self.patch_size = config.patch_height_width
         self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, stride=self.patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -375,16 +375,10 @@ class SwinHfPatchMerging(nn.Module):
         return self.reduction(apply_norm(self.norm, groups, self.norm_kind))
 
 
-def drop_path_rate(config: SwinHfConfig, stage: int, block: int) -> float:
-    """The share of samples that leave out a block, which rises evenly from block to block (Huang et al. 2016)."""
-    last_block = max(sum(config.depths) - 1, 1)
-    return config.drop_path_rate * (sum(config.depths[:stage]) + block) / last_block
-
-
 def make_block(config: SwinHfConfig, stage: int, block: int) -> SwinHfBlock | SwinHfMBConv:
     """A block of the kind that the config asks for in this stage."""
     if config.is_convolutional(stage):
-        return SwinHfMBConv(config, stage, block, drop_path_rate(config, stage, block))
+        return SwinHfMBConv(config, stage, block)
     return SwinHfBlock(config, stage, block)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .configuration_swin_hf import SwinHfConfig, named_classes
+from .configuration_swin_hf import SwinHfConfig
+from .weight_config import class_names, stage_and_block, timm_image_size
 from .weight_files import ConversionError, WeightFiles
 
 TIMM_START, AUTHORS_START = "patch_embed.conv1.conv.weight", "patch_embed.seq.0.c.weight"
@@ -123,12 +124,9 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
         num_channels = source[TIMM_START].shape[1]
     except (KeyError, ValueError) as error:
         raise ConversionError(f"{files.name} must be a whole TinyViT of timm or of its authors, but lacks {error}") from error
-    pretrained = files.config.get("pretrained_cfg") or {}
-    side = image_size or (pretrained.get("input_size") or [0, 0])[1] or windows[-1] * PIXELS_OF_TOKEN
-    names = files.config.get("label_names") or pretrained.get("label_names")
     return SwinHfConfig(
         **FIXED,
-        image_size=side,
+        image_size=image_size or timm_image_size(files) or windows[-1] * PIXELS_OF_TOKEN,
         num_channels=num_channels,
         embed_dim=dims[0],
         stage_dims=dims,
@@ -142,14 +140,14 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
         mbconv_ratio=mbconv_ratio,
         local_conv=local_conv,
         drop_path_rate=0.0,
-        **(named_classes(names) if names else {}),
+        **class_names(files),
     )
 
 
 def from_timm(name: str, weight: torch.Tensor, config: SwinHfConfig) -> torch.Tensor:
     """The value here, under `name`, of a weight of timm's TinyViT."""
     if joined := JOINED.search(name):
-        stage, _ = _stage_and_block(name)
+        stage, _ = stage_and_block(name)
         by_head = weight.unflatten(0, (config.num_heads[stage], 3, -1))  # (h, 3, d, ..)
         return by_head[:, "qkv".index(joined[1])].flatten(0, 1).clone()
     if name.endswith("relative_position_bias_table"):
@@ -186,7 +184,7 @@ def _biases_of_distances(table: torch.Tensor, name: str, config: SwinHfConfig) -
     Raises:
         ConversionError: an offset and its mirror image have different ones.
     """
-    stage, block = _stage_and_block(name)
+    stage, block = stage_and_block(name)
     side = config.stage_window(stage)[0]
     by_offset = table.t().unflatten(1, (2 * side - 1, 2 * side - 1))
     if not (torch.equal(by_offset, by_offset.flip(1)) and torch.equal(by_offset, by_offset.flip(2))):
@@ -195,11 +193,6 @@ def _biases_of_distances(table: torch.Tensor, name: str, config: SwinHfConfig) -
             "offset and its mirror image, got others, as training makes them; keep it in the format of swin_hf"
         )
     return by_offset[:, side - 1 :, side - 1 :].flatten(1).contiguous()
-
-
-def _stage_and_block(name: str) -> tuple[int, int]:
-    stage, block = re.search(r"layers\.(\d+)\.blocks\.(\d+)\.", name).groups()
-    return int(stage), int(block)
 
 
 def difference_to_tiny_vit(config: SwinHfConfig) -> str:

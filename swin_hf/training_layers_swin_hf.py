@@ -9,6 +9,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .configuration_swin_hf import SwinHfConfig
+
+
+def drop_path_rate(config: SwinHfConfig, stage: int, block: int) -> float:
+    """The share of samples that leave out a block, which rises evenly from block to block (Huang et al. 2016)."""
+    last_block = max(sum(config.depths) - 1, 1)
+    return config.drop_path_rate * (sum(config.depths[:stage]) + block) / last_block
+
 
 class SwinHfDropPath(nn.Module):
     """Stochastic depth per sample (Huang et al. 2016, arXiv:1603.09382): identity outside training."""

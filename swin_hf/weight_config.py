@@ -79,11 +79,12 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
         qkv_bias=f"{first[0]}.attn.{'q_bias' if version == 2 else 'qkv.bias'}" in source,
         use_absolute_embeddings="absolute_pos_embed" in source,
         hidden_act=arguments.get("act_layer") or "gelu",
-        **_labels(files),
+        **class_names(files),
     )
 
 
-def _labels(files: WeightFiles) -> dict[str, Any]:
+def class_names(files: WeightFiles) -> dict[str, Any]:
+    """What a config says of the classes that timm's `config.json` names; nothing if it names none."""
     names = files.config.get("label_names") or (files.config.get("pretrained_cfg") or {}).get("label_names")
     return named_classes(names) if names else {}
 
@@ -97,9 +98,13 @@ def _timm_windows(files: WeightFiles) -> tuple[int | list[int] | None, int | Non
     return arguments.get("window_size") or to_window or window, *pretrained
 
 
-def _timm_image_size(files: WeightFiles) -> int | list[int] | None:
+def timm_image_size(files: WeightFiles) -> int | list[int] | None:
+    """In pixels, height and width where they differ; None if timm's `config.json` does not tell."""
     input_size = (files.config.get("pretrained_cfg") or {}).get("input_size")  # (channels, height, width)
-    return (files.config.get("model_args") or {}).get("img_size") or (input_size[1] if input_size else None)
+    told = (files.config.get("model_args") or {}).get("img_size") or (input_size[1] if input_size else None)
+    if told is None or isinstance(told, int):
+        return told
+    return told[0] if told[0] == told[1] else list(told)
 
 
 def _windows(
@@ -149,9 +154,8 @@ def _image_size(
     source: dict[str, torch.Tensor], files: WeightFiles, sizes: SourceSizes, patch: tuple[int, int]
 ) -> int | list[int]:
     """As it was given, or from timm's config, from the masks of shifted windows (nW, N, N) or from absolute positions."""
-    told = sizes.image_size or _timm_image_size(files)
-    if told:
-        return told if isinstance(told, int) else told[0] if told[0] == told[1] else list(told)
+    if told := sizes.image_size or timm_image_size(files):
+        return told
     masks = {int(name.split(".")[1]): weight for name, weight in source.items() if name.endswith(".attn_mask")}
     stage, mask = min(masks.items(), default=(0, None))
     if mask is not None and math.isqrt(mask.shape[0]) ** 2 == mask.shape[0]:  # other images are not square
@@ -196,9 +200,15 @@ def stock_v2_difference(config: SwinHfConfig) -> str:
     return ""
 
 
+def stage_and_block(name: str) -> tuple[int, int]:
+    """Those that a weight with this name belongs to."""
+    stage, block = (int(part) for part in name.split(".") if part.isdigit())
+    return stage, block
+
+
 def windows_of_table(name: str, config: SwinHfConfig) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
     """Stage and block of a table of position biases, the model's window, and that window limited to the stage's map."""
-    stage, block = (int(part) for part in name.split(".") if part.isdigit())
+    stage, block = stage_and_block(name)
     window = config.stage_window(stage)
     return stage, block, window, tuple(map(min, window, map_size(config, stage)))
 

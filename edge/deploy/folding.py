@@ -131,8 +131,13 @@ def _like(layer: nn.Linear | nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor
 def conv(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
     """A convolution like `layer`, with its stride, padding and groups, of these weights."""
     made = nn.Conv2d(
-        *(weight.shape[1] * layer.groups, weight.shape[0], layer.kernel_size),
-        **{"stride": layer.stride, "padding": layer.padding, "groups": layer.groups, "bias": bias is not None},
+        in_channels=weight.shape[1] * layer.groups,
+        out_channels=weight.shape[0],
+        kernel_size=layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        groups=layer.groups,
+        bias=bias is not None,
     )
     return _with_values(made, weight, bias)
 

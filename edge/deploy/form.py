@@ -66,11 +66,12 @@ class DeployEncoder(nn.Module):
         height, width = self.embeddings.grid
         self.grids, self.are_maps = [(height, width)], [isinstance(self.embeddings, WITH_MAPS)]
         self.stages = nn.ModuleList()
+        last = self.embeddings
         for stage in swin.encoder.layers:
             blocks = [deploy_block(block, height, width, plan) for block in stage.blocks]
             downsample = None if stage.downsample is None else deploy_downsample(stage.downsample, height, width, plan)
-            came_as_map = self.are_maps[-1] if len(self.grids) == 1 else isinstance(self.stages[-1].downsample, WITH_MAPS)
-            self.stages.append(DeployStage(blocks, downsample, came_as_map, (height, width)))
+            self.stages.append(DeployStage(blocks, downsample, isinstance(last, WITH_MAPS), (height, width)))
+            last = downsample
             self.grids.append((height, width))
             self.are_maps.append(isinstance(blocks[-1], WITH_MAPS))
             height, width = (height + 1) // 2, (width + 1) // 2
@@ -84,10 +85,10 @@ class DeployEncoder(nn.Module):
         return outputs
 
     def to_tokens(self, number: int) -> nn.Module:
-        return ToTokens() if self.are_maps[number] else nn.Identity()
+        return between(self.are_maps[number], False, self.grids[number])
 
     def to_map(self, number: int) -> nn.Module:
-        return nn.Identity() if self.are_maps[number] else ToMap(*self.grids[number])
+        return between(self.are_maps[number], True, self.grids[number])
 
 
 class DeployStage(nn.Module):
