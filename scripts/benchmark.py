@@ -4,7 +4,9 @@ python scripts/benchmark.py model                                  # forward and
 python scripts/benchmark.py model --batch_sizes 1 --modes eager    # some of the cases
 python scripts/benchmark.py train                                  # trainings against the loop of transformers' example
 python scripts/benchmark.py edge                                   # programs for the device compared with other engines
-python scripts/benchmark.py edge --frontier                        # programs compared with timm's models for phones
+python scripts/benchmark.py edge --parts frontier                  # programs compared with timm's models for phones
+python scripts/benchmark.py edge --parts grid                      # what choices of a student cost
+python scripts/benchmark.py students                               # accuracy and latency of small architectures (hours)
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -24,6 +26,7 @@ quieten()  # before the imports that print warnings
 import torch
 from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
+from benchmark_students import benchmark_students, work_student
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
 from edge.device.commands import positive
@@ -90,19 +93,34 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(name, type=int)
     command.set_defaults(run=work_training)
     command = commands.add_parser("edge", help="programs for the device against other engines and models")
-    command.add_argument("--parts", nargs="+", default=["peers", "students"], choices=list(EDGE_PARTS))
+    command.add_argument("--parts", nargs="+", default=["peers", "grid"], choices=list(EDGE_PARTS))
     command.add_argument(
         "--checkpoints", nargs="+", type=Path, default=[], metavar="DIR", help="fine-tuned classifiers, for --parts accuracy"
     )
     command.add_argument("--recipes", nargs="+", default=["int8", "int8-static", "int8-dynamic"], choices=list(RECIPES))
-    command.add_argument(
-        "--frontier", dest="parts", action="store_const", const=["frontier"], help="only the comparison with timm's models"
-    )
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS), help="model to compare across engines")
     command.add_argument("--threads", type=positive, default=os.cpu_count())
     command.add_argument("--repeats", type=positive, default=100)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
     command.set_defaults(run=benchmark_edge)
+    command = commands.add_parser("students", help="accuracy against latency of small architectures, trained here")
+    command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command.add_argument("--epochs", type=positive, default=12)
+    rates = [1e-3, 2e-3, 4e-3]
+    command.add_argument(
+        "--learning_rates", nargs="+", type=float, default=rates, help="the best of them is taken for each kind"
+    )
+    command.add_argument(
+        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
+    )
+    command.add_argument("--threads", type=positive, default=os.cpu_count(), help="of the programs, when they are timed")
+    command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/students.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_students)
+    command = commands.add_parser("student-worker", help="one training of such an architecture (internal)")
+    command.add_argument("training", type=json.loads)
+    command.add_argument("--threads", type=positive, default=1)
+    command.set_defaults(run=work_student)
     return parser
 
 

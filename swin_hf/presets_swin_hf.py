@@ -6,8 +6,6 @@ documentation lists their parameters and multiply-accumulate operations.
 
 from .configuration_swin_hf import SwinHfConfig
 
-EDGE = {"image_size": 224, "window_size": 7, "hidden_act": "relu", "drop_path_rate": 0.0, "weight_init": "fan_in"}
-
 
 def swin_tiny(**changes) -> SwinHfConfig:
     """Swin-T (Liu et al. 2021, arXiv:2103.14030, section 3.3)."""
@@ -92,23 +90,32 @@ def _windows(side: int) -> dict:
     return {"window_size": side, "stage_windows": [side, side, 2 * side, side]}
 
 
-# For phones: most blocks in the third stage, where a map is small enough for attention to cost little, heads of at least 16
-# channels, since the softmax costs by the head, and ReLU, which the backend merges into the layer before it.
+# For phones: convolutions where the map is large, windows where it is small, and most blocks in the third stage. They have the
+# shape of TinyViT with smaller windows, heads of 32 channels, since the softmax costs by the head, and less depth where blocks
+# cost most. `scripts/benchmark.py edge --parts grid` measures what each choice costs.
+
+_EDGE = {
+    **{"stem": "conv", "downsample": "conv", "local_conv": 3, "shift_windows": False, "norm_after_pooling": True},
+    **{"stage_blocks": ["conv", "window", "window", "window"], "window_size": 7},
+    **{"drop_path_rate": 0.0, "weight_init": "fan_in"},
+}
 
 
 def swin_edge_small(**changes) -> SwinHfConfig:
     """The smallest student, for the weakest phones."""
-    return _config(changes, **EDGE, embed_dim=32, depths=[1, 1, 4, 1], num_heads=[2, 2, 4, 8], mlp_ratio=3.0)
+    return _config(changes, **_EDGE, embed_dim=32, depths=[1, 1, 4, 1], num_heads=[1, 2, 4, 8], mbconv_ratio=3.0)
 
 
 def swin_edge_medium(**changes) -> SwinHfConfig:
     """The medium student: the one to start with."""
-    return _config(changes, **EDGE, embed_dim=48, depths=[1, 1, 5, 1], num_heads=[2, 3, 6, 12])
+    widths = {"embed_dim": 48, "stage_dims": [48, 96, 160, 320], "num_heads": [1, 3, 5, 10]}
+    return _config(changes, **_EDGE, **widths, depths=[1, 1, 6, 2])
 
 
 def swin_edge_large(**changes) -> SwinHfConfig:
     """The largest student, for when accuracy counts more than a few milliseconds."""
-    return _config(changes, **EDGE, embed_dim=64, depths=[1, 1, 6, 1], num_heads=[2, 4, 8, 16])
+    widths = {"embed_dim": 64, "stage_dims": [64, 128, 256, 448], "num_heads": [2, 4, 8, 14]}
+    return _config(changes, **_EDGE, **widths, depths=[1, 2, 6, 2])
 
 
 def _config(changes: dict, **preset) -> SwinHfConfig:

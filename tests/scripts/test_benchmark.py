@@ -8,7 +8,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-from benchmark_edge import paired_difference, weight_bytes
+from benchmark_edge import paired_difference
+from benchmark_frontier import on_the_frontier
+from benchmark_programs import weight_bytes
+from benchmark_students import mean_and_interval
 
 from edge.lower.recipes import RECIPES
 
@@ -48,3 +51,16 @@ def test_weight_bytes_by_hand(make_model):
     assert weight_bytes(model, RECIPES["fp32"]) == 4 * numbers
     assert weight_bytes(model, RECIPES["fp16"]) == 2 * numbers
     assert weight_bytes(model, RECIPES["int8"]) == sum(matrices.values()) + 4 * rows + 4 * others
+
+
+def test_frontier_keeps_what_nothing_else_beats():
+    points = [(3.0, 80.0), (1.0, 70.0), (2.0, 69.0), (3.0, 81.0), (4.0, 81.0), (5.0, 90.0)]
+    assert on_the_frontier(points) == [(1.0, 70.0), (3.0, 81.0), (5.0, 90.0)]
+
+
+def test_interval_of_three_seeds_by_hand():
+    # Mean 0.5, deviation 0.1; Student's t for 2 degrees of freedom and 97.5 % is 4.303.
+    mean, (low, high) = mean_and_interval([0.4, 0.5, 0.6])
+    assert mean == pytest.approx(0.5)
+    assert [mean - low, high - mean] == pytest.approx([4.303 * 0.1 / np.sqrt(3)] * 2, rel=1e-3)
+    assert mean_and_interval([0.4]) == (0.4, None)

@@ -19,7 +19,7 @@ from distill.training.models import ModelError
 from distill.training.optimisation import LayerError
 from distill.training.tasks.classification import ImageClassification
 
-SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2]}"
+SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
 SHARED = ["--config", "digits", "--image_size", "16", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
 SHARED += ["--teacher_epochs", "1", "--student_epochs", "1", "--student_args", SMALL]
 

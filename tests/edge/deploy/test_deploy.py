@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from edge.deploy.form import DeployError, deploy
 from edge.deploy.position_bias import LaidOutBias
 from edge.deploy.view import InputView
-from swin_hf import SwinHfBackbone
+from swin_hf import SwinHfBackbone, SwinHfForImageClassification
 from swin_hf.layers_swin_hf import bias_of_pairs
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -163,6 +163,14 @@ def test_maps_of_a_hybrid_backbone_are_the_models(make_config, kind):
     maps = deploy(model, view_of(config, batch_size=2))(pixels)
     for feature_map, expected in zip(maps, model(normalised(pixels)).feature_maps, strict=True):
         assert_same(feature_map, expected)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_models_whose_biases_are_zero_have_a_deploy_form(make_config, kind, norm):
+    config = make_config(**KINDS[kind] | {"norm": norm})
+    model, pixels = SwinHfForImageClassification(config).eval(), torch.rand(1, 3, *config.image_height_width)
+    assert_same(deploy(model, view_of(config))(pixels), model(normalised(pixels)).logits)
 
 
 def test_deploy_form_has_four_dimensions_at_most(make_model):

@@ -1,0 +1,154 @@
+"""The frontier of phones: published accuracy against the latency of int8 programs, ours and those of timm's models."""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier
+from PIL import Image
+from torch import nn
+
+from edge.compare.macs import count_macs
+from edge.compare.peers import rows_of
+from edge.device.image import to_pixel_values
+from edge.lower.recipes import RECIPES
+from swin_hf.presets_swin_hf import PRESETS
+
+REFERENCE = "swin_tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What others published of a model.
+
+    side: of the image in pixels. top1: accuracy on ImageNet-1k in percent, or None if there are no published weights.
+    source: of the accuracy, and what the weights were trained with beyond ImageNet-1k.
+    """
+
+    top1: float | None = None
+    source: str = ""
+    side: int = 224
+
+
+OURS = {
+    "swin_edge_small": Known(),
+    "swin_edge_medium": Known(),
+    "swin_edge_large": Known(),
+    "tiny_vit_5m": Known(top1=80.7, source="arXiv:2207.10666, distilled on ImageNet-22k"),
+    "tiny_vit_11m": Known(top1=83.2, source="arXiv:2207.10666, distilled on ImageNet-22k"),
+    "tiny_vit_21m": Known(top1=84.8, source="arXiv:2207.10666, distilled on ImageNet-22k"),
+    "swin_tiny": Known(top1=81.3, source="arXiv:2103.14030"),
+}
+RIVALS = {  # by timm's name
+    "mobilenetv4_conv_medium": Known(top1=79.9, source="arXiv:2404.10518", side=256),
+    "mobilenetv4_hybrid_medium": Known(top1=82.4, source="timm's weights, trained on ImageNet-12k first", side=256),
+    "repvit_m1_1": Known(top1=81.2, source="arXiv:2307.09283, distilled for 450 epochs"),
+    "repvit_m1_5": Known(top1=82.5, source="arXiv:2307.09283, distilled for 450 epochs"),
+    "repvit_m2_3": Known(top1=83.7, source="arXiv:2307.09283, distilled for 450 epochs"),
+    "efficientformerv2_s2": Known(top1=82.0, source="arXiv:2212.08059, distilled for 450 epochs"),
+    "efficientvit_b1": Known(top1=79.4, source="arXiv:2205.14756"),
+    "efficientvit_b2": Known(top1=82.1, source="arXiv:2205.14756"),
+    "edgenext_small": Known(top1=79.4, source="arXiv:2206.10589", side=256),
+    "tiny_vit_5m_224": Known(top1=80.7, source="the same weights as tiny_vit_5m, lowered the ordinary way"),
+}
+
+
+def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
+    """Measure our presets, and timm's models lowered as ExecuTorch's tutorials do; writes a picture beside the report."""
+    contenders, left_out, facts = [], {}, {}
+    for name, known in ({REFERENCE: OURS[REFERENCE]} | OURS).items():
+        model = random_classifier(PRESETS[name](num_labels=1000))
+        made = make_program(model, RECIPES["int8"], work_dir / f"{name}.pte")
+        contenders.append(replace(made.contender, name=name))
+        facts[name] = vars(known) | {"size_bytes": made.size_bytes} | size_of(model, known.side)
+    for name, known in RIVALS.items():
+        file = work_dir / f"{name}.pte"
+        try:
+            model = timm_model(name)
+            facts[name] = vars(known) | size_of(model, known.side)
+            facts[name]["size_bytes"] = lower_ordinarily(model, "int8", normalised_crops(known.side), file)
+        except Exception as error:  # other projects raise anything; the error is the reason why it is left out
+            left_out[name] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        contenders.append(program_contender(name, file, (1, 3, known.side, known.side)))
+    rows = rows_of(contenders, left_out, arguments.repeats, arguments.threads)
+    print(f"\n| model, int8 | p50, ms | of {REFERENCE} | M parameters | .pte, MB | published top-1, % | of |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        if "p50_ms" not in row:
+            print(f"| {row['name']} | left out: {row['skipped']} | | | | | |")
+            continue
+        fact = facts[row["name"]]
+        row |= fact
+        print(
+            f"| {row['name']} | {row['p50_ms']:.1f} | {row['ratio']:.2f} | {fact['parameters'] / 1e6:.1f} | "
+            f"{fact['size_bytes'] / 1e6:.1f} | {fact['top1'] or '-'} | {fact['source']} |"
+        )
+    plot_frontier(rows, arguments.output_file.with_name("frontier.png"))
+    return {"rows": rows}
+
+
+def size_of(model: nn.Module, side: int) -> dict[str, int]:
+    """Parameters and multiply-accumulates of a model."""
+    macs = count_macs(model, torch.zeros(1, 3, side, side))
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "macs": macs}
+
+
+def timm_model(name: str) -> nn.Module:
+    """A model of timm in its form for inference, with random weights; equal tensors would be stored only once."""
+    import timm
+    from timm.utils.model import reparameterize_model
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return reparameterize_model(model)
+
+
+def normalised_crops(side: int) -> list[torch.Tensor]:
+    """Crops of photographs as inputs (1, 3, side, side), roughly in [-1, 1]."""
+    crops = (to_pixel_values(one.image, side, side, Image.Resampling.BICUBIC) for one in photograph_crops())
+    return [2 * torch.from_numpy(values) - 1 for values in crops]
+
+
+def on_the_frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (cost, gain), those that no other one equals or beats in both; the cheapest first."""
+    best, kept = -np.inf, []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if gain > best:
+            best = gain
+            kept.append((cost, gain))
+    return kept
+
+
+def plot_frontier(rows: list[dict], path: Path) -> None:
+    """Published accuracy against latency; models without published weights are marks on the axis of latencies."""
+    measured = [row for row in rows if "p50_ms" in row]
+    known = [row for row in measured if row["top1"]]
+    lowest = min(row["top1"] for row in known) - 0.6
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    line = on_the_frontier([(row["p50_ms"], row["top1"]) for row in known])
+    axes.plot(*zip(*line), color="0.75", zorder=0, label="the frontier: nothing is faster and more accurate")
+    for kind, colour, marker, chosen in (
+        ("models of others", "C7", "o", [row for row in known if row["name"] not in OURS]),
+        ("ours", "C0", "s", [row for row in known if row["name"] in OURS]),
+    ):
+        axes.scatter([row["p50_ms"] for row in chosen], [row["top1"] for row in chosen], c=colour, marker=marker, label=kind)
+    for row in measured:
+        height = row["top1"] or lowest
+        axes.annotate(row["name"], (row["p50_ms"], height), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    unknown = [row["p50_ms"] for row in measured if not row["top1"]]
+    axes.scatter(unknown, [lowest] * len(unknown), marker="|", s=90, c="C0", label="ours, no weights trained on ImageNet")
+    axes.set(xscale="log", xlabel="latency of the int8 program, ms (median)", ylabel="published top-1 of ImageNet-1k, %")
+    ticks = (2, 3, 5, 10, 20, 50)
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

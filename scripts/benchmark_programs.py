@@ -1,0 +1,146 @@
+"""Programs that benchmarks compare: ours, by a recipe, and models of others, lowered as ExecuTorch's tutorials do."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+from executorch.exir import to_edge_transform_and_lower
+from executorch.runtime import Runtime
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from edge.compare.engines import Contender
+from edge.deploy.form import deploy
+from edge.device.labelled import LabelledImage
+from edge.device.parity import Parity, compare
+from edge.export.checkpoint import input_contract, input_view, model_outputs
+from edge.export.images import method_inputs
+from edge.lower.lowering import lower, trace
+from edge.lower.quantize import in_precision
+from edge.lower.recipes import Recipe
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+
+NUM_CROPS = 16  # of scikit-learn's photographs
+
+
+@dataclass(frozen=True)
+class Made:
+    """A program of ours: its contender, its size, the size of its weights and its delegates."""
+
+    contender: Contender
+    size_bytes: int
+    weight_bytes: int
+    num_delegates: int
+
+
+def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
+    """A model with random weights and no tensor of zeros, since equal tensors would be stored only once."""
+    torch.manual_seed(0)
+    model = SwinHfForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_position_bias_table" in name:
+                parameter.normal_()
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                part.running_mean.uniform_(-0.1, 0.1)
+                part.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def make_program(
+    model: SwinHfForImageClassification, recipe: Recipe, file: Path, calibration: list[LabelledImage] | None = None
+) -> Made:
+    """Lower a model by a recipe, with scales found on some images, by default crops of photographs; nothing is checked."""
+    processor = processor_of(model.config)
+    contract = input_contract(model.config, processor)
+    arrays = method_inputs(calibration or photograph_crops(), contract, contract.one_image)
+    images = [torch.from_numpy(array) for array in arrays]
+    deployed = deploy(model, input_view(processor, contract, **contract.one_image), compact=recipe.is_quantized)
+    lowered = lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, {})
+    file.write_bytes(lowered.program)
+    return Made(
+        contender=program_contender(recipe.name, file, contract.shape()),
+        size_bytes=len(lowered.program),
+        weight_bytes=weight_bytes(model, recipe),
+        num_delegates=lowered.num_delegates,
+    )
+
+
+def closeness(model: SwinHfForImageClassification, made: Made) -> Parity:
+    """How closely a program follows its model on crops of photographs."""
+    processor = processor_of(model.config)
+    contract = input_contract(model.config, processor)
+    inputs = method_inputs(photograph_crops(), contract, contract.one_image)
+    reference = model_outputs(model, processor, inputs, [f"crop {number}" for number in range(len(inputs))])
+    method = Runtime.get().load_program(made.contender.file).load_method("forward")
+    outputs = [method.execute([torch.from_numpy(x)])[0].numpy().copy() for x in inputs]
+    return compare(np.concatenate(outputs), reference)
+
+
+def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
+    """Bytes of the parameters: for int8, matrices and kernels in int8 with a scale per row; all else in the recipe's floats.
+
+    Batch normalisation is part of the convolution before it, to which it gives a bias.
+    """
+    size = 2 if recipe.float_dtype == "float16" else 4
+    total = 0
+    for name, parameter in model.named_parameters():
+        is_patches = "patch_embeddings.projection" in name  # in float
+        dims = (2, 4) if recipe.is_calibrated else (2,)  # kernels are quantized with scales from calibration alone
+        is_matrix = parameter.ndim in dims and not is_patches and "table" not in name and "position_bias_mlp" not in name
+        if recipe.is_quantized and is_matrix:
+            total += parameter.numel() + size * parameter.shape[0]
+        elif re.search(r"\.(expand|depthwise|project|convs\.\d+)\.norm\.weight$", name):
+            continue
+        else:
+            total += size * parameter.numel()
+    return total
+
+
+def lower_ordinarily(model: nn.Module, precision: str, inputs: Sequence[torch.Tensor], file: Path) -> int:
+    """Lower a model of others as ExecuTorch's tutorials do; returns the bytes of the program.
+
+    precision: "fp32", or "int8" with XNNPACK's quantizer for the whole model, whose scales are found on `inputs`.
+    """
+    exported = torch.export.export(model, (inputs[0],), strict=True)
+    if precision == "int8":
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        prepared = prepare_pt2e(exported.module(), quantizer)
+        with torch.no_grad():
+            for pixel_values in inputs:
+                prepared(pixel_values)
+        exported = torch.export.export(convert_pt2e(prepared), (inputs[0],), strict=True)
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+    file.write_bytes(program)
+    return len(program)
+
+
+def photograph_crops() -> list[LabelledImage]:
+    """Crops of scikit-learn's two photographs."""
+    rng, crops, photographs = np.random.default_rng(0), [], load_sample_images().images
+    for number in range(NUM_CROPS):
+        photograph = photographs[number % 2]
+        side = int(rng.integers(200, 400))
+        top, left = (int(rng.integers(0, length - side + 1)) for length in photograph.shape[:2])
+        crops.append(LabelledImage(Image.fromarray(photograph[top : top + side, left : left + side]), None))
+    return crops
+
+
+def program_contender(name: str, file: Path, shape: tuple[int, ...]) -> Contender:
+    """A program to be timed, with its input's shape."""
+    return Contender(name=name, engine="executorch", file=str(file), shape=shape)
+
+
+def processor_of(config: SwinHfConfig) -> SwinHfImageProcessorPil:
+    """An image processor for images of the model's size."""
+    height, width = config.image_height_width
+    return SwinHfImageProcessorPil(size={"height": height, "width": width})

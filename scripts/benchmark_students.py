@@ -1,0 +1,316 @@
+"""Which architecture should a student have? Accuracy measured here against the latency of int8 programs, on digit scenes.
+
+Every model starts from random weights and is trained with the same images, augmentation and number of steps, by the same
+optimiser. The learning rate of each kind is the one of `--learning_rates` that is best on validation images.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from benchmark_edge import split_examples
+from benchmark_frontier import on_the_frontier, size_of
+from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender
+from scipy import stats
+from torch import nn
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    set_seed,
+)
+
+from distill.data.finding import find_images
+from distill.data.targets import CLASSES
+from distill.training.finetune import finetune
+from distill.training.settings import parse_finetune_settings
+from edge.compare.engines import open_executorch
+from edge.compare.peers import rows_of
+from edge.device.environment import describe_machine, environment_of_child, installed_versions
+from edge.device.errors import ExplainedError
+from edge.device.labelled import LabelledImage
+from edge.export.checkpoint import input_contract
+from edge.lower.recipes import RECIPES
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf.output_folders import write_json
+
+SIDE, NUM_CLASSES = 64, 10
+DATASET, CONFIG = "digit-scenes", "digit_scenes_classes"
+PURE, HYBRID, RESNET, MOBILENET = "pure Swin", "hybrid", "ResNet", "MobileNetV2"
+TUNING_SEED = 1000  # of no training that counts
+PROCESSOR = SwinHfImageProcessorPil(size={"height": SIDE, "width": SIDE})
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model to train; `build` makes it with new weights."""
+
+    kind: str
+    size: str
+    build: Callable[[], PreTrainedModel]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.size}"
+
+
+def swin(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClassification:
+    sizes = {"embed_dim": dims[0], "stage_dims": dims, "depths": depths, "num_heads": [max(dim // 32, 2) for dim in dims]}
+    training = {"weight_init": "fan_in", "drop_path_rate": 0.0}
+    return SwinHfForImageClassification(
+        SwinHfConfig(**{"image_size": SIDE, "window_size": 4, "num_labels": NUM_CLASSES} | sizes | training | choices)
+    )
+
+
+def hybrid(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClassification:
+    """As the presets for phones: convolutions where the map is large, windows where it is small."""
+    blocks = ["conv"] + ["window"] * (len(dims) - 1)
+    convolutions = {"stem": "conv", "downsample": "conv", "local_conv": 3, "stage_blocks": blocks}
+    return swin(dims, depths, **convolutions | {"shift_windows": False, "norm_after_pooling": True} | choices)
+
+
+def resnet(widths: list[int], depths: list[int]) -> ResNetForImageClassification:
+    """transformers' ResNet of basic blocks, with all of its stages: maps of 16, 8, 4 and 2 positions a side."""
+    sizes = {"embedding_size": widths[0], "hidden_sizes": widths, "depths": depths, "layer_type": "basic"}
+    return ResNetForImageClassification(ResNetConfig(num_labels=NUM_CLASSES, downsample_in_first_stage=False, **sizes))
+
+
+def mobilenet(multiplier: float) -> MobileNetV2ForImageClassification:
+    """transformers' MobileNetV2 with a stride of 8: its own 32 leaves 2 x 2 positions of 64 pixels, and it learns nothing."""
+    sizes = {"depth_multiplier": multiplier, "output_stride": 8, "image_size": SIDE}
+    return MobileNetV2ForImageClassification(
+        MobileNetV2Config(num_labels=NUM_CLASSES, classifier_dropout_prob=0.0, tf_padding=False, **sizes)
+    )
+
+
+STUDENTS = [
+    Student(PURE, "widths 32 to 128", lambda: swin([32, 64, 128], [1, 1, 2])),
+    Student(PURE, "widths 48 to 192", lambda: swin([48, 96, 192], [1, 1, 2])),
+    Student(HYBRID, "widths 24 to 96", lambda: hybrid([24, 48, 96], [1, 1, 2])),
+    Student(HYBRID, "widths 32 to 128", lambda: hybrid([32, 64, 128], [1, 1, 2])),
+    Student(HYBRID, "widths 48 to 192", lambda: hybrid([48, 96, 192], [1, 1, 2])),
+    Student(RESNET, "widths 16 to 128", lambda: resnet([16, 32, 64, 128], [1, 1, 1, 1])),
+    Student(RESNET, "widths 32 to 256", lambda: resnet([32, 64, 128, 256], [1, 1, 1, 1])),
+    Student(RESNET, "widths 32 to 256, twice as deep", lambda: resnet([32, 64, 128, 256], [2, 2, 2, 2])),
+    Student(MOBILENET, "multiplier 0.35", lambda: mobilenet(0.35)),
+    Student(MOBILENET, "multiplier 0.75", lambda: mobilenet(0.75)),
+]
+TUNED = {student.kind: student for student in STUDENTS[::-1]}  # the smallest of each kind
+BY_NAME = {student.name: student for student in STUDENTS}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to run: of a student, by name, from a seed."""
+
+    student: str
+    seed: int
+    learning_rate: float
+    epochs: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.student}, seed {self.seed}, learning rate {self.learning_rate:g}, {self.epochs} epochs"
+
+
+def benchmark_students(arguments: argparse.Namespace) -> None:
+    """Train, quantize, run and time all students. Trainings that are in `arguments.output_file` are not repeated."""
+    report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
+    report |= {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
+        "epochs": arguments.epochs,
+    }
+    done = report.setdefault("trainings", {})
+    tuning = [
+        Training(student.name, TUNING_SEED, rate, arguments.epochs)
+        for student in TUNED.values()
+        for rate in arguments.learning_rates
+    ]
+    train_all(tuning, done, arguments, report)
+    rates = {kind: best_rate(kind, tuning, done) for kind in TUNED}
+    trainings = [
+        Training(student.name, seed, rates[student.kind], arguments.epochs) for seed in arguments.seeds for student in STUDENTS
+    ]
+    train_all(trainings, done, arguments, report)
+    with tempfile.TemporaryDirectory() as work_dir:
+        rows = timed(arguments, Path(work_dir))
+    for row in rows:
+        runs = [done[training.key] for training in trainings if training.student == row["name"]]
+        row |= {"learning_rate": rates[BY_NAME[row["name"]].kind], "num_seeds": len(runs)}
+        for figure in ("model", "program"):
+            row[figure], row[f"{figure}_interval"] = mean_and_interval([run[figure] for run in runs])
+    report |= {"learning_rates": rates, "rows": rows}
+    write_json(arguments.output_file, report)
+    print(described(rows))
+    plot_students(rows, arguments.output_file.with_suffix(".png"))
+    print(f"-> {arguments.output_file} and its picture")
+
+
+def train_all(trainings: list[Training], done: dict[str, dict], arguments: argparse.Namespace, report: dict) -> None:
+    """Run the trainings that are not in `done`, several processes at a time, and write the report after each."""
+    lock = Lock()
+
+    def run(training: Training) -> None:
+        figures = run_worker(training, max((os.cpu_count() or 1) // arguments.processes, 1))
+        with lock:
+            done[training.key] = figures
+            write_json(arguments.output_file, report)
+        print(f"{training.key}: {json.dumps(done[training.key])}", flush=True)
+
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        list(pool.map(run, [training for training in trainings if training.key not in done]))
+
+
+def run_worker(training: Training, threads: int) -> dict:
+    """The figures of a training in a process of its own.
+
+    Raises:
+        ExplainedError: it failed; the message is the end of its stderr.
+    """
+    command = [sys.executable, str(Path(__file__).parent / "benchmark.py"), "student-worker", json.dumps(vars(training))]
+    environment = environment_of_child() | {"OMP_NUM_THREADS": str(threads)}
+    worker = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if worker.returncode:
+        raise ExplainedError(f"the training {training.key} failed: {worker.stderr.strip()[-500:]}")
+    return json.loads(worker.stdout.splitlines()[-1])
+
+
+def work_student(arguments: argparse.Namespace) -> None:
+    """One training, its int8 program, and the accuracy of both, printed as JSON."""
+    training = Training(**arguments.training)
+    set_seed(training.seed)
+    model = BY_NAME[training.student].build()
+    with tempfile.TemporaryDirectory() as folder:
+        start, trained, program = (Path(folder) / name for name in ("start", "trained", "model.pte"))
+        model.save_pretrained(start)
+        PROCESSOR.save_pretrained(start)
+        options = vars(training) | {"model": start, "output_dir": trained, "num_train_epochs": training.epochs}
+        options |= {"num_pictures": 0, "disable_tqdm": True}
+        flags = [
+            word for name, value in options.items() if name not in ("student", "epochs") for word in (f"--{name}", str(value))
+        ]
+        figures = finetune(parse_finetune_settings(["--config", CONFIG, *flags]))
+        model = type(model).from_pretrained(trained).eval()
+        found, record = find_images(DATASET, CLASSES), json.loads((trained / "data.json").read_text())
+        train, test = (split_examples(found, record, split) for split in ("train", "test"))
+        make_student_program(model, [LabelledImage(image.load(), None) for image, _ in train], program)
+        run = open_executorch(str(program), arguments.threads, {})
+        inputs = student_inputs(model, [LabelledImage(image.load(), None) for image, _ in test])
+        right = [int(run(x.numpy())[0].argmax()) == label for x, (_, label) in zip(inputs, test)]
+    print(
+        json.dumps(
+            {
+                "validation": figures["validation_accuracy"],
+                "model": figures["test_accuracy"],
+                "program": float(np.mean(right)),
+                "num_test_images": len(right),
+            }
+        )
+    )
+
+
+class Logits(nn.Module):
+    """A classifier of transformers that returns its logits alone."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+def student_inputs(model: PreTrainedModel, images: list[LabelledImage]) -> list[torch.Tensor]:
+    """Inputs (1, 3, H, W) of a model's program: pixels in [0, 1] for ours, normalised ones for the others."""
+    if isinstance(model, SwinHfForImageClassification):
+        contract = input_contract(model.config, PROCESSOR)
+        return [torch.from_numpy(contract.pixel_values(image.image)) for image in images]
+    return [PROCESSOR(image.image, return_tensors="pt")["pixel_values"] for image in images]
+
+
+def make_student_program(model: PreTrainedModel, calibration: list[LabelledImage], file: Path) -> int:
+    """An int8 program of a model, ours by the recipe `int8`, the others' by XNNPACK's quantizer; returns its bytes."""
+    if isinstance(model, SwinHfForImageClassification):
+        return make_program(model, RECIPES["int8"], file, calibration).size_bytes
+    return lower_ordinarily(Logits(model), "int8", student_inputs(model, calibration), file)
+
+
+def timed(arguments: argparse.Namespace, work_dir: Path) -> list[dict]:
+    """Sizes and latencies of all students' programs, which do not depend on the weights; the fastest first.
+
+    Each is timed with one thread and with all, and has the latency of the better: small maps are not worth the sharing.
+    """
+    contenders, sizes = [], {}
+    for number, student in enumerate(STUDENTS):
+        set_seed(0)
+        model, file = student.build().eval(), work_dir / f"{number}.pte"
+        sizes[student.name] = size_of(model, SIDE) | {"size_bytes": make_student_program(model, photograph_crops(), file)}
+        contenders.append(program_contender(student.name, file, (1, 3, SIDE, SIDE)))
+    fastest: dict[str, dict] = {}
+    for threads in {1, arguments.threads}:
+        for row in rows_of(contenders, {}, arguments.repeats, threads):
+            if row["name"] not in fastest or row["p50_ms"] < fastest[row["name"]]["p50_ms"]:
+                fastest[row["name"]] = row | sizes[row["name"]]
+    return sorted(fastest.values(), key=lambda row: row["p50_ms"])
+
+
+def best_rate(kind: str, tuning: list[Training], done: dict[str, dict]) -> float:
+    """The learning rate with the highest validation accuracy."""
+    of_kind = [training for training in tuning if BY_NAME[training.student].kind == kind]
+    return max(of_kind, key=lambda training: done[training.key]["validation"]).learning_rate
+
+
+def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
+    """The mean and its 95 % interval by Student's t distribution, which a single value does not have."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean, [mean - half, mean + half]
+
+
+def described(rows: list[dict]) -> str:
+    lines = ["", "| model | int8, ms | threads | K parameters | M MACs | learning rate | model, % | int8 program, % |"]
+    lines.append("|---" * 8 + "|")
+    for row in rows:
+        interval = "[{:.1f}, {:.1f}]".format(*(100 * bound for bound in row["program_interval"] or (np.nan, np.nan)))
+        lines.append(
+            f"| {row['name']} | {row['p50_ms']:.3f} | {row['threads']} | {row['parameters'] / 1e3:.0f} | "
+            f"{row['macs'] / 1e6:.1f} | "
+            f"{row['learning_rate']:g} | {100 * row['model']:.1f} | {100 * row['program']:.1f} {interval} |"
+        )
+    return "\n".join(lines)
+
+
+def plot_students(rows: list[dict], path: Path) -> None:
+    """Accuracy of the int8 programs against their latency, with the line that the convolutional networks draw."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    rivals = [(row["p50_ms"], 100 * row["program"]) for row in rows if BY_NAME[row["name"]].kind in (RESNET, MOBILENET)]
+    axes.plot(*zip(*on_the_frontier(rivals)), color="0.8", zorder=0, label="the line of the convolutional networks")
+    for kind, colour, marker in ((PURE, "C3", "v"), (HYBRID, "C0", "s"), (RESNET, "C7", "o"), (MOBILENET, "C1", "^")):
+        of_kind = [row for row in rows if BY_NAME[row["name"]].kind == kind]
+        means = np.array([row["program"] for row in of_kind])
+        spread = np.abs(np.array([row["program_interval"] or [row["program"]] * 2 for row in of_kind]).T - means)
+        latencies = [row["p50_ms"] for row in of_kind]
+        axes.errorbar(latencies, 100 * means, 100 * spread, fmt=marker, color=colour, capsize=3, label=kind)
+    axes.set(xscale="log", xlabel="latency of the int8 program, ms (median)", ylabel="accuracy on the test scenes, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
