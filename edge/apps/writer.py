@@ -1,5 +1,6 @@
 """A phone app around a device artefact: a copy of a template with the program, and its contract in `contract.json`."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from edge.device.errors import ExplainedError
 from edge.device.json_text import json_text
 
 CONTRACT_FILE = "contract.json"
+RUNTIME_VERSION = "EXECUTORCH_VERSION"  # in templates: the version of ExecuTorch that exported the program
 FLOATS = ("float32", "NCHW", (0.0, 1.0))
 BYTES = ("uint8", "NHWC", (0.0, 255.0))
 # The filters that Resample.kt and Resample.swift know, by Pillow's numbers.
@@ -21,16 +23,22 @@ class AppError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """template: folder beside this file. assets: folder for program and contract. inputs: kinds that the app can make."""
+    """template: folder beside this file. assets: folder for program and contract. inputs: kinds that the app can make.
+
+    build_file: the file that names the version of the runtime, if the app chooses it.
+    """
 
     template: str
     assets: str
+    build_file: str | None = None
     inputs: tuple[tuple[str, str, tuple[float, float]], ...]
 
 
 PLATFORMS = {
-    "android": Platform(template="android", assets="app/src/main/assets", inputs=(FLOATS, BYTES)),
-    "ios": Platform(template="ios", assets="Resources", inputs=(FLOATS, BYTES)),
+    "android": Platform(
+        template="android", assets="app/src/main/assets", build_file="app/build.gradle.kts", inputs=(FLOATS, BYTES)
+    ),
+    "ios": Platform(template="ios", assets="Resources", build_file="project.yml", inputs=(FLOATS, BYTES)),
     # Its classifier takes only float32 (1, 3, H, W).
     "react-native": Platform(template="react_native", assets=".", inputs=(FLOATS,)),
 }
@@ -55,6 +63,10 @@ def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> li
 
     with new_folder(output_dir) as work_dir:
         shutil.copytree(Path(__file__).parent / PLATFORMS[platform].template, work_dir, dirs_exist_ok=True)
+        if PLATFORMS[platform].build_file:
+            build_file = work_dir / PLATFORMS[platform].build_file
+            template = build_file.read_text(encoding="utf-8")
+            build_file.write_text(template.replace(RUNTIME_VERSION, runtime_version(manifest)), encoding="utf-8")
         assets = work_dir / PLATFORMS[platform].assets
         assets.mkdir(parents=True, exist_ok=True)
         (assets / PROGRAM_FILE).write_bytes(program)
@@ -96,6 +108,14 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
         "temperature": manifest.temperature,
         "labels": manifest.labels,
     }
+
+
+def runtime_version(manifest: Manifest) -> str:
+    """The release of ExecuTorch that exported a program, which runs it best: "1.5.1" of "1.5.1+cpu"."""
+    version = re.match(r"[\d.]+", manifest.versions.get("executorch", ""))
+    got = manifest.versions
+    _check(version, "versions.executorch", "be the version of ExecuTorch that exported the program", got, "export it again")
+    return version.group()
 
 
 def _described(kind: tuple[str, str, tuple[float, float]]) -> str:

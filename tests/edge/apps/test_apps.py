@@ -1,6 +1,5 @@
 """Phone apps: what is written, what is refused, and their resize, contract and types against the real ones."""
 
-import importlib.metadata
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import edge.__main__ as cli
-from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, write_app
+from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, runtime_version, write_app
 from edge.device.artefact import InputContract, Manifest, Source
 from edge.device.image import to_pixel_values
 from edge.export.export import ExportSettings, export
@@ -47,7 +46,7 @@ def manifest(**changes) -> Manifest:
         "program": {},
         "self_test": None,
         "source": Source(checkpoint="checkpoint", parameters=1),
-        "versions": {},
+        "versions": {"executorch": "1.5.0+cpu"},
         "sha256": {},
     }
     whole |= {name: value for name, value in changes.items() if not name.startswith("input_")}
@@ -173,15 +172,24 @@ def test_nothing_is_left_of_an_app_that_failed(artefact, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_templates_parse_and_use_the_installed_executorch():
-    executorch = importlib.metadata.version("executorch").split("+")[0]
-    ElementTree.parse(ANDROID / "app/src/main/AndroidManifest.xml")
-    gradle = (ANDROID / "app/build.gradle.kts").read_text()
-    assert re.findall(r"org\.pytorch:executorch-android:([\d.]+)", gradle) == [executorch]
-    project = yaml.safe_load((IOS / "project.yml").read_text())
-    assert project["packages"]["executorch"]["branch"] == f"swiftpm-{executorch}"
+def test_apps_parse_and_use_the_executorch_that_exported_the_program(artefact, tmp_path):
+    android, ios = tmp_path / "android", tmp_path / "ios"
+    write_app("android", artefact, android)
+    write_app("ios", artefact, ios)
+    ElementTree.parse(android / "app/src/main/AndroidManifest.xml")
+    gradle = (android / "app/build.gradle.kts").read_text()
+    assert re.findall(r"org\.pytorch:executorch-android:([\w.]+)", gradle) == ["1.5.0"]
+    project = yaml.safe_load((ios / "project.yml").read_text())
+    assert project["packages"]["executorch"]["branch"] == "swiftpm-1.5.0"
     products = {dependency["product"] for dependency in project["targets"]["SwinEdge"]["dependencies"]}
     assert products == {"executorch", "backend_xnnpack", "kernels_optimized", "kernels_quantized"}
+
+
+@pytest.mark.parametrize(("version", "release"), [("1.5.1", "1.5.1"), ("1.5.0+cpu", "1.5.0"), ("1.6.0a0+git1", "1.6.0")])
+def test_runtime_of_an_app_is_the_release_that_exported_the_program(version, release):
+    assert runtime_version(manifest(versions={"executorch": version})) == release
+    with pytest.raises(AppError, match=r"versions\.executorch must be the version of ExecuTorch that exported the program"):
+        runtime_version(manifest(versions={}))
 
 
 # The steps of Resample.kt and Resample.swift, line by line; a weighted sum over taps is one operation here.

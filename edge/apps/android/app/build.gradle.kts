@@ -19,7 +19,7 @@ android {
 }
 
 dependencies {
-    implementation("org.pytorch:executorch-android:1.4.1") // the version that exported the program
+    implementation("org.pytorch:executorch-android:EXECUTORCH_VERSION") // the version that exported the program
     implementation("androidx.activity:activity:1.11.0")
     implementation("androidx.camera:camera-camera2:1.6.1")
     implementation("androidx.camera:camera-lifecycle:1.6.1")
