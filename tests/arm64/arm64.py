@@ -1,6 +1,6 @@
 """Run exported programs on an emulated AArch64 processor and compare their results with this machine's (`make test-arm64`).
 
-python tests/arm64/arm64.py  # small programs of V1 and V2 in every recipe, on digits
+python tests/arm64/arm64.py  # small programs of V1, V2 and a hybrid in every recipe, on digits
 python tests/arm64/arm64.py runs/demo/edge  # your own program in addition
 python tests/arm64/arm64.py my_program --images FOLDER --processors cortex-a76
 
@@ -36,6 +36,14 @@ from swin_hf.output_folders import check_file_replaceable, check_free, read_reco
 
 RECORD = "made.json"  # in the folder of machine and programs
 NUM_IMAGES = 50
+SIZES = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": [1, 2], "num_heads": [2, 4]}
+CONVOLUTIONS = {"stem": "conv", "stage_blocks": ["conv", "window"], "downsample": "conv", "local_conv": 3}
+SMALL = {  # what is exported
+    "v1": {"version": 1},
+    "v2": {"version": 2},
+    # Its windows of 10 x 10 are large enough for the program to lay out their position biases itself.
+    "hybrid": CONVOLUTIONS | {"image_size": 40, "window_size": 10, "padding": "tiny_vit", "norm_after_pooling": True},
+}
 MAX_FLOAT_DIFFERENCE = 1e-4  # of logits of an fp32 program, relative to the largest
 MIN_SQNR_DB = 20.0  # of other programs, in which some values round differently
 MIN_AGREEMENT = 0.95
@@ -127,7 +135,7 @@ def compare_all(machine: Machine, arguments: argparse.Namespace) -> list[Compari
     """Compare every program on every processor, and write the record."""
     digits = write_digits(arguments.work_dir / "digits")
     images = image_files(arguments.images or digits)[:NUM_IMAGES]
-    print("== Exporting a small Swin and a small Swin V2 in every recipe")
+    print("== Exporting a small Swin, Swin V2 and hybrid in every recipe")
     artefacts = [*export_small_programs(arguments.work_dir, digits), *arguments.artefacts]
     print(f"== Running {len(artefacts)} programs on {len(images)} images, here and on {', '.join(arguments.processors)}")
     paths = {"artefacts": [str(path) for path in artefacts], "images": [str(path) for path in images]}
@@ -168,7 +176,7 @@ def write_digits(folder: Path) -> Path:
 
 
 def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
-    """Export seeded, untrained models of both versions in every recipe that runs here and needs no training."""
+    """Export seeded, untrained models of each of `SMALL` in every recipe that runs here and needs no training."""
     import torch
 
     from edge.export.export import ExportSettings, export
@@ -177,20 +185,24 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
 
     torch.set_num_threads(1)  # a second thread pool would only wait for the runtime's
     folders = []
-    for version in (1, 2):
-        torch.manual_seed(version)
-        sizes = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": [1, 2], "num_heads": [2, 4]}
-        model = SwinHfForImageClassification(SwinHfConfig(version=version, num_labels=10, weight_init="fan_in", **sizes))
+    for seed, (kind, choices) in enumerate(SMALL.items()):
+        torch.manual_seed(seed)
+        config = SwinHfConfig(**{"num_labels": 10, "weight_init": "fan_in"} | SIZES | choices)
+        model = SwinHfForImageClassification(config)
         for name, parameter in model.named_parameters():
             if "bias" in name or "position" in name:
                 torch.nn.init.normal_(parameter, std=0.3)  # at their initial zeros, errors in them would not show
-        checkpoint = work_dir / f"v{version}"
+        for part in model.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.running_mean.normal_(std=0.2)
+                part.running_var.uniform_(0.5, 1.5)
+        checkpoint = work_dir / kind
         model.save_pretrained(checkpoint)
-        processor = SwinHfImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-        processor.save_pretrained(checkpoint)
+        size = dict(zip(("height", "width"), config.image_height_width))
+        SwinHfImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(checkpoint)
         for recipe in RECIPES.values():
             if recipe.executable and not recipe.train_epochs:
-                folders.append(work_dir / "programs" / f"v{version}-{recipe.name}")
+                folders.append(work_dir / "programs" / f"{kind}-{recipe.name}")
                 export(checkpoint, folders[-1], ExportSettings(recipe=recipe.name, dataset=images, self_test=False))
     return folders
 
