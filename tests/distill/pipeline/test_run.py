@@ -22,7 +22,7 @@ teacher_args: "{patch_size: 2, window_size: 4, embed_dim: 24, depths: [1, 1], nu
 teacher_epochs: 12
 teacher_learning_rate: 0.002
 student: swin_edge_small
-student_args: "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: [conv, window]}"
+student_args: "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
 student_epochs: 12
 student_learning_rate: 0.003
 recover_epochs: 8
