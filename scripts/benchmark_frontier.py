@@ -103,7 +103,7 @@ def timm_model(name: str) -> nn.Module:
     from timm.utils.model import reparameterize_model
 
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
+    model = timm.create_model(name, pretrained=False, num_classes=1000).eval()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -140,15 +140,18 @@ def plot_frontier(rows: list[dict], path: Path) -> None:
     ):
         axes.scatter([row["p50_ms"] for row in chosen], [row["top1"] for row in chosen], c=colour, marker=marker, label=kind)
     for row in measured:
-        height = row["top1"] or lowest
-        axes.annotate(row["name"], (row["p50_ms"], height), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        point = (row["p50_ms"], row["top1"] or lowest)
+        shift, side = (-5, "right") if row["top1"] else (5, "left")
+        rise = 4 if point in line or not row["top1"] else -10
+        axes.annotate(row["name"], point, xytext=(shift, rise), textcoords="offset points", fontsize=8, ha=side)
     unknown = [row["p50_ms"] for row in measured if not row["top1"]]
     axes.scatter(unknown, [lowest] * len(unknown), marker="|", s=90, c="C0", label="ours, no weights trained on ImageNet")
     axes.set(xscale="log", xlabel="latency of the int8 program, ms (median)", ylabel="published top-1 of ImageNet-1k, %")
     ticks = (2, 3, 5, 10, 20, 50)
+    axes.set_ylim(lowest - 0.4, None)
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="upper left", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -41,8 +41,8 @@ def gelu_probability(x: torch.Tensor) -> torch.Tensor:
     """gelu(x) / x in its tanh approximation, with x clamped so that its cube fits into float16 (it saturates long before).
 
     XNNPACK has no exact gelu in float16; the approximation differs from it by 5e-4 at most. (1 + tanh(y)) / 2 is written as
-    sigmoid(2 y): near -1 float16 holds tanh to 1 / 2048 only, and some kernels stop a step before it, so that a large negative x
-    would not become 0.
+    sigmoid(2 y): near -1 float16 holds tanh to 1 / 2048 only, and some kernels stop a step before it, so that large negative
+    x would not become 0.
     """
     z = torch.clamp(x, -LARGEST_CUBED, LARGEST_CUBED)
     return torch.sigmoid(2.0 * GELU_TANH_SCALE * (z + 0.044715 * (z * z * z)))

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_hf import SwinHfForImageClassification
-from swin_hf.presets_swin_hf import PRESETS, swin_edge_small
+from swin_hf.presets_swin_hf import PRESETS, swin_edge_large, swin_edge_medium, swin_edge_small
 
 README = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 # Millions of parameters and billions of multiply-adds, as the authors' repository lists them for 1,000 classes.
@@ -62,3 +62,13 @@ def test_keywords_change_a_preset():
     assert (config.num_labels, config.window_size, config.hidden_act, config.embed_dim) == (7, 14, "gelu", 32)
     with pytest.raises(ValueError, match="did you mean window_size"):
         swin_edge_small(windowsize=14)
+
+
+@pytest.mark.parametrize("preset", [swin_edge_small, swin_edge_medium, swin_edge_large])
+def test_students_are_pure_by_their_settings(preset):
+    pure = preset(stem="patch", stage_blocks=None, downsample="merge", local_conv=0, shift_windows=True)
+    with torch.device("meta"):
+        hybrid, model = SwinHfForImageClassification(preset()), SwinHfForImageClassification(pure)
+    convolutions = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Conv2d)]
+    assert convolutions == ["swin.embeddings.patch_embeddings.projection"]
+    assert sum(isinstance(part, torch.nn.Conv2d) for part in hybrid.modules()) > 10
