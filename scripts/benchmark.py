@@ -69,13 +69,6 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--epochs", type=positive, default=30)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
-    command = commands.add_parser("worker", help="one contender; runs a pass for every line that it reads (internal)")
-    command.add_argument("case", type=json.loads)
-    command.add_argument("side", choices=SIDES)
-    command.add_argument("attention")
-    command.add_argument("device", type=torch.device)
-    command.add_argument("threads", type=int)
-    command.set_defaults(run=work)
     command = commands.add_parser("train", help="images per second and memory of a training against transformers' example")
     command.add_argument("--model", default="swin_tiny", choices=sorted(PRESETS))
     command.add_argument("--per_device_train_batch_size", type=positive, default=8)
@@ -85,13 +78,6 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
     command.set_defaults(run=benchmark_training)
-    command = commands.add_parser("training-worker", help="one training of one contender (internal)")
-    command.add_argument("contender", choices=CONTENDERS)
-    command.add_argument("photographs", type=Path)
-    command.add_argument("model")
-    for name in ("per_device_train_batch_size", "steps", "dataloader_num_workers", "bf16"):
-        command.add_argument(name, type=int)
-    command.set_defaults(run=work_training)
     command = commands.add_parser("edge", help="programs for the device against other engines and models")
     command.add_argument("--parts", nargs="+", default=["peers", "grid"], choices=list(EDGE_PARTS))
     command.add_argument(
@@ -117,11 +103,29 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/students.json"), metavar="FILE")
     command.set_defaults(run=benchmark_students)
+    add_workers(commands)
+    return parser
+
+
+def add_workers(commands) -> None:
+    """Commands that the others start, a process for each contender or training."""
+    command = commands.add_parser("worker", help="one contender; runs a pass for every line that it reads (internal)")
+    command.add_argument("case", type=json.loads)
+    command.add_argument("side", choices=SIDES)
+    command.add_argument("attention")
+    command.add_argument("device", type=torch.device)
+    command.add_argument("threads", type=int)
+    command.set_defaults(run=work)
+    command = commands.add_parser("training-worker", help="one training of one contender (internal)")
+    command.add_argument("contender", choices=CONTENDERS)
+    command.add_argument("photographs", type=Path)
+    command.add_argument("model")
+    for name in ("per_device_train_batch_size", "steps", "dataloader_num_workers", "bf16"):
+        command.add_argument(name, type=int)
+    command.set_defaults(run=work_training)
     command = commands.add_parser("student-worker", help="one training of such an architecture (internal)")
     command.add_argument("training", type=json.loads)
-    command.add_argument("--threads", type=positive, default=1)
     command.set_defaults(run=work_student)
-    return parser
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark_frontier import REFERENCE, size_of
-from benchmark_programs import make_program, random_classifier
+from benchmark_frontier import REFERENCE
+from benchmark_programs import make_program, random_classifier, size_of
 
 from edge.compare.peers import rows_of
 from edge.lower.recipes import RECIPES

@@ -17,6 +17,7 @@ from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edge.compare.engines import Contender
+from edge.compare.macs import count_macs
 from edge.deploy.form import deploy
 from edge.device.labelled import LabelledImage
 from edge.device.parity import Parity, compare
@@ -106,22 +107,27 @@ def weight_bytes(model: nn.Module, recipe: Recipe) -> int:
     return total
 
 
-def lower_ordinarily(model: nn.Module, precision: str, inputs: Sequence[torch.Tensor], file: Path) -> int:
-    """Lower a model of others as ExecuTorch's tutorials do; returns the bytes of the program.
+def lower_ordinarily(model: nn.Module, inputs: Sequence[torch.Tensor], file: Path) -> int:
+    """Lower a model of others to int8 as ExecuTorch's tutorials do; returns the bytes of the program.
 
-    precision: "fp32", or "int8" with XNNPACK's quantizer for the whole model, whose scales are found on `inputs`.
+    XNNPACK's quantizer takes the whole model, with scales found on `inputs`.
     """
     exported = torch.export.export(model, (inputs[0],), strict=True)
-    if precision == "int8":
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-        prepared = prepare_pt2e(exported.module(), quantizer)
-        with torch.no_grad():
-            for pixel_values in inputs:
-                prepared(pixel_values)
-        exported = torch.export.export(convert_pt2e(prepared), (inputs[0],), strict=True)
-    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(exported.module(), quantizer)
+    with torch.no_grad():
+        for pixel_values in inputs:
+            prepared(pixel_values)
+    quantized = torch.export.export(convert_pt2e(prepared), (inputs[0],), strict=True)
+    program = to_edge_transform_and_lower(quantized, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
     file.write_bytes(program)
     return len(program)
+
+
+def size_of(model: nn.Module, side: int) -> dict[str, int]:
+    """Parameters and multiply-accumulates of a model."""
+    macs = count_macs(model, torch.zeros(1, 3, side, side))
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "macs": macs}
 
 
 def photograph_crops() -> list[LabelledImage]:

@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from benchmark_edge import split_examples
-from benchmark_frontier import on_the_frontier, size_of
-from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender
+from benchmark_frontier import on_the_frontier
+from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, size_of
 from scipy import stats
 from torch import nn
 from transformers import (
@@ -200,17 +200,15 @@ def work_student(arguments: argparse.Namespace) -> None:
         start, trained, program = (Path(folder) / name for name in ("start", "trained", "model.pte"))
         model.save_pretrained(start)
         PROCESSOR.save_pretrained(start)
-        options = vars(training) | {"model": start, "output_dir": trained, "num_train_epochs": training.epochs}
-        options |= {"num_pictures": 0, "disable_tqdm": True}
-        flags = [
-            word for name, value in options.items() if name not in ("student", "epochs") for word in (f"--{name}", str(value))
-        ]
+        options = {"model": start, "output_dir": trained, "seed": training.seed, "learning_rate": training.learning_rate}
+        options |= {"num_train_epochs": training.epochs, "num_pictures": 0, "disable_tqdm": True}
+        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         figures = finetune(parse_finetune_settings(["--config", CONFIG, *flags]))
         model = type(model).from_pretrained(trained).eval()
         found, record = find_images(DATASET, CLASSES), json.loads((trained / "data.json").read_text())
         train, test = (split_examples(found, record, split) for split in ("train", "test"))
         make_student_program(model, [LabelledImage(image.load(), None) for image, _ in train], program)
-        run = open_executorch(str(program), arguments.threads, {})
+        run = open_executorch(str(program), 1, {})
         inputs = student_inputs(model, [LabelledImage(image.load(), None) for image, _ in test])
         right = [int(run(x.numpy())[0].argmax()) == label for x, (_, label) in zip(inputs, test)]
     print(
@@ -248,7 +246,7 @@ def make_student_program(model: PreTrainedModel, calibration: list[LabelledImage
     """An int8 program of a model, ours by the recipe `int8`, the others' by XNNPACK's quantizer; returns its bytes."""
     if isinstance(model, SwinHfForImageClassification):
         return make_program(model, RECIPES["int8"], file, calibration).size_bytes
-    return lower_ordinarily(Logits(model), "int8", student_inputs(model, calibration), file)
+    return lower_ordinarily(Logits(model), student_inputs(model, calibration), file)
 
 
 def timed(arguments: argparse.Namespace, work_dir: Path) -> list[dict]:

@@ -30,8 +30,8 @@ class Platform:
 
     template: str
     assets: str
-    build_file: str | None = None
     inputs: tuple[tuple[str, str, tuple[float, float]], ...]
+    build_file: str | None = None
 
 
 PLATFORMS = {
@@ -59,14 +59,14 @@ def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> li
     output_dir = Path(output_dir).resolve()
     check_apart(output_dir, artefact=artefact)
     manifest, program = read_artefact(artefact)
-    contract = fill(platform, manifest)
+    contract, build_file = fill(platform, manifest), PLATFORMS[platform].build_file
+    release = runtime_version(manifest) if build_file else ""
 
     with new_folder(output_dir) as work_dir:
         shutil.copytree(Path(__file__).parent / PLATFORMS[platform].template, work_dir, dirs_exist_ok=True)
-        if PLATFORMS[platform].build_file:
-            build_file = work_dir / PLATFORMS[platform].build_file
-            template = build_file.read_text(encoding="utf-8")
-            build_file.write_text(template.replace(RUNTIME_VERSION, runtime_version(manifest)), encoding="utf-8")
+        if build_file:
+            text = (work_dir / build_file).read_text(encoding="utf-8").replace(RUNTIME_VERSION, release)
+            (work_dir / build_file).write_text(text, encoding="utf-8")
         assets = work_dir / PLATFORMS[platform].assets
         assets.mkdir(parents=True, exist_ok=True)
         (assets / PROGRAM_FILE).write_bytes(program)
