@@ -1,5 +1,7 @@
 """Recipes: rules, quantization, equalisation, sensitivity, training, lowering and its budget."""
 
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ from edge.deploy.half import HalfPrecision
 from edge.deploy.view import InputView
 from edge.device.errors import ExplainedError
 from edge.device.parity import compare
+from edge.lower import lowering
 from edge.lower.equalisation import equalise
 from edge.lower.lowering import LoweringError, lower, trace
 from edge.lower.quantize import RecipeQuantizer, exported_graph, layers_of, quantize
@@ -147,6 +150,19 @@ def test_methods_share_their_weights(make_model):
     assert together < 1.5 * alone
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert alone < 1.2 * weights
+
+
+def test_short_names_of_constants_change_nothing_else(make_model, monkeypatch):
+    image = torch.rand(1, 3, 16, 16)
+    method = {"forward": (deploy(make_model(**HYBRID), VIEW), image)}
+    short = lower(trace(method), RECIPES["fp32"], {}).program
+    monkeypatch.setattr(lowering, "short_constant_names", nullcontext)
+    long = lower(trace(method), RECIPES["fp32"], {}).program
+    names = set(re.findall(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", long))
+    assert len(names) > 20 and not any(name in short for name in names)
+    assert len(names) * 2 * 40 < len(long) - len(short) < len(names) * 2 * 60  # each name is there twice
+    outputs = [Runtime.get().load_program(program).load_method("forward").execute([image])[0] for program in (short, long)]
+    assert torch.equal(*outputs)
 
 
 def test_program_carries_its_constants(make_model):
