@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
 
@@ -132,11 +134,6 @@ def plot_frontier(rows: list[dict], path: Path) -> None:
         ("ours", "C0", "s", [row for row in known if row["name"] in OURS]),
     ):
         axes.scatter([row["p50_ms"] for row in chosen], [row["top1"] for row in chosen], c=colour, marker=marker, label=kind)
-    for row in measured:
-        point = (row["p50_ms"], row["top1"] or lowest)
-        shift, side = (-5, "right") if row["top1"] else (5, "left")
-        rise = 4 if point in line or not row["top1"] else -10
-        axes.annotate(row["name"], point, xytext=(shift, rise), textcoords="offset points", fontsize=8, ha=side)
     unknown = [row["p50_ms"] for row in measured if not row["top1"]]
     axes.scatter(unknown, [lowest] * len(unknown), marker="|", s=90, c="C0", label="ours, no weights trained on ImageNet")
     axes.set(xscale="log", xlabel="latency of the int8 program, ms (median)", ylabel="published top-1 of ImageNet-1k, %")
@@ -146,5 +143,24 @@ def plot_frontier(rows: list[dict], path: Path) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", fontsize=9)
+    label_points(axes, {row["name"]: (row["p50_ms"], row["top1"] or lowest) for row in measured})
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def label_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Write a name beside each point: at the first place inside the axes that covers nothing, else at the first."""
+    axes.figure.draw_without_rendering()  # the transformation from data to pixels is settled
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in map(axes.transData.transform, points.values())]
+    for name, point in points.items():
+        label = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", fontsize=8)
+        boxes = {}
+        for side, shift in (("right", -5), ("left", 5)):
+            for rise in (4, -10):
+                label.set(horizontalalignment=side, position=(shift, rise))
+                boxes[side, shift, rise] = label.get_window_extent()
+        inside = [place for place, box in boxes.items() if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1]
+        free = [place for place in inside if not any(boxes[place].overlaps(other) for other in taken)]
+        side, shift, rise = free[0] if free else next(iter(boxes))
+        label.set(horizontalalignment=side, position=(shift, rise))
+        taken.append(boxes[side, shift, rise])

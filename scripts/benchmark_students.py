@@ -1,7 +1,8 @@
 """Which architecture should a student have? Accuracy measured here against the latency of int8 programs, on digit scenes.
 
 Every model starts from random weights and is trained with the same images, augmentation and number of steps, by the same
-optimiser. The learning rate of each kind is the one of `--learning_rates` that is best on validation images.
+optimiser. The learning rate of each kind is the one of `--learning_rates` that is best on validation images, for the smallest
+model of the kind in short trainings.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 from benchmark_edge import split_examples
 from benchmark_frontier import on_the_frontier
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, size_of
+from matplotlib.axes import Axes
 from scipy import stats
 from torch import nn
 from transformers import (
@@ -36,7 +38,7 @@ from transformers import (
 
 from distill.data.finding import find_images
 from distill.data.targets import CLASSES
-from distill.training.finetune import finetune
+from distill.training.finetune import METRICS, finetune
 from distill.training.settings import parse_finetune_settings
 from edge.compare.engines import open_executorch
 from edge.compare.peers import rows_of
@@ -51,6 +53,7 @@ from swin_hf.output_folders import write_json
 SIDE, NUM_CLASSES = 64, 10
 DATASET, CONFIG = "digit-scenes", "digit_scenes_classes"
 PURE, HYBRID, RESNET, MOBILENET = "pure Swin", "hybrid", "ResNet", "MobileNetV2"
+STYLES = {PURE: ("C3", "v"), HYBRID: ("C0", "s"), RESNET: ("C7", "o"), MOBILENET: ("C1", "^")}  # colour and mark
 TUNING_SEED = 1000  # of no training that counts
 PROCESSOR = SwinHfImageProcessorPil(size={"height": SIDE, "width": SIDE})
 
@@ -69,6 +72,7 @@ class Student:
 
 
 def swin(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClassification:
+    """A Swin with shifted windows of 4 x 4, which span the map of the third stage, and heads of 16 to 32 channels."""
     sizes = {"embed_dim": dims[0], "stage_dims": dims, "depths": depths, "num_heads": [max(dim // 32, 2) for dim in dims]}
     training = {"weight_init": "fan_in", "drop_path_rate": 0.0}
     return SwinHfForImageClassification(
@@ -77,10 +81,13 @@ def swin(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClassif
 
 
 def hybrid(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClassification:
-    """As the presets for phones: convolutions where the map is large, windows where it is small."""
-    blocks = ["conv"] + ["window"] * (len(dims) - 1)
-    convolutions = {"stem": "conv", "downsample": "conv", "local_conv": 3, "stage_blocks": blocks}
-    return swin(dims, depths, **convolutions | {"shift_windows": False, "norm_after_pooling": True} | choices)
+    """As the presets for phones: convolutions where the map is large, windows where it is small.
+
+    The windows span the map, and heads have 64 channels: of so small a map, the operations are few and their number counts.
+    """
+    convolutions = {"stem": "conv", "downsample": "conv", "local_conv": 3, "stage_blocks": ["conv", "window", "window"]}
+    windows = {"stage_windows": [4, 8, 4], "num_heads": [max(dim // 64, 1) for dim in dims], "shift_windows": False}
+    return swin(dims, depths, **convolutions | windows | {"norm_after_pooling": True} | choices)
 
 
 def resnet(widths: list[int], depths: list[int]) -> ResNetForImageClassification:
@@ -89,9 +96,9 @@ def resnet(widths: list[int], depths: list[int]) -> ResNetForImageClassification
     return ResNetForImageClassification(ResNetConfig(num_labels=NUM_CLASSES, downsample_in_first_stage=False, **sizes))
 
 
-def mobilenet(multiplier: float) -> MobileNetV2ForImageClassification:
-    """transformers' MobileNetV2 with a stride of 8: its own 32 leaves 2 x 2 positions of 64 pixels, and it learns nothing."""
-    sizes = {"depth_multiplier": multiplier, "output_stride": 8, "image_size": SIDE}
+def mobilenet(multiplier: float, stride: int) -> MobileNetV2ForImageClassification:
+    """transformers' MobileNetV2 with a smaller stride: of its own 32, 2 x 2 positions are left, and it learns nothing."""
+    sizes = {"depth_multiplier": multiplier, "output_stride": stride, "image_size": SIDE}
     return MobileNetV2ForImageClassification(
         MobileNetV2Config(num_labels=NUM_CLASSES, classifier_dropout_prob=0.0, tf_padding=False, **sizes)
     )
@@ -106,8 +113,8 @@ STUDENTS = [
     Student(RESNET, "widths 16 to 128", lambda: resnet([16, 32, 64, 128], [1, 1, 1, 1])),
     Student(RESNET, "widths 32 to 256", lambda: resnet([32, 64, 128, 256], [1, 1, 1, 1])),
     Student(RESNET, "widths 32 to 256, twice as deep", lambda: resnet([32, 64, 128, 256], [2, 2, 2, 2])),
-    Student(MOBILENET, "multiplier 0.35", lambda: mobilenet(0.35)),
-    Student(MOBILENET, "multiplier 0.75", lambda: mobilenet(0.75)),
+    Student(MOBILENET, "multiplier 0.35, stride 16", lambda: mobilenet(0.35, 16)),
+    Student(MOBILENET, "multiplier 0.5, stride 16", lambda: mobilenet(0.5, 16)),
 ]
 TUNED = {student.kind: student for student in STUDENTS[::-1]}  # the smallest of each kind
 BY_NAME = {student.name: student for student in STUDENTS}
@@ -135,10 +142,11 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
         "machine": describe_machine(),
         "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
         "epochs": arguments.epochs,
+        "tuning_epochs": arguments.tuning_epochs,
     }
     done = report.setdefault("trainings", {})
     tuning = [
-        Training(student.name, TUNING_SEED, rate, arguments.epochs)
+        Training(student.name, TUNING_SEED, rate, arguments.tuning_epochs)
         for student in TUNED.values()
         for rate in arguments.learning_rates
     ]
@@ -153,6 +161,7 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
     for row in rows:
         runs = [done[training.key] for training in trainings if training.student == row["name"]]
         row |= {"learning_rate": rates[BY_NAME[row["name"]].kind], "num_seeds": len(runs)}
+        row["validation_by_epoch"] = np.mean([run["validation_by_epoch"] for run in runs], axis=0).round(4).tolist()
         for figure in ("model", "program"):
             row[figure], row[f"{figure}_interval"] = mean_and_interval([run[figure] for run in runs])
     report |= {"learning_rates": rates, "rows": rows}
@@ -204,6 +213,7 @@ def work_student(arguments: argparse.Namespace) -> None:
         options |= {"num_train_epochs": training.epochs, "num_pictures": 0, "disable_tqdm": True}
         flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         figures = finetune(parse_finetune_settings(["--config", CONFIG, *flags]))
+        history = json.loads((trained / METRICS).read_text())["history"]
         model = type(model).from_pretrained(trained).eval()
         found, record = find_images(DATASET, CLASSES), json.loads((trained / "data.json").read_text())
         train, test = (split_examples(found, record, split) for split in ("train", "test"))
@@ -215,6 +225,7 @@ def work_student(arguments: argparse.Namespace) -> None:
         json.dumps(
             {
                 "validation": figures["validation_accuracy"],
+                "validation_by_epoch": [row["eval_accuracy"] for row in history if "eval_accuracy" in row],
                 "model": figures["test_accuracy"],
                 "program": float(np.mean(right)),
                 "num_test_images": len(right),
@@ -297,18 +308,29 @@ def described(rows: list[dict]) -> str:
 
 
 def plot_students(rows: list[dict], path: Path) -> None:
-    """Accuracy of the int8 programs against their latency, with the line that the convolutional networks draw."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    """Accuracy of the int8 programs against their latency, with the line of the convolutional networks; and as trained."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=(3, 2), layout="constrained")
+    plot_latencies(rows, left)
+    for kind in STYLES:
+        of_kind = [row for row in rows if BY_NAME[row["name"]].kind == kind]
+        row = max(of_kind, key=lambda row: row["program"])
+        curve = 100 * np.array(row["validation_by_epoch"])
+        right.plot(np.arange(1, len(curve) + 1), curve, color=STYLES[kind][0], label=row["name"])
+    right.set(xlabel="epoch", ylabel="accuracy on the validation scenes, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_latencies(rows: list[dict], axes: Axes) -> None:
     rivals = [(row["p50_ms"], 100 * row["program"]) for row in rows if BY_NAME[row["name"]].kind in (RESNET, MOBILENET)]
     axes.plot(*zip(*on_the_frontier(rivals)), color="0.8", zorder=0, label="the line of the convolutional networks")
-    for kind, colour, marker in ((PURE, "C3", "v"), (HYBRID, "C0", "s"), (RESNET, "C7", "o"), (MOBILENET, "C1", "^")):
+    for kind, (colour, marker) in STYLES.items():
         of_kind = [row for row in rows if BY_NAME[row["name"]].kind == kind]
         means = np.array([row["program"] for row in of_kind])
         spread = np.abs(np.array([row["program_interval"] or [row["program"]] * 2 for row in of_kind]).T - means)
         latencies = [row["p50_ms"] for row in of_kind]
         axes.errorbar(latencies, 100 * means, 100 * spread, fmt=marker, color=colour, capsize=3, label=kind)
     axes.set(xscale="log", xlabel="latency of the int8 program, ms (median)", ylabel="accuracy on the test scenes, %")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
