@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 from benchmark_edge import paired_difference
 from benchmark_frontier import on_the_frontier
 from benchmark_programs import weight_bytes
-from benchmark_students import mean_and_interval
+from benchmark_students import BY_NAME, NUM_CLASSES, SIDE, STUDENTS, TUNED, mean_and_interval
 
 from edge.lower.recipes import RECIPES
 
@@ -64,3 +65,17 @@ def test_interval_of_three_seeds_by_hand():
     assert mean == pytest.approx(0.5)
     assert [mean - low, high - mean] == pytest.approx([4.303 * 0.1 / np.sqrt(3)] * 2, rel=1e-3)
     assert mean_and_interval([0.4]) == (0.4, None)
+
+
+@pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.name)
+def test_students_classify(student):
+    model = student.build().eval()
+    assert model(pixel_values=torch.rand(2, 3, SIDE, SIDE)).logits.shape == (2, NUM_CLASSES)
+
+
+def test_a_hybrid_has_no_more_parameters_than_the_pure_student_of_its_widths():
+    sizes = {student.name: sum(part.numel() for part in student.build().parameters()) for student in STUDENTS}
+    for widths in ("widths 32 to 128", "widths 48 to 192"):
+        assert sizes[f"hybrid, {widths}"] <= sizes[f"pure Swin, {widths}"]
+    assert len(BY_NAME) == len(STUDENTS)
+    assert all(sizes[tuned.name] == min(sizes[s.name] for s in STUDENTS if s.kind == tuned.kind) for tuned in TUNED.values())
