@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=36)
     command.add_argument("--tuning_epochs", type=positive, default=12, help="of the trainings that settle the learning rates")
-    rates = [1e-3, 2e-3, 4e-3]
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
     command.add_argument(
         "--learning_rates", nargs="+", type=float, default=rates, help="the best of them is taken for each kind"
     )

@@ -1,5 +1,6 @@
 """Figures of the benchmark, checked by hand; nothing is timed."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,10 +10,22 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
+import benchmark_students
 from benchmark_edge import paired_difference
 from benchmark_frontier import on_the_frontier
 from benchmark_programs import weight_bytes
-from benchmark_students import BY_NAME, NUM_CLASSES, SIDE, STUDENTS, TUNED, mean_and_interval
+from benchmark_students import (
+    BY_NAME,
+    CHANGED,
+    HYBRID,
+    NUM_CLASSES,
+    PURE,
+    SIDE,
+    STUDENTS,
+    TUNED,
+    mean_and_interval,
+    settled_rates,
+)
 
 from edge.lower.recipes import RECIPES
 
@@ -75,7 +88,23 @@ def test_students_classify(student):
 
 def test_a_hybrid_has_no_more_parameters_than_the_pure_student_of_its_widths():
     sizes = {student.name: sum(part.numel() for part in student.build().parameters()) for student in STUDENTS}
-    for widths in ("widths 32 to 128", "widths 48 to 192"):
+    for widths in ("widths 24 to 96", "widths 32 to 128"):
         assert sizes[f"hybrid, {widths}"] <= sizes[f"pure Swin, {widths}"]
     assert len(BY_NAME) == len(STUDENTS)
     assert all(sizes[tuned.name] == min(sizes[s.name] for s in STUDENTS if s.kind == tuned.kind) for tuned in TUNED.values())
+
+
+def test_a_kind_that_learns_nothing_in_short_trainings_is_tried_in_long_ones(monkeypatch):
+    trained = []
+
+    def train(trainings, done, arguments, report):
+        for training in trainings:
+            trained.append((BY_NAME[training.student].kind, training.learning_rate, training.epochs))
+            is_slow = training.student.startswith(PURE)
+            accuracy = 0.1 + training.learning_rate if is_slow and training.epochs == 2 else 0.8 - training.learning_rate
+            done[training.key] = {"validation": accuracy}
+
+    monkeypatch.setattr(benchmark_students, "train_all", train)
+    rates = settled_rates(argparse.Namespace(tuning_epochs=2, epochs=6, learning_rates=[0.01, 0.02]), {}, {})
+    assert rates == dict.fromkeys(TUNED, 0.01) | {CHANGED: rates[HYBRID]}
+    assert len(trained) == 2 * len(TUNED) + 2 and [run for run in trained if run[2] == 6] == [(PURE, 0.01, 6), (PURE, 0.02, 6)]
