@@ -30,6 +30,8 @@ CHOICES = {
     "padding": ("swin", "tiny_vit"),
 }
 STEM_STEPS = {2: 1, 4: 2, 8: 3, 16: 4}  # convolutions of stride 2 in a stem, by the patch size
+Size = int | list[int] | tuple[int, int]  # one integer or (height, width)
+WindowOfEachStage = list[Size] | tuple[Size, ...]
 BLOCK_WIDTHS = ("block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim")
 
 
@@ -124,14 +126,14 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     version: int = 1
-    image_size: int | list[int] | tuple[int, int] = 224
-    patch_size: int | list[int] | tuple[int, int] = 4
+    image_size: Size = 224
+    patch_size: Size = 4
     num_channels: int = 3
     embed_dim: int = 96
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int | list[int] | tuple[int, int] = 7
-    pretrained_window_sizes: list[int | list[int]] | tuple[int | list[int], ...] | None = None
+    window_size: Size = 7
+    pretrained_window_sizes: WindowOfEachStage | None = None
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     hidden_dropout_prob: float | int = 0.0
@@ -157,7 +159,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     downsample: str = "merge"
     local_conv: int = 0
     shift_windows: bool = True
-    stage_windows: list[int | list[int]] | tuple[int | list[int], ...] | None = None
+    stage_windows: WindowOfEachStage | None = None
     padding: str = "swin"
     norm_after_pooling: bool = False
     _out_features: list[str] | None = None
@@ -268,19 +270,30 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must have one entry per stage like depths {self.depths}, got {values}")
         if self.stage_dims and (min(self.stage_dims) < 1 or self.stage_dims[0] != self.embed_dim):
             raise ValueError(f"stage_dims must be positive and start with embed_dim {self.embed_dim}, got {self.stage_dims}")
-        if min((min(height_width(window)) for window in self.pretrained_window_sizes or ()), default=0) < 0:
-            raise ValueError(f"pretrained_window_sizes must not be negative, got {self.pretrained_window_sizes}")
-        if min((min(height_width(window)) for window in self.stage_windows or ()), default=1) < 1:
-            raise ValueError(f"stage_windows must be positive, got {self.stage_windows}")
+        for name, lowest in (("pretrained_window_sizes", 0), ("stage_windows", 1)):
+            windows = getattr(self, name) or ()
+            if any(not isinstance(window, int) and len(window) != 2 for window in windows):
+                raise ValueError(f"{name} must hold one integer or (height, width) for each stage, got {windows}")
+            if min((min(height_width(window)) for window in windows), default=lowest) < lowest:
+                raise ValueError(f"{name} must be {'positive' if lowest else '0 or more'}, got {windows}")
         if set(self.stage_blocks or ()) - {"window", "conv"}:
             raise ValueError(f"stage_blocks must be 'window' or 'conv' for each stage, got {self.stage_blocks}")
         for stage, heads in enumerate(self.num_heads):
             if self.is_convolutional(stage):
+                if heads < 0:
+                    raise ValueError(f"num_heads[{stage}] must be 0 or more in a convolutional stage, got {heads}")
                 continue
             if heads < 1 or (self.block_head_dim is None and self.stage_dim(stage) % heads):
                 raise ValueError(
                     f"num_heads[{stage}] must divide the {self.stage_dim(stage)} channels of its stage, got {heads}; "
                     "give block_head_dim for heads of another width"
+                )
+        for stage in range(len(self.depths)):
+            ratio = "mbconv_ratio" if self.is_convolutional(stage) else "mlp_ratio"
+            if self.block_mlp_dim is None and int(getattr(self, ratio) * self.stage_dim(stage)) < 1:
+                raise ValueError(
+                    f"{ratio} must give each block a hidden channel, got {getattr(self, ratio)} for the "
+                    f"{self.stage_dim(stage)} channels of stage {stage}"
                 )
 
     def validate_block_widths(self):
@@ -365,6 +378,6 @@ def named_classes(names: list[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
-def height_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def height_width(size: Size) -> tuple[int, int]:
     """(height, width) of a size that may be given as one integer."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -45,6 +45,7 @@ def load(
     num_labels: int | None = None,
     image_size: int | None = None,
     window_size: int | None = None,
+    stage_windows: list[int] | None = None,
     source_sizes: SourceSizes | None = None,
     revision: str | None = None,
     allow_unexpected: bool = False,
@@ -55,7 +56,8 @@ def load(
     source: a file of weights, a folder or a Hub repository, from stock transformers (old or new names), timm, Microsoft's
         code (also SimMIM) or swin_hf.
     num_labels: number of classes, if it is not that of the checkpoint; the head is then a new one.
-    image_size, window_size: resize the model for images of so many pixels and windows of so many patches.
+    image_size, window_size, stage_windows: resize the model for images of so many pixels and windows of so many patches, one
+        for the model or one for each stage.
     source_sizes: sizes of the checkpoint's model, for files that do not contain them.
     revision: branch, tag or commit of a Hub repository.
     allow_unexpected: drop weights that the model does not know instead of refusing them.
@@ -69,8 +71,9 @@ def load(
         raise ConversionError(f"labels must name {num_labels} classes, got {len(labels)}")
     if labels is not None and (len(set(labels)) < len(labels) or not all(labels)):
         raise ConversionError(f"labels must be different names, none of them empty, got {labels}")
-    for name, size in (("num_labels", num_labels), ("image_size", image_size), ("window_size", window_size)):
-        if size is not None and size < 1:
+    sizes = {"image_size": image_size, "window_size": window_size, "stage_windows": stage_windows}
+    for name, size in {"num_labels": num_labels, **sizes}.items():
+        if size is not None and min(size if name == "stage_windows" else [size], default=0) < 1:
             raise ConversionError(f"{name} must be positive, got {size}")
     num_labels = len(labels) if labels is not None else num_labels
     if num_labels == 0:
@@ -80,9 +83,9 @@ def load(
     processor = import_processor(files, model, report)
     if labels is not None:
         model.config.update(named_classes(labels))
-    if image_size is not None or window_size is not None:
+    if any(size is not None for size in sizes.values()):
         try:
-            model = model.resize(image_size=image_size, window_size=window_size)
+            model = model.resize(**sizes)
         except ValueError as error:
             raise ConversionError(str(error)) from error
     if image_size is not None:
@@ -266,6 +269,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=Path, help="text file with one name of a class per line")
     parser.add_argument("--image_size", type=int, help="resize the model for images of so many pixels")
     parser.add_argument("--window_size", type=int, help="resize the model for windows of so many patches")
+    parser.add_argument(
+        "--stage_windows",
+        type=int,
+        nargs="+",
+        help="the same with a window for each stage, as TinyViT has them: 12 12 24 12",
+    )
     parser.add_argument("--source_image_size", type=int, help="pixels, for a file that does not contain them")
     parser.add_argument("--source_window_size", type=int, help="patches, for a file of V2 that does not contain them")
     parser.add_argument(

@@ -16,13 +16,26 @@ from .training_layers_swin_hf import SwinHfCheckpointedLayer, SwinHfDropPath, dr
 
 
 class SwinHfConvNorm(nn.Module):
-    """A convolution of (B, C, H, W) maps with batch normalisation; padded so that stride 1 keeps the size."""
+    """A convolution of (B, C, H, W) maps with batch normalisation; padded so that stride 1 keeps the size.
 
-    def __init__(self, dim: int, out_dim: int, kernel: int = 1, stride: int = 1, depthwise: bool = False):
+    starts_at_zero: the norm's new scale is 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int = 1,
+        stride: int = 1,
+        depthwise: bool = False,
+        starts_at_zero: bool = False,
+    ):
         super().__init__()
         groups = dim if depthwise else 1
         self.conv = nn.Conv2d(dim, out_dim, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_dim)
+        # Told to the layers themselves: with code from the Hub, transformers initialises only layers that hold weights.
+        self.conv.is_normed, self.norm.starts_at_zero = True, starts_at_zero
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(feature_map))
@@ -36,7 +49,8 @@ class SwinHfConvStem(nn.Module):
         steps = STEM_STEPS[config.patch_height_width[0]]
         dims = [config.num_channels, *(config.embed_dim // 2**step for step in reversed(range(steps)))]
         self.convs = nn.ModuleList(SwinHfConvNorm(*pair, kernel=3, stride=2) for pair in pairwise(dims))
-        self.activation_fn = ACT2FN[config.hidden_act]
+        # An activation may have weights, which must take part in every step.
+        self.activation_fn = ACT2FN[config.hidden_act] if steps > 1 else nn.Identity()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         first, *others = self.convs
@@ -54,7 +68,7 @@ class SwinHfMBConv(SwinHfCheckpointedLayer):
         dim, hidden_dim = config.stage_dim(stage), config.block_widths(stage, block).mlp_dim
         self.expand = SwinHfConvNorm(dim, hidden_dim)
         self.depthwise = SwinHfConvNorm(hidden_dim, hidden_dim, kernel=3, depthwise=True)
-        self.project = SwinHfConvNorm(hidden_dim, dim)
+        self.project = SwinHfConvNorm(hidden_dim, dim, starts_at_zero=True)  # the branch adds nothing yet (Goyal et al. 2017)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SwinHfDropPath(drop_path_rate(config, stage, block))

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import XIELUActivation
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 from .auto_map_swin_hf import SavesItsCode
-from .configuration_swin_hf import SwinHfConfig
-from .convolutions_swin_hf import SwinHfConvNorm, SwinHfMBConv
+from .configuration_swin_hf import Size, SwinHfConfig, WindowOfEachStage
 from .foreign_swin_hf import ReadsForeignWeights
 from .layers_swin_hf import (
     SwinHfCosineAttention,
@@ -35,7 +35,7 @@ from .outputs_swin_hf import (
     SwinHfModelOutput,
 )
 from .plain_layers_swin_hf import require_kept_sizes, require_plain_layers
-from .resizing_swin_hf import RESIZABLE, differing_sizes, resized_config, resized_weights
+from .resizing_swin_hf import RESIZABLE, differing_sizes, freeze_alike, resized_config, resized_weights, wanted_sizes
 from .stock_swin_hf import DROPPED_BUFFERS, HUB_ARGUMENTS, ReadsStockWeights, saved_config
 
 
@@ -83,7 +83,7 @@ class LoadsInOtherSizes:
             # Auto classes put such keywords into the config; the weights have to be loaded in their own sizes first.
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             saved = SwinHfConfig.from_pretrained(pretrained_model_name_or_path, **where)
-            sizes = {name: getattr(config, name) for name in RESIZABLE} | sizes
+            sizes = wanted_sizes(config, saved) | sizes
             kwargs["config"] = copy.deepcopy(config)
             for name in (*RESIZABLE, "pretrained_window_sizes"):
                 setattr(kwargs["config"], name, getattr(saved, name))
@@ -114,9 +114,9 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights
 
     def resize(
         self,
-        image_size: int | tuple[int, int] | None = None,
-        window_size: int | tuple[int, int] | None = None,
-        stage_windows: list[int | list[int]] | None = None,
+        image_size: Size | None = None,
+        window_size: Size | None = None,
+        stage_windows: WindowOfEachStage | None = None,
     ) -> "SwinHfPreTrainedModel":
         """A copy of this model for another image size or window; `stage_windows` are those of a model with one for each stage.
 
@@ -131,8 +131,8 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights
         resized = self.empty_copy(config)
         require_plain_layers(self, "resized")
         resized.load_state_dict(resized_weights(self.state_dict(), self.config, config))
-        resized = resized.to(device=self.device, dtype=self.dtype)
-        return resized.train(self.training)
+        freeze_alike(self, resized)
+        return resized.to(device=self.device, dtype=self.dtype).train(self.training)
 
     def empty_copy(self, config: SwinHfConfig) -> "SwinHfPreTrainedModel":
         """A new model of another config with the same parts."""
@@ -150,24 +150,20 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             std = self.config.initializer_range
-            if self.config.weight_init == "fan_in":
+            # A norm divides by the deviation: small matrices before it would only make the first steps large.
+            if self.config.weight_init == "fan_in" or getattr(module, "is_normed", False):
                 std = module.weight[0].numel() ** -0.5
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, _BatchNorm)):
-            init.ones_(module.weight)
+            init.constant_(module.weight, 0.0 if getattr(module, "starts_at_zero", False) else 1.0)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
             if isinstance(module, _BatchNorm):
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, SwinHfConvNorm):
-            # The norm divides by the deviation: small matrices would only make the first steps large.
-            init.normal_(module.conv.weight, std=module.conv.weight[0].numel() ** -0.5)
-        elif isinstance(module, SwinHfMBConv):
-            init.zeros_(module.project.norm.weight)  # the block starts as an activation alone (Goyal et al. 2017)
         elif isinstance(module, SwinHfEmbeddings):
             for parameter in (module.position_embeddings, module.mask_token):
                 if parameter is not None:
@@ -176,6 +172,9 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights
             init.zeros_(module.relative_position_bias_table)
         elif isinstance(module, SwinHfCosineAttention):
             init.constant_(module.logit_scale, math.log(10.0))
+        elif isinstance(module, (nn.PReLU, XIELUActivation)):
+            for name, value in type(module)().state_dict().items():
+                init.copy_(getattr(module, name), value)
 
 
 class SwinHfModel(SwinHfPreTrainedModel):
@@ -209,10 +208,12 @@ class SwinHfModel(SwinHfPreTrainedModel):
         output_attentions: bool | None = None,
         output_block_hidden_states: bool = False,
         interpolate_pos_encoding: bool = True,
+        pooling: bool = True,
     ) -> SwinHfModelOutput:
         """Encode images (B, num_channels, height, width) of any height and width.
 
         bool_masked_pos: (B, P), True for patches that the mask token replaces.
+        pooling: compute `pooler_output`. Without it the last tokens are normalised, also with `norm_after_pooling`.
         interpolate_pos_encoding: accepted for code written for the stock model; positions are always interpolated.
 
         Raises:
@@ -224,10 +225,11 @@ class SwinHfModel(SwinHfPreTrainedModel):
             output_attentions = self.config.output_attentions
         maps = self.encode(pixel_values, bool_masked_pos, output_attentions, output_block_hidden_states)
         last_hidden_state = maps.hidden_states[-1]
-        if self.layernorm is not None and not self.config.norm_after_pooling:
+        pooled_first = pooling and self.config.norm_after_pooling
+        if self.layernorm is not None and not pooled_first:
             last_hidden_state = apply_norm(self.layernorm, last_hidden_state, self.config.norm)
-        pooler_output = last_hidden_state.mean(dim=1)
-        if self.layernorm is not None and self.config.norm_after_pooling:
+        pooler_output = last_hidden_state.mean(dim=1) if pooling else None
+        if self.layernorm is not None and pooled_first:
             pooler_output = apply_norm(self.layernorm, pooler_output, self.config.norm)
         return SwinHfModelOutput(
             last_hidden_state=last_hidden_state,
@@ -340,14 +342,12 @@ class SwinHfForMaskedImageModeling(SwinHfPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_block_hidden_states=output_block_hidden_states,
+            pooling=False,
             return_dict=True,  # also where the config asks for tuples
         )
         height, width = pixel_values.shape[2:]
         rows, columns = (-(-size // self.config.encoder_stride) for size in (height, width))
-        tokens = outputs.last_hidden_state
-        if self.config.norm_after_pooling:  # the decoder reads normalised tokens, where the classifier does and where not
-            tokens = apply_norm(self.swin.layernorm, tokens, self.config.norm)
-        feature_map = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        feature_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, (rows, columns))
         reconstruction = self.decoder(feature_map)[:, :, :height, :width]
         loss = None
         if bool_masked_pos is not None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from .resizing_swin_hf import differing_sizes
@@ -18,7 +19,7 @@ def replaced_layer(model: nn.Module, plain: nn.Module) -> str:
     own = dict(model.named_modules())
     for name, module in plain.named_modules():
         found = own.get(name)
-        is_synchronised = isinstance(module, nn.BatchNorm1d) and isinstance(found, nn.SyncBatchNorm)
+        is_synchronised = isinstance(module, _BatchNorm) and isinstance(found, nn.SyncBatchNorm)
         if type(found) is not type(module) and not is_synchronised:
             return f"{name} of type {type(found).__name__}" if found is not None else f"none named {name}"
     for name, weight in model.state_dict().items():

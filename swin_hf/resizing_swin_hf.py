@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .configuration_swin_hf import SwinHfConfig, height_width
+from .configuration_swin_hf import Size, SwinHfConfig, WindowOfEachStage, height_width
 
 RESIZABLE = ("image_size", "window_size", "stage_windows")
+
+
+def wanted_sizes(config: SwinHfConfig, saved: SwinHfConfig) -> dict[str, Any]:
+    """The sizes that a config asks for when the weights of a model of `saved` are loaded for it; None is no wish."""
+    sizes = {name: getattr(config, name) for name in RESIZABLE}
+    if saved.stage_windows and not config.stage_windows:  # the same window everywhere
+        sizes |= {"stage_windows": [list(height_width(config.window_size))] * len(config.depths), "window_size": None}
+    return sizes
 
 
 def differing_sizes(sizes: dict[str, Any], config: SwinHfConfig) -> dict[str, Any]:
@@ -31,9 +39,9 @@ def differing_sizes(sizes: dict[str, Any], config: SwinHfConfig) -> dict[str, An
 
 def resized_config(
     config: SwinHfConfig,
-    image_size: int | list[int] | tuple[int, int] | None = None,
-    window_size: int | list[int] | tuple[int, int] | None = None,
-    stage_windows: list[int | list[int]] | None = None,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+    stage_windows: WindowOfEachStage | None = None,
 ) -> SwinHfConfig:
     """The config for another image size or window; V2's position networks keep the units that they were trained with.
 
@@ -69,16 +77,27 @@ def resized_weights(weights: dict[str, torch.Tensor], config: SwinHfConfig, resi
     return result
 
 
+def freeze_alike(model: nn.Module, resized: nn.Module) -> None:
+    """Freeze the weights of a resized model that are frozen in the one it was made of."""
+    for own, copied in zip(model.parameters(), resized.parameters(), strict=True):
+        copied.requires_grad_(own.requires_grad)
+
+
 def resize_bias_table(table: torch.Tensor, window: tuple[int, int], new_window: tuple[int, int]) -> torch.Tensor:
     """A V1 table of position biases ((2wh-1) * (2ww-1), h) for another window, bicubic, as in the original code.
 
     The middle of the table, offset 0, keeps its value; every other offset gets the bias from the same relative place in the
-    old table.
+    old table. Biases of distances, the same for an offset and its mirror images, stay so to the last bit.
     """
     if new_window == window:
         return table
     old, new = ([2 * side - 1 for side in sides] for sides in (window, new_window))
-    return _interpolate(table.view(1, *old, -1), new).reshape(-1, table.shape[1])
+    by_offset = table.view(*old, -1)
+    resized = _interpolate(by_offset[None], new)[0]
+    if all(torch.equal(by_offset, by_offset.flip(axis)) for axis in (0, 1)):
+        rows, columns = (torch.arange(1 - side, side, device=table.device).abs() + side - 1 for side in new_window)
+        resized = resized[rows[:, None], columns]
+    return resized.reshape(-1, table.shape[1])
 
 
 def resize_position_embeddings(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:

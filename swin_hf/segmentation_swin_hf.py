@@ -8,10 +8,10 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead, UperNetPreTrainedModel
 
 from .auto_map_swin_hf import SavesItsCode
-from .configuration_swin_hf import SwinHfConfig
+from .configuration_swin_hf import Size, SwinHfConfig, WindowOfEachStage
 from .modeling_swin_hf import SwinHfBackbone, SwinHfPreTrainedModel
 from .plain_layers_swin_hf import require_kept_sizes, require_plain_layers
-from .resizing_swin_hf import RESIZABLE, differing_sizes
+from .resizing_swin_hf import RESIZABLE, differing_sizes, freeze_alike
 from .stock_swin_hf import ReadsStockConfigs, ReadsStockWeights
 
 AUXILIARY_STAGE = 2  # whose map the auxiliary head reads, counted among those that the backbone returns
@@ -91,9 +91,9 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
 
     def resize(
         self,
-        image_size: int | tuple[int, int] | None = None,
-        window_size: int | tuple[int, int] | None = None,
-        stage_windows: list[int | list[int]] | None = None,
+        image_size: Size | None = None,
+        window_size: Size | None = None,
+        stage_windows: WindowOfEachStage | None = None,
     ) -> "SwinHfForSemanticSegmentation":
         """A copy of this model whose backbone is for another image size or window, as by `SwinHfPreTrainedModel.resize`."""
         backbone, config = self.backbone.resize(image_size, window_size, stage_windows), copy.deepcopy(self.config)
@@ -101,4 +101,5 @@ class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForS
         resized = type(self)(config)
         require_plain_layers(self, "resized")
         resized.load_state_dict(self.state_dict() | backbone.state_dict(prefix="backbone."))
+        freeze_alike(self, resized)
         return resized.to(device=self.device, dtype=self.dtype).train(self.training)

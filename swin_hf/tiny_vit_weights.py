@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .configuration_swin_hf import SwinHfConfig
-from .weight_config import class_names, stage_and_block, timm_image_size
+from .weight_config import class_names, stage_and_block, timm_arguments, timm_image_size
 from .weight_files import ConversionError, WeightFiles
 
 TIMM_START, AUTHORS_START = "patch_embed.conv1.conv.weight", "patch_embed.seq.0.c.weight"
@@ -37,6 +37,14 @@ FIXED = {  # what makes one of our models a TinyViT
     "hidden_act": "gelu",
     "mask_padding": False,
     "use_absolute_embeddings": False,
+}
+# Arguments that timm's TinyViT may have been built with. None: any value; the weights tell it, or it changes no output.
+TIMM_ARGUMENTS = {
+    **dict.fromkeys(
+        ("in_chans", "num_classes", "embed_dims", "depths", "num_heads", "window_sizes", "mlp_ratio", "act_layer")
+    ),
+    **dict.fromkeys(("mbconv_expand_ratio", "local_conv_size", "drop_rate", "drop_path_rate", "use_checkpoint", "img_size")),
+    "global_pool": ("avg",),
 }
 HEAD_DIM = 32  # channels of a head in all published models
 PIXELS_OF_TOKEN = 32  # of the last stage
@@ -109,9 +117,13 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
     depths: dict[int, int] = {}
     for match in blocks:
         depths[int(match[1])] = max(depths.get(int(match[1]), 0), 1 + int(match[2]))
+    if not depths:
+        raise ConversionError(f"{files.name} must be a whole TinyViT of timm or of its authors, but has no blocks of stages")
     try:
         biases = [source.get(f"stages.{stage}.blocks.0.attn.attention_biases") for stage in sorted(depths)]
         kinds = ["conv" if own is None else "window" for own in biases]
+        if "window" not in kinds:
+            raise ConversionError(f"{files.name} must have a stage with attention_biases, as TinyViT has, got none")
         windowed, first = kinds.index("window"), [f"stages.{stage}.blocks.0" for stage in sorted(depths)]
         dims = [
             len(source[f"{block}.conv3.bn.weight" if kind == "conv" else f"{block}.attn.norm.weight"])
@@ -124,9 +136,12 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
         num_channels = source[TIMM_START].shape[1]
     except (KeyError, ValueError) as error:
         raise ConversionError(f"{files.name} must be a whole TinyViT of timm or of its authors, but lacks {error}") from error
+    image_size = image_size or timm_image_size(files) or windows[-1] * PIXELS_OF_TOKEN
+    if not image_size:
+        raise ConversionError(f"{files.name} does not tell its image size; give source_sizes.image_size, 224 for instance")
     return SwinHfConfig(
-        **FIXED,
-        image_size=image_size or timm_image_size(files) or windows[-1] * PIXELS_OF_TOKEN,
+        **FIXED | {"hidden_act": timm_arguments(files, TIMM_ARGUMENTS).get("act_layer") or FIXED["hidden_act"]},
+        image_size=image_size,
         num_channels=num_channels,
         embed_dim=dims[0],
         stage_dims=dims,
@@ -145,13 +160,23 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
 
 
 def from_timm(name: str, weight: torch.Tensor, config: SwinHfConfig) -> torch.Tensor:
-    """The value here, under `name`, of a weight of timm's TinyViT."""
+    """The value here, under `name`, of a weight of timm's TinyViT.
+
+    Raises:
+        ConversionError: its shape is no such weight's.
+    """
     if joined := JOINED.search(name):
         stage, _ = stage_and_block(name)
+        if weight.ndim < 1 or len(weight) % (3 * config.num_heads[stage]):
+            rows = f"rows for queries, keys and values of {config.num_heads[stage]} heads"
+            raise ConversionError(f"{timm_name(name)} must have {rows}, got shape {tuple(weight.shape)}")
         by_head = weight.unflatten(0, (config.num_heads[stage], 3, -1))  # (h, 3, d, ..)
         return by_head[:, "qkv".index(joined[1])].flatten(0, 1).clone()
     if name.endswith("relative_position_bias_table"):
-        side = math.isqrt(weight.shape[1])
+        side = math.isqrt(weight.shape[-1]) if weight.ndim == 2 else 0
+        if not side or side**2 != weight.shape[1]:
+            rule = f"must hold a bias for each distance in a square window and head, got shape {tuple(weight.shape)}"
+            raise ConversionError(f"{timm_name(name)} {rule}")
         distance = torch.arange(1 - side, side).abs()
         return weight.unflatten(1, (side, side))[:, distance[:, None], distance].flatten(1).t().contiguous()
     return weight
@@ -235,7 +260,7 @@ def tiny_vit_arguments(config: SwinHfConfig) -> dict[str, Any]:
         "in_chans": config.num_channels,
         "embed_dims": [config.stage_dim(stage) for stage in range(len(config.depths))],
         "depths": list(config.depths),
-        "num_heads": list(config.num_heads),
+        "num_heads": [max(heads, 1) for heads in config.num_heads],  # of a convolutional stage the number means nothing
         "window_sizes": [config.stage_window(stage)[0] for stage in range(len(config.depths))],
         "mlp_ratio": config.mlp_ratio,
         "mbconv_expand_ratio": config.mbconv_ratio,

@@ -59,11 +59,7 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
         raise ConversionError(f"{files.name} must be a whole Swin of timm or Microsoft's code, but lacks {error}") from error
     if dims != [dims[0] * 2**stage for stage in range(len(dims))]:
         raise ConversionError(f"{files.name} must double its channels in every stage, got {dims}")
-    arguments = files.config.get("model_args") or {}
-    for name, value in arguments.items():
-        allowed = TIMM_ARGUMENTS.get(name, ())
-        if allowed is not None and value not in allowed:
-            raise ConversionError(f"{files.name} was built with {name}={value}, which cannot be expressed")
+    arguments = timm_arguments(files, TIMM_ARGUMENTS)
     windows, units = _windows(source, files, sizes, version, patch)
     return SwinHfConfig(
         version=version,
@@ -81,6 +77,22 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
         hidden_act=arguments.get("act_layer") or "gelu",
         **class_names(files),
     )
+
+
+def timm_arguments(files: WeightFiles, expressible: dict[str, tuple | None]) -> dict[str, Any]:
+    """The arguments that timm's `config.json` says the model was built with.
+
+    expressible: the values that our models can express by the name of an argument, or None for any.
+
+    Raises:
+        ConversionError: there is another argument or value.
+    """
+    arguments = files.config.get("model_args") or {}
+    for name, value in arguments.items():
+        allowed = expressible.get(name, ())
+        if allowed is not None and value not in allowed:
+            raise ConversionError(f"{files.name} was built with {name}={value}, which cannot be expressed")
+    return arguments
 
 
 def class_names(files: WeightFiles) -> dict[str, Any]:

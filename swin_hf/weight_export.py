@@ -222,6 +222,8 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
     kind, config = type(model), model.config
     if kind not in (SwinHfForImageClassification, SwinHfModel):
         raise ConversionError(f"timm has Swins that classify, or without a head, and no {kind.__name__}")
+    if kind is SwinHfModel and model.embeddings.mask_token is not None:
+        raise ConversionError("timm has no such Swin: none of its models has a mask_token")
     if config.stem == "conv":
         return _to_timm_tiny_vit(model, processor)
     shape = dense_shape(config, "timm")
@@ -230,8 +232,6 @@ def to_timm(model: PreTrainedModel, processor: SwinHfImageProcessorPil | None = 
             raise ConversionError(f"timm has no such Swin: {name} must be {value}, got {getattr(config, name)}")
     if config.hidden_act != "gelu" and (config.version == 1 or config.hidden_act not in ("relu", "silu")):
         raise ConversionError(f"timm has no such Swin: hidden_act must be 'gelu', got {config.hidden_act!r}")
-    if kind is SwinHfModel and model.embeddings.mask_token is not None:
-        raise ConversionError("timm has no such Swin: none of its models has a mask_token")
     if difference := difference_to_timm(config):
         raise ConversionError(f"timm has no such Swin: in {difference}; resize the model")
     parts: dict[str, dict[int | None, torch.Tensor]] = {}

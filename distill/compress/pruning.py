@@ -36,10 +36,10 @@ class PruningPlan:
     mlp_channels: list[list[int]]
 
     def removed_shares(self, importance: list["BlockImportance"]) -> dict[str, float]:
-        """Shares of all heads and of all MLP channels that are removed."""
+        """Shares of all heads and of all MLP channels that are removed; 0 of the heads of a model that has none."""
         heads, channels = sum(len(block.heads) for block in importance), sum(len(block.mlp_channels) for block in importance)
         return {
-            "removed_heads": 1 - sum(map(len, self.heads)) / heads,
+            "removed_heads": 1 - sum(map(len, self.heads)) / heads if heads else 0.0,
             "removed_mlp": 1 - sum(map(len, self.mlp_channels)) / channels,
         }
 

@@ -50,7 +50,7 @@ class DeployConvStem(nn.Module):
         self.register_buffer("minus_mean", -mean.float() if mean.any() else None)
         first, *others = (folded(layer) for layer in stem.convs)
         self.convs = nn.ModuleList([conv(first, first.weight.detach().double() / std, first.bias), *others])
-        self.activation = deploy_activation(hidden_act, stem.activation_fn)
+        self.activation = deploy_activation(hidden_act, stem.activation_fn) if others else nn.Identity()
         self.grid = tuple(-(-side // patch) for side, patch in zip((view.height, view.width), embeddings.patch_size))
         positions = None
         if embeddings.position_embeddings is not None:

@@ -30,6 +30,13 @@ from swin_hf.convert import load
         ({"stage_blocks": ["conv"]}, "stage_blocks must have one entry per stage"),
         ({"stage_blocks": ["conv", "mbconv"]}, "stage_blocks must be 'window' or 'conv' for each stage"),
         ({"stage_windows": [4, 0]}, "stage_windows must be positive"),
+        ({"stage_windows": [4, [4]]}, r"stage_windows must hold one integer or \(height, width\) for each stage"),
+        ({"stage_windows": [4, [4, 4, 4]]}, r"stage_windows must hold one integer or \(height, width\) for each stage"),
+        ({"pretrained_window_sizes": [4, [4]]}, r"pretrained_window_sizes must hold one integer or \(height, width\)"),
+        ({"pretrained_window_sizes": [4, -1]}, "pretrained_window_sizes must be 0 or more"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio must give each block a hidden channel, got 0.01 for the 16 channels of stage 0"),
+        ({"mbconv_ratio": 0.01, "stage_blocks": ["conv", "window"]}, "mbconv_ratio must give each block a hidden channel"),
+        ({"num_heads": [-1, 2], "stage_blocks": ["conv", "window"]}, r"num_heads\[0\] must be 0 or more in a convolutional"),
         ({"local_conv": 2}, "local_conv must be 0 or an odd kernel, got 2"),
         ({"mbconv_ratio": 0}, "mbconv_ratio must be a finite number, above 0"),
         ({"padding": "tiny_vit", "version": 2}, "padding must be 'swin' for version 2"),
@@ -120,3 +127,10 @@ def test_attributes_that_others_set_stay_through_saving_copying_and_loading(tmp_
     assert SwinHfUperNetConfig.from_dict(whole.to_dict()).backbone_config.batch_norm_eps == 1.0
     with pytest.raises(ValueError, match="no field windw_size; did you mean window_size"):
         SwinHfUperNetConfig(backbone_config={"windw_size": 4}, use_auxiliary_head=False)
+
+
+@pytest.mark.parametrize("windows", [[(3, 3), (2, 5)], ((3, 3), (2, 5)), [[3, 3], [2, 5]], [3, (2, 5)]])
+def test_windows_of_stages_may_be_lists_or_tuples(make_model, windows):
+    model = make_model(stage_windows=windows)
+    assert [model.config.stage_window(stage) for stage in (0, 1)] == [(3, 3), (2, 5)]
+    assert model.resize(stage_windows=windows[::-1]).config.stage_window(0) == (2, 5)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, TINY_VIT
 from stock_swin import randomised
 from transformers import (
     AutoBackbone,
@@ -277,3 +277,16 @@ def test_hidden_states_of_every_block(make_model):
     output = model(torch.randn(1, 3, 16, 24), output_block_hidden_states=True, output_hidden_states=True)
     assert [tuple(fm.shape) for fm in output.block_hidden_states] == [(1, 16, 8, 12), (1, 32, 4, 6), (1, 32, 4, 6)]
     torch.testing.assert_close(output.block_hidden_states[-1], output.reshaped_hidden_states[-1])
+
+
+def test_masked_images_pass_the_last_norm_once(make_config):
+    config = make_config(**TINY_VIT | {"norm": "batch", "encoder_stride": 8, "norm_after_pooling": True})
+    model = SwinHfForMaskedImageModeling(config).train()
+    outputs = model(torch.randn(1, 3, 16, 16), bool_masked_pos=torch.rand(1, 16) > 0.5)  # of one mean there are no statistics
+    outputs.loss.backward()
+    assert model.swin.layernorm.num_batches_tracked == 1 and model.swin.layernorm.weight.grad.any()
+    tokens = model.swin.encode(images := torch.randn(2, 3, 16, 16)).hidden_states[-1]
+    unpooled = model.eval().swin(images, pooling=False)
+    assert unpooled.pooler_output is None
+    expected = model.swin.layernorm(model.swin.encode(images).hidden_states[-1].flatten(0, 1)).view(tokens.shape)
+    torch.testing.assert_close(unpooled.last_hidden_state, expected)

@@ -142,3 +142,38 @@ def test_initialisation_by_hand(make_config):
     assert block.attention.k_proj.bias is None
     table = SwinHfForImageClassification(make_config()).swin.encoder.layers[0].blocks[0].attention.relative_position_bias
     assert not table.relative_position_bias_table.any()
+
+
+@pytest.mark.parametrize("road", ["constructor", "auto class", "lacking weights"])
+@pytest.mark.parametrize("weight_init", ["normal", "fan_in"])
+def test_convolutions_are_initialised_for_the_norms_behind_them(make_config, tmp_path, road, weight_init):
+    config = make_config(**TINY_VIT | {"embed_dim": 32, "weight_init": weight_init})
+    if road == "constructor":
+        model = SwinHfForImageClassification(config)
+    elif road == "auto class":
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        whole = SwinHfForImageClassification(config)
+        torch.nn.init.ones_(whole.swin.encoder.layers[0].blocks[0].project.norm.weight)
+        kept = {name: weight for name, weight in whole.state_dict().items() if "classifier" in name}
+        whole.save_pretrained(tmp_path, state_dict=kept)
+        model = SwinHfForImageClassification.from_pretrained(tmp_path)
+    block, downsample = model.swin.encoder.layers[0].blocks[0], model.swin.encoder.layers[0].downsample
+    for layer in (block.expand, block.depthwise, block.project, downsample.depthwise):
+        fan_in = layer.conv.weight[0].numel()
+        assert layer.conv.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.15)
+    assert not block.project.norm.weight.any()
+    scales = (block.expand, block.depthwise, downsample.expand, downsample.depthwise, downsample.project)
+    assert all(torch.equal(layer.norm.weight, torch.ones_like(layer.norm.weight)) for layer in scales)
+    feature_map = torch.randn(1, 4, 4, 32)
+    torch.testing.assert_close(block(feature_map)[0], block.activation_fn(feature_map))  # the branch adds nothing yet
+    std = 0.02 if weight_init == "normal" else 32**-0.5
+    assert model.swin.encoder.layers[1].blocks[0].mlp.fc1.weight.std().item() == pytest.approx(std, rel=0.5)
+
+
+def test_weights_of_activations_are_initialised_when_a_file_lacks_them(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for name in ("prelu", "xielu"):
+        model = SwinHfForImageClassification.from_pretrained(tmp_path, hidden_act=name)
+        expected, found = ACT2FN[name].state_dict(), model.swin.encoder.layers[0].blocks[0].mlp.activation_fn.state_dict()
+        assert expected and all(torch.equal(found[key], value) for key, value in expected.items())

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import TINY_VIT
 from torch import nn
 
 from distill.compress.pruning import PruningError, PruningPlan, prune
@@ -116,13 +117,15 @@ def test_dynamic_quantization_stays_close(make_model, version, attention):
         assert quantized(IMAGES, output_attentions=True).attentions[0].shape[1:] == (2, 16, 16)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_synchronised_batch_norms_compute_the_same(make_config, version):
-    config = make_config(version=version, norm="batch", drop_path_rate=0.0, out_features=["stem", "stage1", "stage2"])
+@pytest.mark.parametrize(
+    "changes", [{"norm": "batch"}, {"norm": "batch", "version": 2}, TINY_VIT], ids=["V1", "V2", "TinyViT"]
+)
+def test_synchronised_batch_norms_compute_the_same(make_config, changes):
+    config = make_config(**changes, drop_path_rate=0.0, out_features=["stem", "stage1", "stage2"])
     for kind in (SwinHfForImageClassification, SwinHfBackbone):
         model = kind(config).train()
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
-        assert not any(isinstance(layer, nn.BatchNorm1d) for layer in synchronised.modules())
+        assert not any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in synchronised.modules())
         for mode in (True, False):
             outputs = [first_of(own.train(mode)(IMAGES)) for own in (model, synchronised)]
             torch.testing.assert_close(*outputs)

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, TINY_VIT
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForImageClassification, TorchAoConfig
 
 from swin_hf import (
+    SwinHfConfig,
     SwinHfForImageClassification,
     SwinHfForMaskedImageModeling,
     SwinHfForSemanticSegmentation,
@@ -165,3 +166,38 @@ def test_a_quantized_segmenter_keeps_its_sizes(make_config, tmp_path):
     SwinHfForSemanticSegmentation.from_pretrained(tmp_path, image_size=16, **quantization)
     with pytest.raises(ValueError, match="image_size must be 16, that of .*, while its weights are quantized, got 24"):
         SwinHfForSemanticSegmentation.from_pretrained(tmp_path, image_size=24, **quantization)
+
+
+def test_biases_of_distances_stay_biases_of_distances():
+    distances = torch.randn(7, 5, 2)
+    rows, columns = torch.arange(-6, 7).abs(), torch.arange(-4, 5).abs()
+    table = distances[rows[:, None], columns].reshape(-1, 2)
+    for new_window in ((6, 6), (12, 5), (3, 9)):
+        resized = bias_map(resize_bias_table(table, (7, 5), new_window), new_window)
+        assert torch.equal(resized, resized.flip(0)) and torch.equal(resized, resized.flip(1))
+        image = bias_map(table, (7, 5)).permute(2, 0, 1)[None]
+        size = [2 * side - 1 for side in new_window]
+        expected = torch.nn.functional.interpolate(image, size=size, mode="bicubic")[0].permute(1, 2, 0)
+        torch.testing.assert_close(resized, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_config_without_windows_for_each_stage_asks_for_one_everywhere(make_model, tmp_path):
+    model = make_model(**TINY_VIT | {"stage_windows": [3, 4]})
+    model.save_pretrained(tmp_path)
+    config = SwinHfConfig.from_pretrained(tmp_path)
+    config.stage_windows, config.window_size = None, 3
+    loaded = SwinHfForImageClassification.from_pretrained(tmp_path, config=config)
+    assert [loaded.config.stage_window(stage) for stage in (0, 1)] == [(3, 3), (3, 3)]
+    images = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(loaded(images).logits, model.resize(stage_windows=[3, 3])(images).logits)
+    config.stage_windows = [(3, 3), (2, 5)]
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, config=config)
+    assert loaded.config.stage_window(1) == (2, 5)
+
+
+def test_frozen_weights_stay_frozen(make_model):
+    model = make_model()
+    model.swin.embeddings.requires_grad_(False)
+    resized = model.resize(32, window_size=3)
+    frozen = {name for name, weight in resized.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith("swin.embeddings.")}

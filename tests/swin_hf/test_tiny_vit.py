@@ -209,3 +209,55 @@ def test_damaged_files_are_named(tmp_path, capsys):
     torch.save(weights, tmp_path / "model.pth")
     assert main([str(tmp_path / "model.pth"), str(tmp_path / "out"), "--window_size", "5"]) == 1
     assert "error: stage_windows must be given instead of window_size" in capsys.readouterr().err
+
+
+def test_damaged_shapes_are_named(tmp_path):
+    weights = tiny_vit_weights(SHAPES["tiny"])
+    block = "stages.1.blocks.0.attn"
+    for name, shape, message in (
+        (f"{block}.qkv.weight", (70, 24), f"{block}.qkv.weight must have rows for queries, keys and values of . heads, got"),
+        (f"{block}.qkv.bias", (), f"{block}.qkv.bias must have rows"),
+        ("stages.1.blocks.1.attn.attention_biases", (3, 15), "stages.1.blocks.1.attn.attention_biases must hold a bias"),
+        ("stages.1.blocks.1.attn.attention_biases", (15,), "stages.1.blocks.1.attn.attention_biases must hold a bias"),
+    ):
+        torch.save(weights | {name: torch.zeros(shape)}, tmp_path / "model.pth")
+        with pytest.raises(ConversionError, match=message):
+            load(tmp_path / "model.pth")
+    without = {name: weight for name, weight in weights.items() if "attention_biases" not in name}
+    torch.save(without, tmp_path / "model.pth")
+    with pytest.raises(ConversionError, match="must have a stage with attention_biases, as TinyViT has, got none"):
+        load(tmp_path / "model.pth")
+    torch.save({name: weight for name, weight in weights.items() if "stages" not in name}, tmp_path / "model.pth")
+    with pytest.raises(ConversionError, match="must be a whole TinyViT of timm or of its authors, but has no blocks"):
+        load(tmp_path / "model.pth")
+
+
+def test_windows_are_changed_by_command_and_remain_a_tiny_vit(tmp_path):
+    source = saved_as_timm(tiny_vit_weights(SHAPES["tiny"]), tmp_path / "timm")
+    num_stages = len(SHAPES["tiny"].windows)
+    windows = [str(5 + stage % 2) for stage in range(num_stages)]
+    assert main([str(source), str(tmp_path / "out"), "--to", "timm", "--stage_windows", *windows]) == 0
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["model_args"]["window_sizes"] == list(map(int, windows))
+    model, again = load(source, stage_windows=[*map(int, windows)])[0], load(tmp_path / "out")[0]
+    images = torch.randn(1, 3, 48, 48)
+    assert torch.equal(model(images).logits, again(images).logits)
+    for wrong, message in (([0] * num_stages, "stage_windows must be positive"), ([5], "stage_windows must have one entry")):
+        with pytest.raises(ConversionError, match=message):
+            load(source, stage_windows=wrong)
+
+
+def test_arguments_of_timm_are_expressed_or_refused(tmp_path):
+    weights = tiny_vit_weights(SHAPES["tiny"])
+    relu, _, _ = load(saved_as_timm(weights, tmp_path / "relu", model_args={"act_layer": "relu", "drop_path_rate": 0.2}))
+    assert relu.config.hidden_act == "relu" and isinstance(relu.swin.encoder.layers[0].blocks[0].activation_fn, torch.nn.ReLU)
+    for number, arguments in enumerate(({"global_pool": "max"}, {"surprise": 1})):
+        name, value = next(iter(arguments.items()))
+        with pytest.raises(ConversionError, match=f"was built with {name}={value}, which cannot be expressed"):
+            load(saved_as_timm(weights, tmp_path / str(number), model_args=arguments))
+
+
+def test_timm_has_no_mask_token(make_config):
+    for config in (make_config(), make_config(**TINY_VIT)):
+        with pytest.raises(ConversionError, match="none of its models has a mask_token"):
+            to_timm(SwinHfModel(config, use_mask_token=True))

@@ -124,3 +124,13 @@ def test_every_block_keeps_something():
     assert [len(kept) for kept in make_plan(importance, 0.5, 0.5).heads] == [1, 1]
     with pytest.raises(PruningError, match=r"prune_heads must leave something in every block: at most 0\.50 of the 4"):
         make_plan(importance, prune_heads=0.75, prune_mlp=0.0)
+
+
+def test_a_model_without_attention_is_pruned(make_model):
+    model = make_model(stage_blocks=["conv", "conv"])
+    losses = (model(torch.randn(2, 3, 16, 16)).logits.sum() for _ in range(2))
+    importance = measure_importance(model, losses)
+    plan = make_plan(importance, 0.4, 0.4)
+    shares = plan.removed_shares(importance)
+    assert shares["removed_heads"] == 0 and shares["removed_mlp"] == pytest.approx(0.4, abs=0.02)
+    assert prune(model, plan)(torch.randn(1, 3, 16, 16)).logits.shape == (1, 3)
