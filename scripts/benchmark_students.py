@@ -78,7 +78,7 @@ class Student:
 def swin(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClassification:
     """A Swin with shifted windows of 4 x 4, which span the map of the third stage, and heads of 16 to 32 channels."""
     sizes = {"embed_dim": dims[0], "stage_dims": dims, "depths": depths, "num_heads": [max(dim // 32, 2) for dim in dims]}
-    training = {"weight_init": "fan_in", "drop_path_rate": 0.0}
+    training = {"weight_init": "fan_in", "zero_init_residual": True, "drop_path_rate": 0.0}
     return SwinHfForImageClassification(
         SwinHfConfig(**{"image_size": SIDE, "window_size": 4, "num_labels": NUM_CLASSES} | sizes | training | choices)
     )

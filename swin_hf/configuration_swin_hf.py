@@ -113,6 +113,10 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     weight_init:
         "normal" draws matrices with standard deviation `initializer_range`, the stock rule, which suits models of about 96
         channels or more. "fan_in" draws them with `1 / sqrt(fan_in)`, without which narrower models hardly start to learn.
+    zero_init_residual:
+        New window blocks start as if they had no branches: the last layer of each branch, or in V2 the norm behind it, starts
+        at 0, as the last norm of an inverted residual always does (Goyal et al. 2017, arXiv:1706.02677, section 5.1). Models
+        then learn sooner.
     out_features, out_indices:
         Stages that `SwinHfBackbone` returns, by name ("stem", "stage1", ...) or number. Default: the last one.
 
@@ -153,6 +157,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     block_value_head_dim: list[list[int]] | None = None
     block_mlp_dim: list[list[int]] | None = None
     weight_init: str = "normal"
+    zero_init_residual: bool = False
     stem: str = "patch"
     stage_blocks: list[str] | tuple[str, ...] | None = None
     mbconv_ratio: float | int = 4.0

@@ -306,6 +306,8 @@ class SwinHfBlock(SwinHfCheckpointedLayer):
         self.local_conv = SwinHfLocalConv(dim, config.local_conv) if config.local_conv else None
         self.layernorm_after = make_norm(config, dim, config.layer_norm_eps)
         self.mlp = SwinHfMLP(config, dim, config.block_widths(stage, block).mlp_dim)
+        for end in (self.layernorm_before, self.layernorm_after) if self.post_norm else (self.attention.o_proj, self.mlp.fc2):
+            end.starts_at_zero = config.zero_init_residual
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SwinHfDropPath(drop_path_rate(config, stage, block))
 

@@ -153,7 +153,7 @@ class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights
             # A norm divides by the deviation: small matrices before it would only make the first steps large.
             if self.config.weight_init == "fan_in" or getattr(module, "is_normed", False):
                 std = module.weight[0].numel() ** -0.5
-            init.normal_(module.weight, std=std)
+            init.normal_(module.weight, std=0.0 if getattr(module, "starts_at_zero", False) else std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, _BatchNorm)):

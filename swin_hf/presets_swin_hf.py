@@ -97,7 +97,7 @@ def _windows(side: int) -> dict:
 _EDGE = {
     **{"stem": "conv", "downsample": "conv", "local_conv": 3, "shift_windows": False, "norm_after_pooling": True},
     **{"stage_blocks": ["conv", "window", "window", "window"], "window_size": 7},
-    **{"drop_path_rate": 0.0, "weight_init": "fan_in"},
+    **{"drop_path_rate": 0.0, "weight_init": "fan_in", "zero_init_residual": True},
 }
 
 

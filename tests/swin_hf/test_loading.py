@@ -177,3 +177,20 @@ def test_weights_of_activations_are_initialised_when_a_file_lacks_them(make_mode
         model = SwinHfForImageClassification.from_pretrained(tmp_path, hidden_act=name)
         expected, found = ACT2FN[name].state_dict(), model.swin.encoder.layers[0].blocks[0].mlp.activation_fn.state_dict()
         assert expected and all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"version": 2}, {"norm": "rms"}, TINY_VIT], ids=["V1", "V2", "RMSNorm", "TinyViT"])
+def test_branches_that_start_at_zero_add_nothing(make_config, changes):
+    changes = changes | ({"local_conv": 0} if "local_conv" in changes else {})  # which is in no branch
+    feature_map = torch.randn(2, 4, 4, 32)
+    for starts_at_zero in (True, False):
+        model = SwinHfForImageClassification(make_config(**changes, zero_init_residual=starts_at_zero))
+        block = model.swin.encoder.layers[1].blocks[0]
+        assert torch.equal(block(feature_map)[0], feature_map) == starts_at_zero
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = model.train()(torch.randn(4, 3, 16, 16), labels=torch.tensor([0, 1, 2, 0])).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert all(parameter.grad.any() for parameter in block.parameters() if parameter.numel() > 100)  # all learn in time
