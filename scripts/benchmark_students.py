@@ -124,6 +124,7 @@ STUDENTS = [
     Student(HYBRID, "widths 40 to 160", lambda: hybrid([40, 80, 160], [1, 1, 2])),
     Student(CHANGED, "ReLU", lambda: middle_hybrid(hidden_act="relu")),
     Student(CHANGED, "BatchNorm", lambda: middle_hybrid(norm="batch")),
+    Student(CHANGED, "branches that do not start at zero", lambda: middle_hybrid(zero_init_residual=False)),
     Student(CHANGED, "convolutions in stage 2 too", lambda: middle_hybrid(stage_blocks=["conv", "conv", "window"])),
     Student(RESNET, "widths 16 to 128", lambda: resnet([16, 32, 64, 128], [1, 1, 1, 1])),
     Student(RESNET, "widths 32 to 256", lambda: resnet([32, 64, 128, 256], [1, 1, 1, 1])),
