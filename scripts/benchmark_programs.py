@@ -1,5 +1,6 @@
 """Programs that benchmarks compare: ours, by a recipe, and models of others, lowered as ExecuTorch's tutorials do."""
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Made:
 def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
     """A model with random weights and no tensor of zeros, since equal tensors would be stored only once."""
     torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    config.zero_init_residual = False
     model = SwinHfForImageClassification(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

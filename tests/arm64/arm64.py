@@ -194,6 +194,7 @@ def export_small_programs(work_dir: Path, images: Path) -> list[Path]:
                 torch.nn.init.normal_(parameter, std=0.3)  # at their initial zeros, errors in them would not show
         for part in model.modules():
             if isinstance(part, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(part.weight, 0.5, 1.5)
                 part.running_mean.normal_(std=0.2)
                 part.running_var.uniform_(0.5, 1.5)
         checkpoint = work_dir / kind
