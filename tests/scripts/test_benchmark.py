@@ -91,7 +91,7 @@ def test_a_hybrid_has_no_more_parameters_than_the_pure_student_of_its_widths():
     for widths in ("widths 24 to 96", "widths 32 to 128"):
         assert sizes[f"hybrid, {widths}"] <= sizes[f"pure Swin, {widths}"]
     assert len(BY_NAME) == len(STUDENTS)
-    assert all(sizes[tuned.name] == min(sizes[s.name] for s in STUDENTS if s.kind == tuned.kind) for tuned in TUNED.values())
+    assert [tuned.size for tuned in TUNED.values()][:3] == ["widths 24 to 96", "widths 32 to 128", "widths 32 to 256"]
 
 
 def test_a_kind_that_learns_nothing_in_short_trainings_is_tried_in_long_ones(monkeypatch):
