@@ -78,7 +78,8 @@ class LoadsInOtherSizes:
         """
         config = kwargs.get("config")
         sizes = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
-        is_saved = isinstance(config, SwinHfConfig) and pretrained_model_name_or_path is not None
+        # Not by its class: of code in a local folder, transformers loads the config's file and this one apart.
+        is_saved = getattr(config, "model_type", "") == SwinHfConfig.model_type and pretrained_model_name_or_path is not None
         if is_saved and saved_config(pretrained_model_name_or_path, kwargs):
             # Auto classes put such keywords into the config; the weights have to be loaded in their own sizes first.
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}

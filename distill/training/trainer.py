@@ -3,7 +3,8 @@
 import json
 import shutil
 import signal
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -126,15 +127,21 @@ class TaskTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args, **kwargs):
-        with (
-            self._averaged_weights(),
-            torch.random.fork_rng(),
-        ):  # an evaluation does not change the random numbers of the training
+        with self._as_saved(), torch.random.fork_rng():  # an evaluation does not change the random numbers of the training
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
-        with self._averaged_weights():
+        with self._as_saved():
             return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """Let all processes hold the model that is saved: averaged, and with the statistics of the first one's batches."""
+        with self._averaged_weights():
+            if self.args.world_size > 1:
+                for buffer in self.model.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+            yield
 
     def _averaged_weights(self):
         return nullcontext() if self.average is None else self.average.in_place_of(self.model)

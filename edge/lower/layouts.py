@@ -77,11 +77,13 @@ class _PassManager(XNNPACKPassManager):
         super().__init__(exported_program, passes)
         if not passes:
             self.passes.insert(self.passes.index(ChannelsLastTaggedReshapePass) + 1, JoinLayouts)
+            # Padding of what was dequantized stays in float. This pass would make its output int8, and XNNPACK refuses that.
+            self.passes = [own for own in self.passes if own.__name__ != "InsertPadQDQPass"]
 
 
 @contextmanager
 def joined_layouts() -> Iterator[None]:
-    """Let XNNPACK's lowering join layouts inside the block."""
+    """Let XNNPACK's lowering join layouts, and keep padding in float, inside the block."""
     before = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _PassManager
     try:

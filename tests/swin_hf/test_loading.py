@@ -1,6 +1,7 @@
 """Loading is safe: nothing random, nothing garbage, no surprise in the dtype; what is missing is said and initialised."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -194,3 +195,38 @@ def test_branches_that_start_at_zero_add_nothing(make_config, changes):
             loss.backward()
             optimizer.step()
         assert all(parameter.grad.any() for parameter in block.parameters() if parameter.numel() > 100)  # all learn in time
+
+
+WITHOUT_SWIN_HF = """
+import sys
+
+sys.modules["swin_hf"] = None  # as if it were not installed
+import torch
+from transformers import AutoModelForImageClassification
+
+folder, given, found = sys.argv[1:]
+images, sizes = torch.load(given)
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True, **sizes).eval()
+torch.save(model(images).logits.detach(), found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({}, {"image_size": 24, "window_size": 6}),
+        ({"version": 2, "image_size": 32, "window_size": 8}, {"image_size": 64}),
+        (TINY_VIT, {"stage_windows": [3, 5]}),
+    ],
+    ids=["V1", "V2", "TinyViT"],
+)
+def test_code_in_a_folder_resizes_as_the_package_does(make_model, tmp_path, changes, sizes):
+    model, images = make_model(**changes), torch.randn(1, 3, 24, 24)
+    model.save_pretrained(tmp_path / "saved")
+    torch.save((images, sizes), tmp_path / "given.pt")
+    arguments = [str(tmp_path / name) for name in ("saved", "given.pt", "found.pt")]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-c", WITHOUT_SWIN_HF, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    torch.testing.assert_close(torch.load(tmp_path / "found.pt"), model.resize(**sizes)(images).logits)

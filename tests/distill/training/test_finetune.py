@@ -16,10 +16,12 @@ from conftest import HELD_OUT, PROCESSOR, STILL, TINY, StopAfter, settings_for
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
-from transformers import AutoModelForImageClassification, EvalPrediction
+from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction
 
 from distill.data.examples import Example
+from distill.data.finding import find_images
 from distill.data.sources import DataError
+from distill.data.targets import CLASSES
 from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.launch import launch
@@ -30,7 +32,7 @@ from distill.training.settings import CONFIG_DIR, parse_finetune_settings
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.masked_images import MaskedImageModeling
 from distill.training.trainer import DivergenceError, TaskTrainer
-from swin_hf import SwinHfForMaskedImageModeling
+from swin_hf import SwinHfForImageClassification, SwinHfForMaskedImageModeling
 from swin_hf.output_folders import OutputError, write_json
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -254,6 +256,37 @@ def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
         weights.append(load_file(out / "model.safetensors"))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=2e-5, rtol=1e-4)
+
+
+def test_figures_of_two_processes_are_those_of_the_saved_model(image_folder, tmp_path):
+    script = Path(__file__).parents[3] / "scripts" / "finetune.py"
+    config = str(TINY | {"weight_init": "fan_in", "stage_blocks": ["conv", "window"], "norm": "batch"})
+    out = tmp_path / "out"
+    arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
+    arguments += ["--num_train_epochs", "3", "--global_batch_size", "8", *STILL, "--use_cpu", "true"]
+    arguments += ["--validation_share", "0.25", "--test_share", "0.25", "--per_device_eval_batch_size", "6"]
+    arguments += ["--ddp_backend", "gloo", "--ema_decay", "0", "--load_best_model_at_end", "false"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)
+    found = find_images(str(image_folder), CLASSES)
+    numbers = json.loads((out / "data.json").read_text())["split"]["test"]
+    images = [found.images[found.whole][number].load() for number in numbers]
+    labels = torch.tensor([found.labels[found.whole][number] for number in numbers])
+    with torch.no_grad():
+        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["test_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_a_last_batch_of_one_image_is_left_out(image_folder, tmp_path):
+    config = str(TINY | {"norm": "batch", "norm_after_pooling": True})  # which has no statistics of one mean
+    shares = ["--validation_share", "0.25", "--test_share", "0.25", "--dataloader_drop_last", "false"]
+    arguments = ["--dataset", str(image_folder), *STILL, *shares, "--model_args", config, "--num_train_epochs", "1"]
+    finetune(settings_for(tmp_path, *arguments, "--per_device_train_batch_size", "23", "--global_batch_size", "0"))
+    assert len(json.loads((tmp_path / "out" / "data.json").read_text())["split"]["train"]) == 24
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ SMALL = {
     "V1": ONE_STAGE,
     "V2": ONE_STAGE | {"version": 2},
     "hybrid": HYBRID,
+    "padded hybrid": HYBRID | {"window_size": 3},
+    "padded V2 hybrid": HYBRID | {"version": 2, "padding": "swin", "window_size": 3},
     "large windows": HYBRID | {"image_size": 32, "stage_blocks": ["window", "conv"], "stage_windows": [9, 4]},
 }
 
@@ -98,6 +100,7 @@ def test_layers_are_marked_as_the_rules_say(make_model):
     [
         *(("fp16", "V2"), ("int8", "V1"), ("int8", "V2"), ("int8-dynamic", "V1"), ("int4", "V1")),
         *(("int8", "hybrid"), ("fp16", "hybrid"), ("int8-dynamic", "large windows")),
+        *(("int8", "padded hybrid"), ("int8", "padded V2 hybrid")),
     ],
 )
 def test_programs_follow_the_model_in_one_delegate(make_model, monkeypatch, name, kind):
