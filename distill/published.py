@@ -9,6 +9,7 @@ from pathlib import Path
 from swin_hf.convert import convert
 from swin_hf.foreign_swin_hf import is_foreign
 from swin_hf.stock_swin_hf import saved_config
+from swin_hf.weight_files import why_unreadable
 
 CONVERTED = ("swin", "tiny_vit")  # beginnings of timm's names; other models of timm are left to transformers' wrapper
 
@@ -32,3 +33,11 @@ def loadable(name: str) -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     convert(name, Path(folder) / "converted")
     return str(Path(folder) / "converted")
+
+
+def why_not_loaded(checkpoint: str | Path, error: Exception) -> str:
+    """Why a checkpoint cannot be loaded, and what to do if it is not on this disk."""
+    if Path(checkpoint).exists():
+        return why_unreadable(error)
+    instead = "give a folder or a file of weights, or a preset to train from scratch, like swin_tiny"
+    return f"{why_unreadable(error).rstrip('.')}; without the Hub, {instead}"

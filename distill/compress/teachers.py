@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from distill.data.normalisation import Normalisation, channels_of
-from distill.published import loadable
+from distill.published import loadable, why_not_loaded
 from edge.device.errors import ExplainedError
 from edge.device.names import plain
 from swin_hf.configuration_swin_hf import class_names as names_of_classes
-from swin_hf.weight_files import not_finite, why_unreadable
+from swin_hf.weight_files import not_finite
 from swin_hf.working_processor import require_working_processor
 
 
@@ -57,7 +57,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
         taken, made = getattr(config, "num_channels", 3), channels_of(processor)
     except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
         raise TeacherError(
-            f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {_why(checkpoint, error)}"
+            f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {why_not_loaded(checkpoint, error)}"
         ) from error
     model.config.return_dict = True
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -91,16 +91,10 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
     except TeacherError:
         return False
     except Exception as error:  # on values of a wrong type transformers raises anything
-        raise TeacherError(f"{checkpoint} must be a checkpoint folder or Hub id: {_why(checkpoint, error)}") from error
+        raise TeacherError(
+            f"{checkpoint} must be a checkpoint folder or Hub id: {why_not_loaded(checkpoint, error)}"
+        ) from error
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
-
-
-def _why(checkpoint: str | Path, error: Exception) -> str:
-    """Why a checkpoint cannot be loaded, and what to do if it is not on this disk."""
-    if Path(checkpoint).exists():
-        return why_unreadable(error)
-    instead = "give a folder or a file of weights, or a preset to train from scratch, like swin_tiny"
-    return f"{why_unreadable(error).rstrip('.')}; without the Hub, {instead}"
 
 
 def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:

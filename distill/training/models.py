@@ -14,7 +14,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from distill.data.normalisation import channels_of
 from distill.errors import SettingsError, require
 from distill.public_names import public_name
-from distill.published import loadable
+from distill.published import loadable, why_not_loaded
 from distill.training.tasks.task import Task
 from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
@@ -24,7 +24,7 @@ from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.errors import in_one_line
 from swin_hf.presets_swin_hf import PRESETS
-from swin_hf.weight_files import ConversionError, not_finite, why_unreadable
+from swin_hf.weight_files import ConversionError, not_finite
 from swin_hf.working_processor import require_working_processor
 
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
@@ -122,7 +122,7 @@ def load_model(
             ) from error
         raise ModelError(
             f"--{choice.flag} {choice.name} must be a preset ({', '.join(PRESETS)}), or a checkpoint folder or Hub id for "
-            f"{task.auto_class.__name__}: {why_unreadable(error)}"
+            f"{task.auto_class.__name__}: {why_not_loaded(choice.name, error)}"
         ) from error
     _check_weights(choice, model, report, task.fresh_weights, announce)
     if task.targets.have_classes:

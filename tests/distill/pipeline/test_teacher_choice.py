@@ -66,7 +66,11 @@ def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
     ("arguments", "error", "message"),
     [
         (["--teacher", "nobody/nothing"], TeacherError, "nobody/nothing must be a checkpoint folder or Hub id"),
-        (["--student", "nobody/nothing"], ModelError, "--student nobody/nothing must be a preset"),
+        (
+            ["--student", "nobody/nothing"],
+            ModelError,
+            "--student nobody/nothing must be a preset .*without the Hub, give a folder or a file of weights, or a preset",
+        ),
         (["--teacher_args", "{depth: 3}"], (ModelError, SettingsError), "depth"),
         (["--student_args", "{windw_size: 3}"], (ModelError, SettingsError), "windw_size"),
         (["--dataset", "nowhere/at/all"], DataError, "is neither a folder nor"),
