@@ -220,11 +220,14 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         """Whether the blocks of a stage are inverted residuals."""
         return bool(self.stage_blocks) and self.stage_blocks[stage] == "conv"
 
+    def dense_hidden_dim(self, stage: int) -> int:
+        """Hidden channels of the blocks of `stage` by the dense rule."""
+        return int((self.mbconv_ratio if self.is_convolutional(stage) else self.mlp_ratio) * self.stage_dim(stage))
+
     def block_widths(self, stage: int, block: int) -> BlockWidths:
         """Widths of one block, from the per-block lists where they are given, else by the dense rule."""
+        hidden_dim = self.block_mlp_dim[stage][block] if self.block_mlp_dim else self.dense_hidden_dim(stage)
         if self.is_convolutional(stage):
-            dense = int(self.mbconv_ratio * self.stage_dim(stage))
-            hidden_dim = self.block_mlp_dim[stage][block] if self.block_mlp_dim else dense
             return BlockWidths(num_heads=0, head_dim=0, value_head_dim=0, mlp_dim=hidden_dim)
         dim, dense_heads = self.stage_dim(stage), self.num_heads[stage]
         head_dim = self.block_head_dim[stage][block] if self.block_head_dim else dim // dense_heads
@@ -232,7 +235,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
             num_heads=self.block_num_heads[stage][block] if self.block_num_heads else dense_heads,
             head_dim=head_dim,
             value_head_dim=self.block_value_head_dim[stage][block] if self.block_value_head_dim else head_dim,
-            mlp_dim=self.block_mlp_dim[stage][block] if self.block_mlp_dim else int(self.mlp_ratio * dim),
+            mlp_dim=hidden_dim,
         )
 
     @property
@@ -294,8 +297,8 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
                     "give block_head_dim for heads of another width"
                 )
         for stage in range(len(self.depths)):
-            ratio = "mbconv_ratio" if self.is_convolutional(stage) else "mlp_ratio"
-            if self.block_mlp_dim is None and int(getattr(self, ratio) * self.stage_dim(stage)) < 1:
+            if self.block_mlp_dim is None and self.dense_hidden_dim(stage) < 1:
+                ratio = "mbconv_ratio" if self.is_convolutional(stage) else "mlp_ratio"
                 raise ValueError(
                     f"{ratio} must give each block a hidden channel, got {getattr(self, ratio)} for the "
                     f"{self.stage_dim(stage)} channels of stage {stage}"

@@ -94,10 +94,15 @@ def resize_bias_table(table: torch.Tensor, window: tuple[int, int], new_window: 
     old, new = ([2 * side - 1 for side in sides] for sides in (window, new_window))
     by_offset = table.view(*old, -1)
     resized = _interpolate(by_offset[None], new)[0]
-    if all(torch.equal(by_offset, by_offset.flip(axis)) for axis in (0, 1)):
+    if is_mirrored(by_offset):
         rows, columns = (torch.arange(1 - side, side, device=table.device).abs() + side - 1 for side in new_window)
         resized = resized[rows[:, None], columns]
     return resized.reshape(-1, table.shape[1])
+
+
+def is_mirrored(by_offset: torch.Tensor) -> bool:
+    """Whether biases (2wh-1, 2ww-1, h) are the same for an offset and its mirror images."""
+    return all(torch.equal(by_offset, by_offset.flip(axis)) for axis in (0, 1))
 
 
 def resize_position_embeddings(positions: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .configuration_swin_hf import SwinHfConfig
+from .resizing_swin_hf import is_mirrored
 from .weight_config import class_names, stage_and_block, timm_arguments, timm_image_size
 from .weight_files import ConversionError, WeightFiles
 
@@ -43,7 +44,8 @@ TIMM_ARGUMENTS = {
     **dict.fromkeys(
         ("in_chans", "num_classes", "embed_dims", "depths", "num_heads", "window_sizes", "mlp_ratio", "act_layer")
     ),
-    **dict.fromkeys(("mbconv_expand_ratio", "local_conv_size", "drop_rate", "drop_path_rate", "use_checkpoint", "img_size")),
+    **dict.fromkeys(("mbconv_expand_ratio", "local_conv_size", "use_checkpoint", "img_size")),
+    **dict.fromkeys(("drop_rate", "proj_drop_rate", "drop_path_rate")),
     "global_pool": ("avg",),
 }
 HEAD_DIM = 32  # channels of a head in all published models
@@ -211,13 +213,13 @@ def _biases_of_distances(table: torch.Tensor, name: str, config: SwinHfConfig) -
     """
     stage, block = stage_and_block(name)
     side = config.stage_window(stage)[0]
-    by_offset = table.t().unflatten(1, (2 * side - 1, 2 * side - 1))
-    if not (torch.equal(by_offset, by_offset.flip(1)) and torch.equal(by_offset, by_offset.flip(2))):
+    by_offset = table.unflatten(0, (2 * side - 1, 2 * side - 1))
+    if not is_mirrored(by_offset):
         raise ConversionError(
             f"timm has no such TinyViT: stage {stage}, block {block} must have position biases that are the same for an "
             "offset and its mirror image, got others, as training makes them; keep it in the format of swin_hf"
         )
-    return by_offset[:, side - 1 :, side - 1 :].flatten(1).contiguous()
+    return by_offset[side - 1 :, side - 1 :].flatten(0, 1).t().contiguous()
 
 
 def difference_to_tiny_vit(config: SwinHfConfig) -> str:
@@ -241,13 +243,12 @@ def difference_to_tiny_vit(config: SwinHfConfig) -> str:
 
 
 def _difference_of_block(config: SwinHfConfig, stage: int, block: int) -> str:
-    widths, dim = config.block_widths(stage, block), config.stage_dim(stage)
-    ratio = config.mbconv_ratio if config.is_convolutional(stage) else config.mlp_ratio
-    if widths.mlp_dim != int(dim * ratio):
-        return f"{int(dim * ratio)} hidden channels, got {widths.mlp_dim}"
+    widths, hidden_dim = config.block_widths(stage, block), config.dense_hidden_dim(stage)
+    if widths.mlp_dim != hidden_dim:
+        return f"{hidden_dim} hidden channels, got {widths.mlp_dim}"
     if config.is_convolutional(stage):
         return ""
-    dense = dim / config.num_heads[stage]
+    dense = config.stage_dim(stage) / config.num_heads[stage]
     if (widths.num_heads, widths.head_dim, widths.value_head_dim) != (config.num_heads[stage], dense, dense):
         got = f"{widths.num_heads} of {widths.head_dim} and {widths.value_head_dim}"
         return f"{config.num_heads[stage]} heads of {dense:g} channels, got {got}"

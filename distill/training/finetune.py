@@ -137,8 +137,6 @@ def train_model(
         objective = Distillation(objective, teacher, settings.distillation)
     training = _training_images(settings, data)
     validation, test = (EvaluationImages(data.examples[split], processor) for split in ("validation", "test"))
-    if not data.stream and len(training) % (arguments.train_batch_size * arguments.world_size) == 1:
-        arguments.dataloader_drop_last = True  # batch normalisation has no statistics of one image whose map is one token
     trainer_class = StreamTrainer if data.stream else TaskTrainer
     try:
         trainer = trainer_class(

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
 from distill import interruption
 from distill.errors import TrainingStopped
@@ -46,7 +46,10 @@ class TaskTrainer(Trainer):
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
         self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step whose loss was NaN or infinite
         self.loss_parts: dict[str, list[torch.Tensor]] = {}
-        self._drop_last = self.args.dataloader_drop_last
+        # Of one image whose map is one token, batch normalisation has no statistics.
+        batch_size = self.args.train_batch_size * self.args.world_size
+        leaves_one = has_length(self.train_dataset) and len(self.train_dataset) % batch_size == 1
+        self._drop_last = self.args.dataloader_drop_last or leaves_one
         self._watch = AfterEveryStep(self)
         self.add_callback(self._watch)
         for callback in (PrinterCallback, ProgressCallback):

@@ -24,7 +24,7 @@ from torch.fx.traceback import NodeSource
 
 from edge.device.errors import ExplainedError
 from edge.lower.constant_names import short_constant_names
-from edge.lower.layouts import joined_layouts
+from edge.lower.passes import own_passes
 from edge.lower.recipes import Recipe
 
 DELEGATE_CALL = "executorch_call_delegate"
@@ -98,7 +98,7 @@ def lower(exported: dict[str, ExportedProgram], recipe: Recipe, constants: dict[
     Raises:
         LoweringError: more delegates, or other operators outside of them, than the recipe allows.
     """
-    with _quiet_backends(), joined_layouts(), short_constant_names():
+    with _quiet_backends(), own_passes(), short_constant_names():
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[_partitioner(recipe)],

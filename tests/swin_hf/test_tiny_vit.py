@@ -249,7 +249,8 @@ def test_windows_are_changed_by_command_and_remain_a_tiny_vit(tmp_path):
 
 def test_arguments_of_timm_are_expressed_or_refused(tmp_path):
     weights = tiny_vit_weights(SHAPES["tiny"])
-    relu, _, _ = load(saved_as_timm(weights, tmp_path / "relu", model_args={"act_layer": "relu", "drop_path_rate": 0.2}))
+    arguments = {"act_layer": "relu", "drop_path_rate": 0.2, "proj_drop_rate": 0.1}
+    relu, _, _ = load(saved_as_timm(weights, tmp_path / "relu", model_args=arguments))
     assert relu.config.hidden_act == "relu" and isinstance(relu.swin.encoder.layers[0].blocks[0].activation_fn, torch.nn.ReLU)
     for number, arguments in enumerate(({"global_pool": "max"}, {"surprise": 1})):
         name, value = next(iter(arguments.items()))

@@ -237,21 +237,25 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_fol
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
+def finetune_with_processes(number: int, dataset: Path, out: Path, config: dict, *arguments: str) -> None:
     script = Path(__file__).parents[3] / "scripts" / "finetune.py"
-    config = str(TINY | {"weight_init": "fan_in", "drop_path_rate": 0.0})
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    own = ["--dataset", str(dataset), "--output_dir", str(out), "--model_args", str(config), "--image_size", "16"]
+    own += [*STILL, "--global_batch_size", "8", "--use_cpu", "true", "--ddp_backend", "gloo"]
+    command = [sys.executable, "-m", *launcher, str(script), *own, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
+    config = TINY | {"weight_init": "fan_in", "drop_path_rate": 0.0}
+    # Not AdamW: it would amplify rounding errors in gradients that are zero, those of the keys' biases.
+    arguments = ["--num_train_epochs", "2", *HELD_OUT, "--optim", "sgd", "--learning_rate", "0.1"]
     weights = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
-        arguments += ["--num_train_epochs", "2", "--global_batch_size", "8", *HELD_OUT]
-        # Not AdamW: it would amplify rounding errors in gradients that are zero, those of the keys' biases.
-        arguments += [*STILL, "--optim", "sgd", "--learning_rate", "0.1", "--use_cpu", "true", "--ddp_backend", "gloo"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", *launcher, str(script), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert result.returncode == 0, result.stderr[-2000:]
+        finetune_with_processes(processes, image_folder, out, config, *arguments)
         assert json.loads((out / "metrics.json").read_text())["num_test_images"] == 10
         weights.append(load_file(out / "model.safetensors"))
     for name, tensor in weights[0].items():
@@ -259,17 +263,10 @@ def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
 
 
 def test_figures_of_two_processes_are_those_of_the_saved_model(image_folder, tmp_path):
-    script = Path(__file__).parents[3] / "scripts" / "finetune.py"
-    config = str(TINY | {"weight_init": "fan_in", "stage_blocks": ["conv", "window"], "norm": "batch"})
-    out = tmp_path / "out"
-    arguments = ["--dataset", str(image_folder), "--output_dir", str(out), "--model_args", config, "--image_size", "16"]
-    arguments += ["--num_train_epochs", "3", "--global_batch_size", "8", *STILL, "--use_cpu", "true"]
-    arguments += ["--validation_share", "0.25", "--test_share", "0.25", "--per_device_eval_batch_size", "6"]
-    arguments += ["--ddp_backend", "gloo", "--ema_decay", "0", "--load_best_model_at_end", "false"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    config, out = TINY | {"weight_init": "fan_in", "stage_blocks": ["conv", "window"], "norm": "batch"}, tmp_path / "out"
+    arguments = ["--num_train_epochs", "3", "--validation_share", "0.25", "--test_share", "0.25"]
+    arguments += ["--per_device_eval_batch_size", "6", "--ema_decay", "0", "--load_best_model_at_end", "false"]
+    finetune_with_processes(2, image_folder, out, config, *arguments)
     model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)
     found = find_images(str(image_folder), CLASSES)
     numbers = json.loads((out / "data.json").read_text())["split"]["test"]

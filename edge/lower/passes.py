@@ -1,7 +1,8 @@
-"""No copies between tokens and maps: XNNPACK keeps maps channels last, so that both are the same numbers in memory.
+"""XNNPACK's passes over a graph, changed in two places.
 
-ExecuTorch's passes do not see that. Between tokens and a convolution they leave a permutation, which moves the channels to the
-front, and a copy, which moves them back. Here both become one view.
+XNNPACK keeps maps channels last, so that tokens and maps are the same numbers in memory. ExecuTorch's passes do not see that.
+Between tokens and a convolution they leave a permutation, which moves the channels to the front, and a copy, which moves them
+back. Here both become one view. And padding of what was dequantized stays in float.
 """
 
 from collections.abc import Iterator
@@ -77,13 +78,13 @@ class _PassManager(XNNPACKPassManager):
         super().__init__(exported_program, passes)
         if not passes:
             self.passes.insert(self.passes.index(ChannelsLastTaggedReshapePass) + 1, JoinLayouts)
-            # Padding of what was dequantized stays in float. This pass would make its output int8, and XNNPACK refuses that.
+            # It would make the output of a padding int8 whose input is float, and XNNPACK refuses that.
             self.passes = [own for own in self.passes if own.__name__ != "InsertPadQDQPass"]
 
 
 @contextmanager
-def joined_layouts() -> Iterator[None]:
-    """Let XNNPACK's lowering join layouts, and keep padding in float, inside the block."""
+def own_passes() -> Iterator[None]:
+    """Let XNNPACK's lowering use these passes inside the block."""
     before = xnnpack_preprocess.XNNPACKPassManager
     xnnpack_preprocess.XNNPACKPassManager = _PassManager
     try:
