@@ -28,6 +28,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 from torch import nn
 from transformers import (
+    AutoModelForImageClassification,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     PreTrainedModel,
@@ -104,12 +105,26 @@ def resnet(widths: list[int], depths: list[int]) -> ResNetForImageClassification
     return ResNetForImageClassification(ResNetConfig(num_labels=NUM_CLASSES, downsample_in_first_stage=False, **sizes))
 
 
-def mobilenet(multiplier: float, stride: int) -> MobileNetV2ForImageClassification:
-    """transformers' MobileNetV2 with a smaller stride, as its own 32 leaves 2 x 2 positions, and torchvision's new weights."""
+class MobileNet(MobileNetV2ForImageClassification):
+    """transformers' MobileNetV2 with torchvision's momentum in batch normalisation.
+
+    transformers gives it TensorFlow's decay, 0.997, as PyTorch's momentum: its statistics are those of the last batch.
+    """
+
+    def __init__(self, config: MobileNetV2Config):
+        super().__init__(config)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = 0.1
+
+
+AutoModelForImageClassification.register(MobileNetV2Config, MobileNet, exist_ok=True)  # for the trainings
+
+
+def mobilenet(multiplier: float, stride: int) -> MobileNet:
+    """A MobileNetV2 with a smaller stride, as its own 32 leaves 2 x 2 positions, and torchvision's new weights."""
     sizes = {"depth_multiplier": multiplier, "output_stride": stride, "image_size": SIDE}
-    model = MobileNetV2ForImageClassification(
-        MobileNetV2Config(num_labels=NUM_CLASSES, classifier_dropout_prob=0.0, tf_padding=False, **sizes)
-    )
+    model = MobileNet(MobileNetV2Config(num_labels=NUM_CLASSES, classifier_dropout_prob=0.0, tf_padding=False, **sizes))
     for part in model.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import HELD_OUT, PROCESSOR, STILL, TINY, StopAfter, settings_for
+from conftest import HELD_OUT, KINDS, PROCESSOR, STILL, TINY, StopAfter, settings_for
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
@@ -137,8 +137,11 @@ def test_figures_of_an_evaluation():
 # -- whole trainings ---------------------------------------------------------------------------------------------------
 
 
-def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, monkeypatch):
-    data = ["--dataset", str(image_folder), "--ema_decay", "0.9", "--mixup_alpha", "0.5", "--initial_image_size", "12"]
+@pytest.mark.parametrize("kind", ["V1", "TinyViT"])
+def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image_folder, tmp_path, kind):
+    config = str(TINY | KINDS[kind] | {"weight_init": "fan_in", "drop_path_rate": 0.1})
+    data = ["--dataset", str(image_folder), "--model_args", config, "--ema_decay", "0.9"]
+    data += ["--mixup_alpha", "0.5", "--initial_image_size", "12"]
     whole = finetune(settings_for(tmp_path / "whole", *data))
     with pytest.raises(TrainingStopped, match="stopped at step 5 of 6"):
         finetune(settings_for(tmp_path / "stopped", *data), [StopAfter(5)])
@@ -152,6 +155,20 @@ def test_a_training_that_was_stopped_and_resumed_ends_bit_for_bit_the_same(image
         for folder in (tmp_path / "whole" / "out" / "checkpoint-6", tmp_path / "stopped" / "out" / "checkpoint-6")
     ]
     assert [row["eval_loss"] for row in history[0]] == [row["eval_loss"] for row in history[1]]
+
+
+@pytest.mark.parametrize("optimiser", ["--optim adamw_torch", "--optim adafactor", "--lamb true"])
+def test_convolutions_are_trained_with_channels_last_and_saved_as_usual(image_folder, tmp_path, monkeypatch, optimiser):
+    trained, train = [], TaskTrainer.train
+    monkeypatch.setattr(TaskTrainer, "train", lambda self, **kwargs: (train(self, **kwargs), trained.append(self.model))[0])
+    hybrid = ["--model_args", str(TINY | KINDS["TinyViT"]), "--num_train_epochs", "1"]
+    finetune(settings_for(tmp_path, "--dataset", str(image_folder), *hybrid, *optimiser.split()))
+    kernels = {name: weight for name, weight in trained[0].named_parameters() if weight.dim() == 4 and weight.shape[2] > 1}
+    assert len(kernels) > 4
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels.values())
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    for name, weight in kernels.items():
+        assert torch.equal(saved[name], weight) and saved[name].is_contiguous()
 
 
 def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_path):
