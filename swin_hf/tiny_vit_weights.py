@@ -15,7 +15,7 @@ import torch
 
 from .configuration_swin_hf import SwinHfConfig
 from .resizing_swin_hf import is_mirrored
-from .weight_config import class_names, stage_and_block, timm_arguments, timm_image_size
+from .weight_config import class_names, downsampling_moved, stage_and_block, timm_arguments, timm_image_size
 from .weight_files import ConversionError, WeightFiles
 
 TIMM_START, AUTHORS_START = "patch_embed.conv1.conv.weight", "patch_embed.seq.0.c.weight"
@@ -92,15 +92,13 @@ def timm_names(plain: dict[str, str]) -> dict[str, str]:
     for name, own in plain.items():
         for theirs, timm in AUTHORS:
             own = re.sub(theirs, timm, own)
-        own = re.sub(r"^stages\.(\d+)\.downsample\.", lambda at: f"stages.{int(at[1]) + 1}.downsample.", own)
-        found[own] = name
+        found[downsampling_moved(own, 1)] = name
     return found
 
 
 def timm_name(name: str) -> str:
     """Name in timm of a weight of `SwinHfForImageClassification`; queries, keys and values are parts of one."""
-    name = re.sub(r"layers\.(\d+)\.downsample\.", lambda at: f"layers.{int(at[1]) + 1}.downsample.", name)
-    name = JOINED.sub(".attn.qkv.", name)
+    name = JOINED.sub(".attn.qkv.", downsampling_moved(name, 1))
     for ours, theirs in NAMES:
         name = re.sub(ours, theirs, name)
     return name

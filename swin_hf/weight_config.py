@@ -218,6 +218,14 @@ def stage_and_block(name: str) -> tuple[int, int]:
     return stage, block
 
 
+def downsampling_moved(name: str, by: int) -> str:
+    """Name of a weight where the downsampling between two stages belongs to another one; other names stay as they are.
+
+    by: 1 from the end of a stage, as in the original code, to the beginning of the next, as in timm; -1 back.
+    """
+    return re.sub(r"\b(layers|stages)\.(\d+)\.downsample\.", lambda at: f"{at[1]}.{int(at[2]) + by}.downsample.", name)
+
+
 def windows_of_table(name: str, config: SwinHfConfig) -> tuple[int, int, tuple[int, int], tuple[int, int]]:
     """Stage and block of a table of position biases, the model's window, and that window limited to the stage's map."""
     stage, block = stage_and_block(name)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from .tiny_vit_weights import AUTHORS_START, TIMM_START
+from .weight_config import downsampling_moved
 from .weight_files import ConversionError
 
 # The first weights of a Swin in the original code, of a TinyViT, and of a Swin in transformers, and what precedes them there.
@@ -63,8 +64,7 @@ def timm_name(name: str) -> str:
 
     In timm, patch merging begins a stage instead of ending one, and the head is a module with a pool and a linear layer.
     """
-    name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample.", name)
-    return re.sub(r"^head\.", "head.fc.", name)
+    return re.sub(r"^head\.", "head.fc.", downsampling_moved(name, 1))
 
 
 def without_prefix(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -120,6 +120,6 @@ def original_names(names: Iterable[str]) -> dict[str, str]:
     for name, original in plain.items():
         original = re.sub(r"^head\.fc\.", "head.", original.replace(".rpe_mlp.", ".cpb_mlp."))
         if merging_begins_stages:
-            original = re.sub(r"^layers\.(\d+)\.downsample\.", lambda at: f"layers.{int(at[1]) - 1}.downsample.", original)
+            original = downsampling_moved(original, -1)
         found[original] = name
     return found
