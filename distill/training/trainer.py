@@ -247,7 +247,8 @@ class AfterEveryStep(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stop_requested:  # the epoch ends early, and its checkpoint is written already
+        ended_early = state.epoch % 1 > 0 and state.global_step < state.max_steps
+        if self.stop_requested and ended_early:  # its checkpoint is written already
             control.should_evaluate = control.should_save = False
 
     def on_log(self, args, state, control, **kwargs):
