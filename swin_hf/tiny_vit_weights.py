@@ -15,7 +15,7 @@ import torch
 
 from .configuration_swin_hf import SwinHfConfig
 from .resizing_swin_hf import is_mirrored
-from .weight_config import class_names, downsampling_moved, stage_and_block, timm_arguments, timm_image_size
+from .weight_config import class_names, downsampling_moved, ratio_of, stage_and_block, timm_arguments, timm_image_size
 from .weight_files import ConversionError, WeightFiles
 
 TIMM_START, AUTHORS_START = "patch_embed.conv1.conv.weight", "patch_embed.seq.0.c.weight"
@@ -130,8 +130,9 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
             for block, kind in zip(first, kinds)
         ]
         windows = [0 if own is None else math.isqrt(own.shape[1]) for own in biases]
-        mlp_ratio = len(source[f"{first[windowed]}.mlp.fc1.weight"]) / dims[windowed]
-        mbconv_ratio = len(source[f"{first[0]}.conv1.conv.weight"]) / dims[0] if kinds[0] == "conv" else 4.0
+        widths: dict[str, list[tuple[int, int]]] = {"conv": [], "window": []}  # hidden channels, and those of the stage
+        for block, kind, dim in zip(first, kinds, dims):
+            widths[kind].append((len(source[f"{block}.{'conv1.conv' if kind == 'conv' else 'mlp.fc1'}.weight"]), dim))
         local_conv = source[f"{first[windowed]}.local_conv.conv.weight"].shape[-1]
         num_channels = source[TIMM_START].shape[1]
     except (KeyError, ValueError) as error:
@@ -139,8 +140,9 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
     image_size = image_size or timm_image_size(files) or windows[-1] * PIXELS_OF_TOKEN
     if not image_size:
         raise ConversionError(f"{files.name} does not tell its image size; give source_sizes.image_size, 224 for instance")
+    arguments = timm_arguments(files, TIMM_ARGUMENTS)
     return SwinHfConfig(
-        **FIXED | {"hidden_act": timm_arguments(files, TIMM_ARGUMENTS).get("act_layer") or FIXED["hidden_act"]},
+        **FIXED | {"hidden_act": arguments.get("act_layer") or FIXED["hidden_act"]},
         image_size=image_size,
         num_channels=num_channels,
         embed_dim=dims[0],
@@ -151,8 +153,8 @@ def tiny_vit_config(source: dict[str, torch.Tensor], files: WeightFiles, image_s
         stage_blocks=kinds,
         stage_windows=[window or windows[windowed] for window in windows],
         window_size=windows[windowed],
-        mlp_ratio=mlp_ratio,
-        mbconv_ratio=mbconv_ratio,
+        mlp_ratio=ratio_of(widths["window"], arguments.get("mlp_ratio")),
+        mbconv_ratio=ratio_of(widths["conv"], arguments.get("mbconv_expand_ratio")) if widths["conv"] else 4.0,
         local_conv=local_conv,
         drop_path_rate=0.0,
         **class_names(files),

@@ -54,7 +54,7 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
         num_heads = [source[block + heads].shape[0 if version == 2 else 1] for block in first]
         dims = [len(source[f"{block}.norm1.weight"]) for block in first]
         patch = tuple(source["patch_embed.proj.weight"].shape[2:])
-        mlp_ratio = len(source[f"{first[0]}.mlp.fc1.weight"]) / dims[0]
+        mlp_widths = [(len(source[f"{block}.mlp.fc1.weight"]), dim) for block, dim in zip(first, dims)]
     except KeyError as error:
         raise ConversionError(f"{files.name} must be a whole Swin of timm or Microsoft's code, but lacks {error}") from error
     if dims != [dims[0] * 2**stage for stage in range(len(dims))]:
@@ -71,7 +71,7 @@ def original_config(source: dict[str, torch.Tensor], files: WeightFiles, sizes: 
         num_heads=num_heads,
         window_size=max(windows),
         pretrained_window_sizes=units,
-        mlp_ratio=mlp_ratio,
+        mlp_ratio=ratio_of(mlp_widths, arguments.get("mlp_ratio")),
         qkv_bias=f"{first[0]}.attn.{'q_bias' if version == 2 else 'qkv.bias'}" in source,
         use_absolute_embeddings="absolute_pos_embed" in source,
         hidden_act=arguments.get("act_layer") or "gelu",
@@ -93,6 +93,22 @@ def timm_arguments(files: WeightFiles, expressible: dict[str, tuple | None]) -> 
         if allowed is not None and value not in allowed:
             raise ConversionError(f"{files.name} was built with {name}={value}, which cannot be expressed")
     return arguments
+
+
+def ratio_of(widths: Iterable[tuple[int, int]], told: float | None = None) -> float:
+    """The ratio by which all hidden widths are `int(ratio * dim)`: `told` if it is such a ratio.
+
+    widths: hidden channels and channels of the stage. If there is no such ratio, the model does not fit them, which the shapes
+    of its weights show.
+    """
+    widths = set(widths)
+    least, above = max(hidden / dim for hidden, dim in widths), min((hidden + 1) / dim for hidden, dim in widths)
+    fits = (
+        ratio
+        for ratio in (told, least, (least + above) / 2)
+        if isinstance(ratio, int | float) and all(int(ratio * dim) == hidden for hidden, dim in widths)
+    )
+    return next(fits, least)
 
 
 def class_names(files: WeightFiles) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from .tiny_vit_weights import AUTHORS_START, TIMM_START
 from .weight_config import downsampling_moved
 from .weight_files import ConversionError
 
-# The first weights of a Swin in the original code, of a TinyViT, and of a Swin in transformers, and what precedes them there.
+# The first weights of a Swin in the original code, of a TinyViT, and of a Swin in transformers or here, where a model's own
+# parts precede them.
 ORIGINAL_STARTS = ("patch_embed.proj.weight", TIMM_START, AUTHORS_START)
-STOCK_START = "embeddings.patch_embeddings.projection.weight"
+OWN_STARTS = tuple(f"embeddings.patch_embeddings.{first}.weight" for first in ("projection", "convs.0.conv"))
 OWN_PARTS = r"(^|(?<=\.))(swin|swinv2)\.$"
 OWN_PARTS_OF_SEGMENTERS = r"(^|(?<=\.))backbone\.((swin|swinv2)\.)?$"
 
@@ -79,15 +80,7 @@ def without_prefix(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """
     names = list(names)
     own = OWN_PARTS_OF_SEGMENTERS if any("decode_head." in name for name in names) else OWN_PARTS
-    prefixes = {
-        name.removesuffix(start)
-        for start in ORIGINAL_STARTS
-        for name in names
-        if re.search(rf"(^|\.){re.escape(start)}$", name)
-    }
-    prefixes |= {
-        re.sub(own, "", name.removesuffix(STOCK_START)) for name in names if re.search(rf"(^|\.){STOCK_START}$", name)
-    }
+    prefixes = {re.sub(own, "", before) for before in _before(OWN_STARTS, names)} | _before(ORIGINAL_STARTS, names)
     averaged = sorted(prefix for prefix in prefixes if re.search(r"(^|[._])ema[._]", prefix))
     if len(averaged or prefixes) > 1:
         raise ConversionError(
@@ -105,6 +98,12 @@ def without_prefix(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
             f"the weights must have different names without {prefix}, got {prefix}{copies[0]} and {copies[0]}"
         )
     return {name: name.removeprefix(prefix) for name in names if name not in copies}, copies
+
+
+def _before(starts: Iterable[str], names: list[str]) -> set[str]:
+    """What precedes these first weights in names."""
+    ends = re.compile(rf"(^|\.)({'|'.join(map(re.escape, starts))})$")
+    return {name[: found.start(2)] for name in names if (found := ends.search(name))}
 
 
 def original_names(names: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import collections
 
 import pytest
 import torch
+from conftest import KINDS
 from original_swin import original_weights, timm_weights
 from safetensors.torch import load_file, save_file
 from stock_swin import SHAPES, make_stock
@@ -70,10 +71,11 @@ def test_one_prefix_is_removed_from_stock_checkpoints(tmp_path, kind, prefix):
         torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
-def test_checkpoints_of_ours_load_behind_a_prefix_and_are_saved_without(make_config, make_model, tmp_path):
-    backbone = make_config(out_features=["stage1", "stage2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_ours_load_behind_a_prefix_and_are_saved_without(make_config, make_model, tmp_path, kind):
+    backbone = make_config(**KINDS[kind], out_features=["stage1", "stage2"])
     config = SwinHfUperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, num_labels=3)
-    for model in (make_model(), SwinHfModel(backbone), SwinHfForSemanticSegmentation(config)):
+    for model in (make_model(**KINDS[kind]), SwinHfModel(backbone), SwinHfForSemanticSegmentation(config)):
         folder = tmp_path / type(model).__name__
         for prefix in ("module.", "_orig_mod.", "model._orig_mod."):
             model.save_pretrained(folder)
@@ -157,13 +159,14 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 
 def test_names_keep_what_is_theirs():
-    stock = "embeddings.patch_embeddings.projection.weight"
+    stock, stem = (f"embeddings.patch_embeddings.{first}.weight" for first in ("projection", "convs.0.conv"))
     for names, plain in (
         (["swin." + stock, "classifier.bias"], ["swin." + stock, "classifier.bias"]),
         (["model.swinv2." + stock, "model.classifier.bias"], ["swinv2." + stock, "classifier.bias"]),
         (["backbone." + stock, "decode_head.bias"], ["backbone." + stock, "decode_head.bias"]),
         (["module.backbone.swin." + stock, "module.decode_head.bias"], ["backbone.swin." + stock, "decode_head.bias"]),
         (["backbone." + stock], [stock]),
+        (["module.swin." + stem, "module.classifier.bias"], ["swin." + stem, "classifier.bias"]),
         (["encoder.patch_embed.proj.weight", "decoder.0.bias"], ["patch_embed.proj.weight", "decoder.0.bias"]),
         (["conv1.weight"], ["conv1.weight"]),
     ):
