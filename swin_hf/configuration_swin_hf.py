@@ -116,7 +116,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     zero_init_residual:
         New window blocks start as if they had no branches: the last layer of each branch, or in V2 the norm behind it, starts
         at 0, as the last norm of an inverted residual always does (Goyal et al. 2017, arXiv:1706.02677, section 5.1). Models
-        then learn sooner.
+        then learn sooner. Batch normalisation of a backbone never starts at 0, since detectors freeze it.
     out_features, out_indices:
         Stages that `SwinHfBackbone` returns, by name ("stem", "stage1", ...) or number. Default: the last one.
 
@@ -183,12 +183,17 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         # The channels after the last stage, under the name that composite models such as VisionEncoderDecoder read.
-        self.hidden_size = self.stage_dim(self.num_layers - 1)
+        self.hidden_size = self.stage_dims[-1] if self.stage_dims else self.stage_dim(self.num_layers - 1)
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """The config in a dictionary or a `config.json`, which may hold attributes that others set on it."""
+        """The config in a dictionary or a `config.json`, which may hold attributes that others set on it.
+
+        Keywords that are fields take part in what is derived and validated; transformers would set them afterwards.
+        """
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        config_dict = config_dict | {name: kwargs.pop(name) for name in own & set(kwargs)}
         set_later = likely_typos(config_dict, cls)
         made = super().from_dict({name: value for name, value in config_dict.items() if name not in set_later}, **kwargs)
         config = made[0] if isinstance(made, tuple) else made  # a pair with return_unused_kwargs

@@ -195,6 +195,10 @@ class SwinHfModel(SwinHfPreTrainedModel):
         self.layernorm = make_norm(config, config.hidden_size, config.layer_norm_eps) if num_stages is None else None
         kinds = {type(block).__name__ for stage in self.encoder.layers for block in stage.blocks}
         self._no_split_modules = [*type(self)._no_split_modules, *sorted(kinds)]
+        if num_stages is not None:
+            for part in self.encoder.modules():
+                if isinstance(part, _BatchNorm):
+                    part.starts_at_zero = False  # detectors freeze the scales of batch normalisation
         self.post_init()
 
     def empty_copy(self, config: SwinHfConfig) -> "SwinHfModel":

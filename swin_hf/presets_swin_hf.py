@@ -72,22 +72,21 @@ def tiny_vit_21m(**changes) -> SwinHfConfig:
 
 def tiny_vit_21m_384(**changes) -> SwinHfConfig:
     """TinyViT-21M for 384 x 384, whose windows have grown with the image."""
-    return tiny_vit_21m(**{"image_size": 384, "drop_path_rate": 0.1} | _windows(12) | changes)
+    return tiny_vit_21m(**{"image_size": 384, "drop_path_rate": 0.1, "window_size": 12} | changes)
 
 
 def tiny_vit_21m_512(**changes) -> SwinHfConfig:
     """TinyViT-21M for 512 x 512."""
-    return tiny_vit_21m(**{"image_size": 512, "drop_path_rate": 0.1} | _windows(16) | changes)
+    return tiny_vit_21m(**{"image_size": 512, "drop_path_rate": 0.1, "window_size": 16} | changes)
 
 
 def _tiny_vit(changes: dict, dims: list[int], **preset) -> SwinHfConfig:
+    """Windows are twice as large in the third stage, whose map they then span."""
+    side = changes.get("window_size", 7)
+    twice = [2 * length for length in side] if isinstance(side, list | tuple) else 2 * side
+    windows = {"window_size": side, "stage_windows": [side, side, twice, side]}
     heads = [dim // 32 for dim in dims]
-    return _config(changes, **_TINY_VIT, **_windows(7), embed_dim=dims[0], stage_dims=dims, num_heads=heads, **preset)
-
-
-def _windows(side: int) -> dict:
-    """Windows of TinyViT: twice as large in the third stage, whose map they then span."""
-    return {"window_size": side, "stage_windows": [side, side, 2 * side, side]}
+    return _config(changes, **_TINY_VIT, **windows, embed_dim=dims[0], stage_dims=dims, num_heads=heads, **preset)
 
 
 # For phones: convolutions where the map is large, windows where it is small, and most blocks in the third stage. They have the

@@ -45,6 +45,8 @@ from swin_hf.convert import load
         ({"window_size": [4, 4, 4]}, r"window_size must be one integer or \(height, width\)"),
         ({"stage_dims": [16, 0]}, "stage_dims must be positive and start with embed_dim 16"),
         ({"stage_dims": [24, 48]}, "stage_dims must be positive and start with embed_dim 16"),
+        ({"stage_dims": [16]}, "stage_dims must have one entry per stage"),
+        ({"stage_dims": []}, "stage_dims must have one entry per stage"),
         ({"pretrained_window_sizes": [4]}, "pretrained_window_sizes must have one entry per stage"),
         ({"drop_path_rate": 1.5}, r"drop_path_rate must lie in \[0, 1\), got 1.5"),
         ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
@@ -84,6 +86,18 @@ def test_config_comes_back_as_it_went(tmp_path):
     again = SwinHfConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
     assert (again.hidden_size, again.num_layers, again.out_indices) == (128, 2, [0, 2])
+
+
+def test_changes_of_a_saved_config_are_validated_and_derived_from(make_config, tmp_path):
+    make_config().save_pretrained(tmp_path)
+    changed = SwinHfConfig.from_pretrained(tmp_path, stage_dims=[16, 48], drop_path_rate=0.3, out_features=["stage1"])
+    assert (changed.hidden_size, changed.drop_path_rate, changed.out_features) == (48, 0.3, ["stage1"])
+    with pytest.raises(Exception, match="stem must be 'patch' or 'conv', got 'cnv'"):
+        SwinHfConfig.from_pretrained(tmp_path, stem="cnv")
+    with pytest.raises(Exception, match="stage_blocks must have one entry per stage"):
+        AutoConfig.from_pretrained(tmp_path, stage_blocks=["conv"])
+    config, unused = SwinHfConfig.from_pretrained(tmp_path, depths=[1, 1], colour="red", return_unused_kwargs=True)
+    assert (config.depths, unused) == ([1, 1], {"colour": "red"})
 
 
 def test_derived_values_in_a_file_do_not_win():

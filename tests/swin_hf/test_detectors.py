@@ -38,3 +38,4 @@ def test_detectors_of_transformers_train_over_every_backbone(make_config, name, 
     assert torch.isfinite(outputs.loss) and torch.isfinite(outputs.pred_boxes).all()
     inside = {key: weight for key, weight in detector.named_parameters() if "backbone" in key and weight.requires_grad}
     assert inside and not [key for key, weight in inside.items() if weight.grad is None]
+    assert not [key for key, weight in inside.items() if weight.dim() == 4 and not weight.grad.any()]  # convolutions

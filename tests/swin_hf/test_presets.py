@@ -64,6 +64,13 @@ def test_keywords_change_a_preset():
         swin_edge_small(windowsize=14)
 
 
+def test_windows_of_a_tiny_vit_are_twice_as_large_in_its_third_stage():
+    assert PRESETS["tiny_vit_21m_384"]().stage_windows == [12, 12, 24, 12]
+    assert PRESETS["tiny_vit_21m_512"](window_size=8).stage_windows == [8, 8, 16, 8]
+    assert PRESETS["tiny_vit_5m"](window_size=[4, 6]).stage_windows == [[4, 6], [4, 6], [8, 12], [4, 6]]
+    assert PRESETS["tiny_vit_5m"](window_size=4, stage_windows=[4, 4, 4, 2]).stage_windows == [4, 4, 4, 2]
+
+
 @pytest.mark.parametrize("preset", [swin_edge_small, swin_edge_medium, swin_edge_large])
 def test_students_are_pure_by_their_settings(preset):
     pure = preset(stem="patch", stage_blocks=None, downsample="merge", local_conv=0, shift_windows=True)
