@@ -12,6 +12,7 @@ python scripts/benchmark.py weight-init                            # two initial
 
 import argparse
 import json
+import math
 import os
 import sys
 from functools import partial
@@ -26,13 +27,13 @@ quieten()  # before the imports that print warnings
 import torch
 from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
+from benchmark_outputs import check_report
 from benchmark_students import benchmark_students, work_student
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
 from edge.device.commands import positive
 from edge.device.errors import ExplainedError
 from edge.lower.recipes import RECIPES
-from swin_hf.output_folders import check_file_replaceable
 from swin_hf.presets_swin_hf import PRESETS
 
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         if output_file := getattr(arguments, "output_file", None):
-            check_file_replaceable(output_file, "--output_file")
+            check_report(output_file)
             output_file.parent.mkdir(parents=True, exist_ok=True)
         arguments.run(arguments)
     except (ExplainedError, OSError) as error:
@@ -61,11 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--works", nargs="+", default=["forward", "training"], choices=["forward", "training"])
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads")
-    command.add_argument("--seconds", type=float, default=20.0, help="per case, for all contenders together, after warm-up")
+    command.add_argument(
+        "--seconds", type=positive_number, default=20.0, help="per case, for all contenders together, after warm-up"
+    )
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
     command.set_defaults(run=benchmark_models)
     command = commands.add_parser("weight-init", help="training curves of a narrow model from two initialisations")
-    command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=30)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/weight_init.json"), metavar="FILE")
     command.set_defaults(run=compare_weight_inits)
@@ -90,12 +93,15 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
     command.set_defaults(run=benchmark_edge)
     command = commands.add_parser("students", help="accuracy against latency of small architectures, trained here")
-    command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=36)
-    command.add_argument("--tuning_epochs", type=positive, default=12, help="of the trainings that settle the learning rates")
-    rates = [1e-3, 2e-3, 4e-3, 8e-3]
     command.add_argument(
-        "--learning_rates", nargs="+", type=float, default=rates, help="the best of them is taken for each kind"
+        "--learning_rates",
+        nargs="+",
+        type=positive_number,
+        action=Distinct,
+        default=[1e-3, 2e-3, 4e-3],
+        help="each model has the best of them",
     )
     command.add_argument(
         "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
@@ -106,6 +112,29 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=benchmark_students)
     add_workers(commands)
     return parser
+
+
+class Distinct(argparse.Action):
+    """Takes a list whose values differ."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(set(values)) < len(values):
+            parser.error(f"{option_string} must be different values, got {' '.join(map(str, values))}")
+        setattr(namespace, self.dest, values)
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 2**32 - 1, got {value}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
+    return value
 
 
 def add_workers(commands) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_frontier import measure_frontier
+from benchmark_frontier import PICTURE, measure_frontier
 from benchmark_grid import measure_grid
+from benchmark_outputs import picture_beside
 from benchmark_programs import NUM_CROPS, closeness, make_program, processor_of, random_classifier
 
 from distill.data.finding import find_images
 from distill.data.sources import FoundImages, ImageSource
 from distill.data.targets import CLASSES
+from distill.errors import require
 from edge.compare.macs import count_macs
 from edge.compare.peers import prepare_limits, prepare_peers, rows_of, with_limits
 from edge.device.environment import describe_machine, installed_versions
@@ -32,7 +34,12 @@ RUNS_OF_OURS = ("fp32", "fp16", "int8", "int8-static", "int8-dynamic")
 
 
 def benchmark_edge(arguments: argparse.Namespace) -> None:
-    """Measure the chosen parts and add them to the report in `arguments.output_file`, which keeps its other parts."""
+    """Measure the chosen parts and add them to the report in `arguments.output_file`, which keeps its other parts.
+
+    Raises:
+        OutputError, SettingsError: a part cannot be measured or written.
+    """
+    check_parts(arguments)
     measured = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
@@ -45,6 +52,20 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
             report[part] = measured | EDGE_PARTS[part](arguments, Path(work_dir))
         write_json(arguments.output_file, report)
     print(f"-> {arguments.output_file}")
+
+
+def check_parts(arguments: argparse.Namespace) -> None:
+    """Refuse what a part cannot be measured with, before any work.
+
+    Raises:
+        OutputError, SettingsError: see `benchmark_edge`.
+    """
+    if "frontier" in arguments.parts:
+        picture_beside(arguments.output_file, PICTURE)
+    if "accuracy" in arguments.parts:
+        without = [str(folder) for folder in arguments.checkpoints if not (folder / "data.json").is_file()]
+        rule = "name folders that scripts/finetune.py wrote, with their data.json, for --parts accuracy"
+        require(arguments.checkpoints and not without, "checkpoints", rule, ", ".join(without) or "none")
 
 
 def measure_peers(arguments: argparse.Namespace, work_dir: Path) -> dict:

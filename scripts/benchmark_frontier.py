@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from benchmark_outputs import picture_beside
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
@@ -19,6 +20,7 @@ from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
 REFERENCE = "swin_tiny"
+PICTURE = "_frontier"  # ending of the name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ RIVALS = {  # by timm's name
 
 def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
     """Measure our presets, and timm's models lowered as ExecuTorch's tutorials do; writes a picture beside the report."""
+    picture = picture_beside(arguments.output_file, PICTURE)
     contenders, left_out, facts = [], {}, {}
     for name, known in OURS.items():
         model = random_classifier(PRESETS[name](num_labels=1000))
@@ -88,7 +91,7 @@ def measure_frontier(arguments: argparse.Namespace, work_dir: Path) -> dict:
             f"| {row['name']} | {row['p50_ms']:.1f} | {row['ratio']:.2f} | {fact['parameters'] / 1e6:.1f} | "
             f"{fact['size_bytes'] / 1e6:.1f} | {fact['top1'] or '-'} | {fact['source']} |"
         )
-    plot_frontier(rows, arguments.output_file.with_name("frontier.png"))
+    plot_frontier(rows, picture)
     return {"rows": rows}
 
 
@@ -125,10 +128,10 @@ def plot_frontier(rows: list[dict], path: Path) -> None:
     """Published accuracy against latency; models without published weights are marks on the axis of latencies."""
     measured = [row for row in rows if "p50_ms" in row]
     known = [row for row in measured if row["top1"]]
-    lowest = min(row["top1"] for row in known) - 0.6
+    lowest = min((row["top1"] for row in known), default=80.0) - 0.6
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    line = on_the_frontier([(row["p50_ms"], row["top1"]) for row in known])
-    axes.plot(*zip(*line), color="0.75", zorder=0, label="the frontier: nothing is faster and more accurate")
+    line = np.array(on_the_frontier([(row["p50_ms"], row["top1"]) for row in known])).reshape(-1, 2)
+    axes.plot(*line.T, color="0.75", zorder=0, label="the frontier: nothing is faster and more accurate")
     for kind, colour, marker, chosen in (
         ("models of others", "C7", "o", [row for row in known if row["name"] not in OURS]),
         ("ours", "C0", "s", [row for row in known if row["name"] in OURS]),

@@ -68,6 +68,9 @@ def measure_grid(arguments: argparse.Namespace, work_dir: Path) -> dict:
     rows = [row | facts[row["name"]] for row in rows_of(contenders, {}, arguments.repeats, arguments.threads)]
     print(f"\n| model, int8 | p50, ms | of {REFERENCE} | M parameters | G MACs | .pte, MB |\n|---|---|---|---|---|---|")
     for row in rows:
+        if "p50_ms" not in row:
+            print(f"| {row['name']} | left out: {row['skipped']} | | | | |")
+            continue
         print(
             f"| {row['name']} | {row['p50_ms']:.2f} | {row['ratio']:.3f} | {row['parameters'] / 1e6:.2f} | "
             f"{row['macs'] / 1e9:.2f} | {row['size_bytes'] / 1e6:.2f} |"

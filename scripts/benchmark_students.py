@@ -1,8 +1,8 @@
 """Which architecture should a student have? Accuracy measured here against the latency of int8 programs, on digit scenes.
 
 Every model starts from random weights and is trained with the same images, augmentation and number of steps, by the same
-optimiser. The learning rate of each kind is the one of `--learning_rates` that is best on validation images, for the middle
-model of the kind in short trainings.
+optimiser. From the first seed it is trained with each of `--learning_rates`; the one that is best on the validation images is
+its own. Accuracies are those of the test images.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from benchmark_edge import split_examples
 from benchmark_frontier import on_the_frontier
+from benchmark_outputs import picture_beside
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
 from matplotlib.axes import Axes
 from scipy import stats
@@ -58,8 +59,6 @@ STYLES = {  # colour and mark
     **{PURE: ("C3", "v"), HYBRID: ("C0", "s"), CHANGED: ("C9", "D")},
     **{RESNET: ("C7", "o"), MOBILENET: ("C1", "^")},
 }
-TUNING_SEED = 1000  # of no training that counts
-LEARNED = 2 / NUM_CLASSES  # an accuracy that chance does not give
 PROCESSOR = SwinHfImageProcessorPil(size={"height": SIDE, "width": SIDE})
 
 
@@ -131,10 +130,6 @@ def mobilenet(multiplier: float, stride: int) -> MobileNet:
     return model
 
 
-def middle_of(students: list[Student]) -> Student:
-    return students[(len(students) - 1) // 2]
-
-
 STUDENTS = [
     Student(PURE, "widths 24 to 96", lambda: swin([24, 48, 96], [1, 1, 2])),
     Student(PURE, "widths 32 to 128", lambda: swin([32, 64, 128], [1, 1, 2])),
@@ -151,9 +146,8 @@ STUDENTS = [
     Student(MOBILENET, "multiplier 0.35, stride 16", lambda: mobilenet(0.35, 16)),
     Student(MOBILENET, "multiplier 0.5, stride 16", lambda: mobilenet(0.5, 16)),
 ]
-KINDS = dict.fromkeys(student.kind for student in STUDENTS if student.kind != CHANGED)
-TUNED = {kind: middle_of([student for student in STUDENTS if student.kind == kind]) for kind in KINDS}
 BY_NAME = {student.name: student for student in STUDENTS}
+MIDDLE = f"{HYBRID}, widths 32 to 128"  # whose learning rate its changes share
 
 
 @dataclass(frozen=True)
@@ -171,54 +165,53 @@ class Training:
 
 
 def benchmark_students(arguments: argparse.Namespace) -> None:
-    """Train, quantize, run and time all students. Trainings that are in `arguments.output_file` are not repeated."""
+    """Train, quantize, run and time all students. Trainings that are in `arguments.output_file` are not repeated.
+
+    Raises:
+        OutputError: the picture would replace a file of somebody's own.
+    """
+    picture = picture_beside(arguments.output_file)
     report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
     report |= {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
         "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
         "epochs": arguments.epochs,
-        "tuning_epochs": arguments.tuning_epochs,
     }
     done = report.setdefault("trainings", {})
     rates = settled_rates(arguments, done, report)
     trainings = [
-        Training(student.name, seed, rates[student.kind], arguments.epochs) for seed in arguments.seeds for student in STUDENTS
+        Training(student.name, seed, rates[student.name], arguments.epochs) for seed in arguments.seeds for student in STUDENTS
     ]
     train_all(trainings, done, arguments, report)
     with tempfile.TemporaryDirectory() as work_dir:
         rows = timed(arguments, Path(work_dir))
     for row in rows:
         runs = [done[training.key] for training in trainings if training.student == row["name"]]
-        row |= {"learning_rate": rates[BY_NAME[row["name"]].kind], "num_seeds": len(runs)}
+        row |= {"learning_rate": rates[row["name"]], "num_seeds": len(runs)}
         row["validation_by_epoch"] = np.mean([run["validation_by_epoch"] for run in runs], axis=0).round(4).tolist()
         for figure in ("model", "program"):
             row[figure], row[f"{figure}_interval"] = mean_and_interval([run[figure] for run in runs])
-    report |= {"learning_rates": rates, "rows": rows}
+    report["rows"] = rows
     write_json(arguments.output_file, report)
     print(described(rows))
-    plot_students(rows, arguments.output_file.with_suffix(".png"))
+    plot_students(rows, picture)
     print(f"-> {arguments.output_file} and its picture")
 
 
 def settled_rates(arguments: argparse.Namespace, done: dict[str, dict], report: dict) -> dict[str, float]:
-    """The learning rate of each kind, by the validation images.
-
-    A kind that learns next to nothing in the short trainings is tried in long ones.
-    """
-    rates: dict[str, float] = {}
-    for epochs in (arguments.tuning_epochs, arguments.epochs):
-        tuning = {
-            kind: [Training(student.name, TUNING_SEED, rate, epochs) for rate in arguments.learning_rates]
-            for kind, student in TUNED.items()
-            if kind not in rates
-        }
-        train_all([training for trainings in tuning.values() for training in trainings], done, arguments, report)
-        for kind, trainings in tuning.items():
-            best = max(trainings, key=lambda training: done[training.key]["validation"])
-            if done[best.key]["validation"] > LEARNED or epochs == arguments.epochs:
-                rates[kind] = best.learning_rate
-    return rates | {CHANGED: rates[HYBRID]}
+    """The learning rate of each student, by the validation images."""
+    trials = {
+        student.name: [Training(student.name, arguments.seeds[0], rate, arguments.epochs) for rate in arguments.learning_rates]
+        for student in STUDENTS
+        if student.kind != CHANGED
+    }
+    train_all([training for trainings in trials.values() for training in trainings], done, arguments, report)
+    best = {
+        name: max(trainings, key=lambda training: done[training.key]["validation"]).learning_rate
+        for name, trainings in trials.items()
+    }
+    return {student.name: best[MIDDLE if student.kind == CHANGED else student.name] for student in STUDENTS}
 
 
 def train_all(trainings: list[Training], done: dict[str, dict], arguments: argparse.Namespace, report: dict) -> None:
@@ -326,6 +319,8 @@ def timed(arguments: argparse.Namespace, work_dir: Path) -> list[dict]:
     fastest: dict[str, dict] = {}
     for threads in {1, arguments.threads}:
         for row in rows_of(contenders, {}, arguments.repeats, threads):
+            if "p50_ms" not in row:
+                raise ExplainedError(f"the program of {row['name']} cannot be timed: {row['skipped']}")
             if row["name"] not in fastest or row["p50_ms"] < fastest[row["name"]]["p50_ms"]:
                 fastest[row["name"]] = row | sizes[row["name"]]
     return sorted(fastest.values(), key=lambda row: row["p50_ms"])
@@ -344,11 +339,12 @@ def described(rows: list[dict]) -> str:
     lines = ["", "| model | int8, ms | threads | K parameters | M MACs | learning rate | model, % | int8 program, % |"]
     lines.append("|---" * 8 + "|")
     for row in rows:
-        interval = "[{:.1f}, {:.1f}]".format(*(100 * bound for bound in row["program_interval"] or (np.nan, np.nan)))
+        bounds = row["program_interval"]
+        interval = " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in bounds)) if bounds else ""
         lines.append(
             f"| {row['name']} | {row['p50_ms']:.3f} | {row['threads']} | {row['parameters'] / 1e3:.0f} | "
             f"{row['macs'] / 1e6:.1f} | "
-            f"{row['learning_rate']:g} | {100 * row['model']:.1f} | {100 * row['program']:.1f} {interval} |"
+            f"{row['learning_rate']:g} | {100 * row['model']:.1f} | {100 * row['program']:.1f}{interval} |"
         )
     return "\n".join(lines)
 
@@ -359,6 +355,8 @@ def plot_students(rows: list[dict], path: Path) -> None:
     plot_latencies(rows, left)
     for kind in STYLES:
         of_kind = [row for row in rows if BY_NAME[row["name"]].kind == kind]
+        if not of_kind:
+            continue
         row = max(of_kind, key=lambda row: row["program"])
         curve = 100 * np.array(row["validation_by_epoch"])
         right.plot(np.arange(1, len(curve) + 1), curve, color=STYLES[kind][0], label=row["name"])
@@ -372,9 +370,12 @@ def plot_students(rows: list[dict], path: Path) -> None:
 
 def plot_latencies(rows: list[dict], axes: Axes) -> None:
     rivals = [(row["p50_ms"], 100 * row["program"]) for row in rows if BY_NAME[row["name"]].kind in (RESNET, MOBILENET)]
-    axes.plot(*zip(*on_the_frontier(rivals)), color="0.8", zorder=0, label="the line of the convolutional networks")
+    line = np.array(on_the_frontier(rivals)).reshape(-1, 2)
+    axes.plot(*line.T, color="0.8", zorder=0, label="the line of the convolutional networks")
     for kind, (colour, marker) in STYLES.items():
         of_kind = [row for row in rows if BY_NAME[row["name"]].kind == kind]
+        if not of_kind:
+            continue
         means = np.array([row["program"] for row in of_kind])
         spread = np.abs(np.array([row["program_interval"] or [row["program"]] * 2 for row in of_kind]).T - means)
         latencies = [row["p50_ms"] for row in of_kind]

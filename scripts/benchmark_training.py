@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import torch
 from benchmark_models import stock_model
+from benchmark_outputs import picture_beside
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -26,7 +27,7 @@ from distill.training.finetune import finetune
 from distill.training.settings import parse_finetune_settings
 from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
 from swin_hf import SwinHfForImageClassification
-from swin_hf.output_folders import OutputError, write_json
+from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
 matplotlib.use("Agg")
@@ -206,9 +207,7 @@ def peak_megabytes() -> float:
 
 def compare_weight_inits(arguments: argparse.Namespace) -> None:
     """Train a Swin of width 24 on the digits with both values of `weight_init`, and write the curves as JSON and PNG."""
-    plot = arguments.output_file.with_suffix(".png")
-    if plot.exists() and not arguments.output_file.exists():
-        raise OutputError(f"--output_file must leave {plot} free for the plot; it is left as it is: give another name")
+    plot = picture_beside(arguments.output_file)
     quieten_libraries()
     architecture = {"image_size": 32, "patch_size": 2, "window_size": 4}
     architecture |= {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 3, 6]}

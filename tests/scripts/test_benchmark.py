@@ -1,6 +1,7 @@
 """Figures of the benchmark, checked by hand; nothing is timed."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -11,19 +12,20 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import benchmark_students
+from benchmark import main
 from benchmark_edge import paired_difference
-from benchmark_frontier import on_the_frontier
+from benchmark_frontier import on_the_frontier, plot_frontier
 from benchmark_programs import weight_bytes
 from benchmark_students import (
     BY_NAME,
     CHANGED,
-    HYBRID,
+    MIDDLE,
     NUM_CLASSES,
-    PURE,
     SIDE,
     STUDENTS,
-    TUNED,
+    described,
     mean_and_interval,
+    plot_students,
     settled_rates,
 )
 
@@ -91,20 +93,63 @@ def test_a_hybrid_has_no_more_parameters_than_the_pure_student_of_its_widths():
     for widths in ("widths 24 to 96", "widths 32 to 128"):
         assert sizes[f"hybrid, {widths}"] <= sizes[f"pure Swin, {widths}"]
     assert len(BY_NAME) == len(STUDENTS)
-    assert [tuned.size for tuned in TUNED.values()][:3] == ["widths 24 to 96", "widths 32 to 128", "widths 32 to 256"]
+    assert MIDDLE in BY_NAME
 
 
-def test_a_kind_that_learns_nothing_in_short_trainings_is_tried_in_long_ones(monkeypatch):
+def test_each_student_has_the_rate_that_is_best_for_it_on_validation_images(monkeypatch):
     trained = []
 
     def train(trainings, done, arguments, report):
+        trained.extend(trainings)
         for training in trainings:
-            trained.append((BY_NAME[training.student].kind, training.learning_rate, training.epochs))
-            is_slow = training.student.startswith(PURE)
-            accuracy = 0.1 + training.learning_rate if is_slow and training.epochs == 2 else 0.8 - training.learning_rate
-            done[training.key] = {"validation": accuracy}
+            distance = abs(training.learning_rate - (0.02 if training.student == MIDDLE else 0.01))
+            done[training.key] = {"validation": 0.8 - distance}
 
     monkeypatch.setattr(benchmark_students, "train_all", train)
-    rates = settled_rates(argparse.Namespace(tuning_epochs=2, epochs=6, learning_rates=[0.01, 0.02]), {}, {})
-    assert rates == dict.fromkeys(TUNED, 0.01) | {CHANGED: rates[HYBRID]}
-    assert len(trained) == 2 * len(TUNED) + 2 and [run for run in trained if run[2] == 6] == [(PURE, 0.01, 6), (PURE, 0.02, 6)]
+    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6, learning_rates=[0.01, 0.02]), {}, {})
+    of_changed = {student.name: 0.02 for student in STUDENTS if student.kind == CHANGED}
+    assert rates == {student.name: 0.01 for student in STUDENTS} | {MIDDLE: 0.02} | of_changed
+    assert len(trained) == 2 * (len(STUDENTS) - len(of_changed)) and {run.seed for run in trained} == {5}
+
+
+def rows_of(students):
+    figures = {"threads": 1, "macs": 2e6, "learning_rate": 0.002, "model": 0.5, "program": 0.5, "program_interval": None}
+    return [
+        {"name": student.name, "p50_ms": 0.1 + number, "parameters": 10_000, "validation_by_epoch": [0.1, 0.5]} | figures
+        for number, student in enumerate(students)
+    ]
+
+
+def test_tables_and_pictures_need_neither_several_seeds_nor_all_kinds(tmp_path):
+    for students in (STUDENTS, STUDENTS[:1]):
+        rows = rows_of(students)
+        assert described(rows).splitlines()[-1].endswith("| 50.0 | 50.0 |")
+        plot_students(rows, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
+    plot_frontier([{"name": "swin_edge_small", "p50_ms": 3.0, "top1": None}], tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("students --seeds 0 0", "--seeds must be different values, got 0 0"),
+        ("students --seeds -1", "must lie between 0 and 2\\*\\*32 - 1, got -1"),
+        ("students --learning_rates -1", "must be positive and finite, got -1"),
+        ("students --learning_rates nan", "must be positive and finite, got nan"),
+        ("students --output_file OUT/results.png", "--output_file must end in .json, got .*results.png"),
+        ("students --output_file OUT/new.json", "--output_file must leave .*new.png free for the picture"),
+        ("edge --parts peers frontier --output_file OUT/new.json", "must leave .*new_frontier.png free for the picture"),
+        ("edge --parts grid accuracy --output_file OUT/x.json", "--checkpoints must name folders that scripts/finetune.py"),
+        ("edge --parts accuracy --checkpoints OUT --output_file OUT/x.json", "with their data.json, .* got '.*'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(arguments, message, tmp_path, capsys):
+    for name in ("new.png", "new_frontier.png"):
+        (tmp_path / name).write_bytes(b"my picture")
+    try:
+        assert main(arguments.replace("OUT", str(tmp_path)).split()) == 1
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.png", "new_frontier.png"]
