@@ -56,6 +56,30 @@ def blocks_of(model: SwinHfForImageClassification) -> list[SwinHfBlock | SwinHfM
     return [block for stage in model.swin.encoder.layers for block in stage.blocks]
 
 
+def check_prunable(model: SwinHfForImageClassification, prune_heads: float, prune_mlp: float) -> None:
+    """Find out before any training whether these shares can be removed from a model of this architecture.
+
+    Raises:
+        PruningError: they cannot, or the heads cannot be ranked.
+    """
+    _require_equal_head_widths(model)
+    widths = [
+        model.config.block_widths(stage, block) for stage, depth in enumerate(model.config.depths) for block in range(depth)
+    ]
+    every = [BlockImportance(heads=torch.ones(own.num_heads), mlp_channels=torch.ones(own.mlp_dim)) for own in widths]
+    make_plan(every, prune_heads, prune_mlp)
+
+
+def _require_equal_head_widths(model: SwinHfForImageClassification) -> None:
+    attentions = [block.attention for block in blocks_of(model) if isinstance(block, SwinHfBlock)]
+    for attention in attentions:
+        if attention.head_dim != attention.value_head_dim:
+            raise PruningError(
+                "heads must have queries and values of the same width to be ranked, got widths of "
+                f"{attention.head_dim} and {attention.value_head_dim}; take a student without block_value_head_dim"
+            )
+
+
 def measure_importance(model: SwinHfForImageClassification, losses: Iterable[torch.Tensor]) -> list[BlockImportance]:
     """First-order Taylor importance |w * dL/dw| of torch-pruning, averaged over the losses (Molchanov et al. 2019).
 
@@ -66,9 +90,7 @@ def measure_importance(model: SwinHfForImageClassification, losses: Iterable[tor
             wrapped or quantized.
     """
     require_plain_layers(model, "pruned", PruningError)
-    attentions = [block.attention for block in blocks_of(model) if isinstance(block, SwinHfBlock)]
-    if any(attention.head_dim != attention.value_head_dim for attention in attentions):
-        raise PruningError("heads whose queries and values have different widths cannot be ranked")
+    _require_equal_head_widths(model)
     importance = tp.importance.GroupTaylorImportance(normalizer="mean")
     groups = [(_head_group(block), _hidden_group(block)) for block in blocks_of(model)]
     totals = None

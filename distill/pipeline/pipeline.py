@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 
 from distill.claim import claimed
+from distill.compress.pruning import check_prunable
 from distill.compress.teachers import load_classifier
 from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.report import read_report, text_table
@@ -24,6 +25,7 @@ def run_pipeline(settings: Settings) -> str:
         StageError: a stage that is needed was not chosen and is not there.
         DataError: the data set is not there or cannot be used.
         TeacherError, ModelError, SettingsError: the teacher or the student cannot be had.
+        PruningError: the student cannot be pruned as asked.
         OutputError: the folder of the run holds other files, or is one of the inputs, or nothing can be written there.
         TrainingStopped: SIGTERM came before the end.
     """
@@ -59,6 +61,8 @@ def check(run: Run, stages: list[Stage]) -> None:
         student = check_model(run, choice, names)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
+        if "prune" in to_build:
+            check_prunable(student, settings.prune.prune_heads, settings.prune.prune_mlp)
 
 
 def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTrainedModel:

@@ -96,7 +96,7 @@ class TeacherSettings:
 class StudentSettings:
     heading = 'stage "student"'
 
-    student: str = field(default="tiny_vit_5m", metadata={"help": f"{CHOICE_HELP}; must be a swin_hf model."})
+    student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}; must be a swin_hf model."})
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
     student_epochs: float = field(default=150, metadata={"help": "Passes over the training images."})
     student_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})

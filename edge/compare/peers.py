@@ -19,7 +19,7 @@ from edge.deploy.view import InputView
 from edge.device.artefact import PROGRAM_FILE, read_manifest, recorded_checkpoint
 from edge.device.bench import summarise
 from edge.device.errors import ExplainedError
-from edge.export.checkpoint import load_checkpoint
+from edge.export.checkpoint import load_source
 from edge.lower.lowering import lower, trace
 from edge.lower.quantize import in_precision
 from edge.lower.recipes import RECIPES, Rule, find_recipe
@@ -42,6 +42,7 @@ def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> P
     Raises:
         ArtefactError: the artefact is missing, or its manifest is damaged.
         PeerError: the artefact is a backbone, or the checkpoint is not there.
+        CheckpointError: the checkpoint holds another model than the artefact's.
     """
     manifest = read_manifest(folder)
     if manifest.task != "image-classification":
@@ -51,6 +52,7 @@ def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> P
         elsewhere = f"none, and {manifest.source.checkpoint} is not beside the artefact"
         got = f"{checkpoint_dir}, which is not there" if checkpoint_dir else elsewhere
         raise PeerError(f"checkpoint_dir must be the checkpoint to compare with, got {got}")
+    load_source(checkpoint_dir, manifest)
     return checkpoint_dir
 
 
@@ -68,7 +70,7 @@ def compare_with_peers(folder: Path, checkpoint_dir: Path, repeats: int, threads
         shape=contract.shape(),
         input_dtype=contract.dtype,
     )
-    model, processor = load_checkpoint(checkpoint_dir)
+    model, processor = load_source(checkpoint_dir, manifest)
     with tempfile.TemporaryDirectory() as work_dir:
         size = (contract.height, contract.width)
         peers, left_out = prepare_peers(model, processor, checkpoint_dir, Path(work_dir), size)

@@ -8,7 +8,7 @@ import torch
 
 from edge.deploy.form import flat
 from edge.deploy.view import InputView
-from edge.device.artefact import COLOURS, InputContract
+from edge.device.artefact import COLOURS, InputContract, Manifest
 from edge.device.errors import ExplainedError
 from edge.device.runner import NotFiniteError
 from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
@@ -73,6 +73,35 @@ def load_checkpoint(
                 "shows the softmax of its outputs as probabilities"
             )
     return model.eval(), processor
+
+
+def outputs_named(model: SwinHfForImageClassification | SwinHfBackbone) -> list[str]:
+    """Names of what a model puts out: its classes, or its feature maps."""
+    return list(model.out_features) if isinstance(model, SwinHfBackbone) else class_names(model.config)
+
+
+def load_source(
+    folder: Path, manifest: Manifest
+) -> tuple[SwinHfForImageClassification | SwinHfBackbone, SwinHfImageProcessorPil]:
+    """The model that an artefact was exported from, as its kind and sizes tell, and its image processor.
+
+    Raises:
+        CheckpointError: the folder holds another model, or none that can be exported.
+    """
+    model, processor = load_checkpoint(folder)
+    kind = "feature-maps" if isinstance(model, SwinHfBackbone) else "image-classification"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    for what, expected, got in (
+        ("task", manifest.task, kind),
+        ("number of outputs", len(manifest.labels), len(outputs_named(model))),
+        ("number of image channels", manifest.input.channels, model.config.num_channels),
+        ("number of parameters", manifest.source.parameters, parameters),
+    ):
+        if got != expected:
+            raise CheckpointError(
+                f"{folder} must hold the model that the artefact was exported from, with the {what} {expected}, got {got}"
+            )
+    return model, processor
 
 
 def input_contract(config: SwinHfConfig, processor: SwinHfImageProcessorPil, input_dtype: str = "float32") -> InputContract:

@@ -13,7 +13,7 @@ from edge.export.calibration import MAX_CALIBRATION_IMAGES
 from edge.export.checkpoint import input_view
 from edge.export.prepare import Prepared, Samples
 from edge.export.settings import ExportError
-from edge.lower.equalisation import equalise
+from edge.lower.equalisation import channel_ranges, equalise
 from edge.lower.quantize import in_precision, quantize
 from edge.lower.recipes import Rule
 from edge.lower.sensitivity import Sensitivity, layer_sensitivity
@@ -132,11 +132,12 @@ def _trained(prepared: Prepared, deployed: nn.Module, parity: Parity) -> ChosenF
 def _quantized(prepared: Prepared, deployed: dict[str, nn.Module], parity: Parity) -> ChosenForm:
     candidate, equalised, kept_in_float = _closest(prepared, deployed["forward"])
     recipe = replace(prepared.recipe, rules=_rules(prepared, kept_in_float))
-    forms = {"forward": candidate.form}
-    for name in list(prepared.methods)[1:]:
-        images = prepared.samples[name].tensors(MAX_CALIBRATION_IMAGES)
-        form = equalise(deployed[name], images, behind_norms=True) if equalised else deployed[name]
-        forms[name] = quantize(form, recipe, images)
+    images = {name: samples.tensors(MAX_CALIBRATION_IMAGES) for name, samples in prepared.samples.items()}
+    others = {name: form for name, form in deployed.items() if name != "forward"}
+    if equalised and others:
+        ranges = channel_ranges(deployed["forward"], images["forward"], behind_norms=True)
+        others = {name: equalise(form, ranges) for name, form in others.items()}
+    forms = {"forward": candidate.form} | {name: quantize(form, recipe, images[name]) for name, form in others.items()}
     return ChosenForm(
         forms=forms,
         samples=prepared.samples,
@@ -158,7 +159,7 @@ def _closest(prepared: Prepared, deployed: nn.Module) -> tuple[Candidate, bool, 
     plain = _candidate(prepared, quantize(deployed, prepared.recipe, images), samples)
     if not plain.misses:
         return plain, False, ()
-    even_form = equalise(deployed, images, behind_norms=True)
+    even_form = equalise(deployed, channel_ranges(deployed, images, behind_norms=True))
     candidate = _candidate(prepared, quantize(even_form, prepared.recipe, images), samples)
     equalised = not candidate.misses or candidate.parity.sqnr_db > plain.parity.sqnr_db
     if not candidate.misses:

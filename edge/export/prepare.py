@@ -11,12 +11,11 @@ from edge.device.artefact import InputContract
 from edge.device.labelled import LabelledImage, evenly
 from edge.device.parity import Parity, compare
 from edge.export.calibration import MIN_CALIBRATION_IMAGES, require_real_images
-from edge.export.checkpoint import input_contract, load_checkpoint, model_outputs
+from edge.export.checkpoint import input_contract, load_checkpoint, model_outputs, outputs_named
 from edge.export.images import MAX_IMAGES, load_images, method_inputs
 from edge.export.settings import ExportError, ExportSettings
 from edge.lower.recipes import CASTS, Recipe, find_recipe
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfImageProcessorPil
-from swin_hf.configuration_swin_hf import class_names
 
 MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 
@@ -98,7 +97,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     contract = replace(contract, height=sizes[0][0], width=sizes[0][1])
     methods = methods_of(sizes, settings.batch_sizes)
     is_classifier = isinstance(model, SwinHfForImageClassification)
-    labels = class_names(model.config) if is_classifier else list(model.out_features)
+    labels = outputs_named(model)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
     images = images_to_compare_on(settings, labels)

@@ -32,7 +32,7 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
 
     Raises:
         CalibrationError: no images.
-        CheckpointError: `checkpoint_dir` holds no checkpoint that can be exported.
+        CheckpointError: `checkpoint_dir` does not hold the model of the artefact.
         NotFiniteError: the model or the program puts out NaN or infinity; the message names the image.
         VerificationError: there are neither labels nor a checkpoint, or the program is further from the model than its
             recipe allows.
@@ -61,9 +61,9 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
 
 def _outputs_of_checkpoint(runner: Runner, images: ReadableImages, checkpoint_dir: Path) -> np.ndarray:
     # Imported here: labels alone can be verified where transformers is not installed.
-    from edge.export.checkpoint import load_checkpoint, model_outputs
+    from edge.export.checkpoint import load_source, model_outputs
 
-    model, processor = load_checkpoint(checkpoint_dir)
+    model, processor = load_source(checkpoint_dir, runner.manifest)
     rows = []
     for image in (read() for read in images.readers):
         rows.append(model_outputs(model, processor, [runner.manifest.input.pixel_values(image.image)], [image.name]))

@@ -6,6 +6,7 @@ the map (RepQ-ViT, Li et al. 2023, arXiv:2212.08254; with the balance of SmoothQ
 """
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,22 +18,44 @@ SMALLEST_RANGE = 1e-5  # of a channel: smaller ones count as this
 LARGEST_FACTOR = 32.0  # between channels: larger ones would blow up rare values
 
 
-def equalise(deployed: nn.Module, images: list[torch.Tensor], behind_norms: bool = False) -> nn.Module:
-    """A deploy form that computes the same function, its channels of similar ranges on `images`.
+@dataclass(frozen=True)
+class ChannelRanges:
+    """Largest absolute values of the channels of a deploy form, and so of every form with the same weights.
 
-    behind_norms: also equalise channels behind norms, which costs an operation each.
+    projections: of the queries, keys and values of each attention (channels,). behind_norms: of what each norm puts out (C,);
+    empty if those are to stay as they are, since equalising them costs an operation each.
+    """
+
+    projections: list[tuple[torch.Tensor, ...]]
+    behind_norms: list[torch.Tensor]
+
+
+def channel_ranges(deployed: nn.Module, images: list[torch.Tensor], behind_norms: bool = False) -> ChannelRanges:
+    """The ranges of a deploy form's channels on images, its inputs."""
+    projections = [(module.q_proj, module.k_proj, module.v_proj) for module in _attentions(deployed)]
+    readers = [layers[0] for _, _, layers in _readers_of_norms(deployed)] if behind_norms else []
+    outputs, inputs = _watched(deployed, images, [layer for layers in projections for layer in layers], readers)
+    return ChannelRanges(
+        projections=[tuple(outputs[layer] for layer in layers) for layers in projections],
+        behind_norms=[inputs[layer] for layer in readers],
+    )
+
+
+def equalise(deployed: nn.Module, ranges: ChannelRanges) -> nn.Module:
+    """A deploy form that computes the same function, its channels of similar ranges.
+
+    Methods of one program need the same `ranges`, so that they share their weights.
     """
     deployed = copy.deepcopy(deployed)
-    attentions = [module for module in deployed.modules() if isinstance(module, DeployDotProductAttention)]
-    readers = _readers_of_norms(deployed) if behind_norms else []
-    watched = [layer for attention in attentions for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
-    outputs, inputs = _channel_ranges(deployed, images, watched, [layers[0] for _, _, layers in readers])
-    for attention in attentions:
-        _equalise_attention(attention, *(outputs[layer] for layer in (attention.q_proj, attention.k_proj, attention.v_proj)))
-    behind = [inputs[layers[0]] for _, _, layers in readers]
-    for ranges, (owner, name, layers) in zip(behind, _readers_of_norms(deployed)):  # the projections above are new layers
-        _equalise_norm(owner, name, layers, ranges)
+    for attention, projections in zip(_attentions(deployed), ranges.projections, strict=True):
+        _equalise_attention(attention, *projections)
+    for reader, behind in zip(_readers_of_norms(deployed), ranges.behind_norms):
+        _equalise_norm(*reader, behind)
     return deployed
+
+
+def _attentions(deployed: nn.Module) -> list[DeployDotProductAttention]:
+    return [module for module in deployed.modules() if isinstance(module, DeployDotProductAttention)]
 
 
 def _equalise_attention(attention: DeployDotProductAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -73,7 +96,7 @@ def _readers_of_norms(deployed: nn.Module) -> list[tuple[nn.Module, str, list[nn
     return readers
 
 
-def _channel_ranges(
+def _watched(
     deployed: nn.Module, images: list[torch.Tensor], of_outputs: list[nn.Linear], of_inputs: list[nn.Linear]
 ) -> tuple[dict[nn.Linear, torch.Tensor], dict[nn.Linear, torch.Tensor]]:
     """Largest absolute value of each channel: of the outputs of some layers and of the inputs of others."""

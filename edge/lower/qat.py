@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase, allow_exported_model_train_eval, disable_observer
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from edge.lower.quantize import converted, prepare_for_calibration, prepare_for_training
 from edge.lower.recipes import Recipe
@@ -94,5 +95,7 @@ def _train(graph: nn.Module, dataset: Dataset, epochs: int, folder: str, seed: i
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    Trainer(model=Follower(graph), args=arguments, train_dataset=dataset).train()
+    trainer = Trainer(model=Follower(graph), args=arguments, train_dataset=dataset)
+    trainer.remove_callback(PrinterCallback)  # which the Trainer adds where there is no progress bar
+    trainer.train()
     graph.cpu()

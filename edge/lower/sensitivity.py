@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edge.deploy.activations import DeployActivation
 from edge.deploy.form import flat
 from edge.device.parity import compare
 from edge.lower.quantize import INT4_GROUP
@@ -42,10 +43,13 @@ def layer_sensitivity(
 ) -> list[Sensitivity]:
     """Sensitivity of each quantized layer of a deploy form, the most sensitive first.
 
+    A layer before a ReLU is quantized together with it, so that its output is rounded behind the ReLU.
+
     reference: (n, ..) outputs of the deploy form for the n `images`, flattened.
     """
     layers = quantized_layers(deployed, recipe)
-    ranges = _ranges(deployed, layers, images)
+    before_relu = _before_relu(deployed, layers, images[0])
+    ranges = _ranges(deployed, layers, images, before_relu)
     found = []
     for name, layer in layers.items():
         precision = recipe.precision_of(name)
@@ -69,12 +73,36 @@ def layer_sensitivity(
     return sorted(found, key=lambda sensitivity: sensitivity.sqnr_db)
 
 
-def _ranges(deployed: nn.Module, layers: dict[str, nn.Module], images: list[torch.Tensor]) -> dict[str, list[float]]:
-    """Lowest and highest input, and lowest and highest output, of each layer."""
+def _before_relu(deployed: nn.Module, layers: dict[str, nn.Module], image: torch.Tensor) -> set[str]:
+    """Names of the layers whose output goes into a ReLU."""
+    outputs: dict[str, torch.Tensor] = {}
+    found = set()
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+        for name, layer in layers.items()
+    ]
+    for module in deployed.modules():
+        if isinstance(module, DeployActivation) and module.function is torch.relu:
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, taken: found.update(name for name, output in outputs.items() if output is taken[0])
+                )
+            )
+    deployed(image)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _ranges(
+    deployed: nn.Module, layers: dict[str, nn.Module], images: list[torch.Tensor], before_relu: set[str]
+) -> dict[str, list[float]]:
+    """Lowest and highest input, and lowest and highest output, of each layer, behind its ReLU if it has one."""
     ranges: dict[str, list[float]] = {name: [0.0, 0.0, 0.0, 0.0] for name in layers}
 
     def note(name: str, values: torch.Tensor, at: int) -> None:
-        ranges[name][at] = min(ranges[name][at], float(values.min()))
+        lowest = 0.0 if at == 2 and name in before_relu else float(values.min())
+        ranges[name][at] = min(ranges[name][at], lowest)
         ranges[name][at + 1] = max(ranges[name][at + 1], float(values.max()))
 
     hooks = []

@@ -10,6 +10,7 @@ from conftest import PLAIN_PROCESSOR
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
+from distill.compress.pruning import PruningError
 from distill.compress.teachers import TeacherError
 from distill.data.sources import DataError
 from distill.errors import SettingsError
@@ -89,6 +90,13 @@ def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
             ["--global_batch_size", "7", "--gradient_accumulation_steps", "2"],
             SettingsError,
             "--global_batch_size must be a mult",
+        ),
+        (["--prune_heads", "0.9"], PruningError, "prune_heads must leave something in every block: at most 0.50 of the 4"),
+        (["--prune_mlp", "0.99"], PruningError, "prune_mlp must leave something in every block"),
+        (
+            ["--student_args", SMALL[:-1] + ", block_value_head_dim: [[4], [4]]}"],
+            PruningError,
+            "heads must have queries and values of the same width to be ranked, got widths of 8 and 4",
         ),
         (["--frozen_stages", "2"], LayerError, "--frozen_stages must be below the 2 stages"),
         (["--class_names", "names.txt"], SettingsError, "unknown setting --class_names"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 import edge.__main__ as cli
 import edge.export.export as exporting
+import edge.export.form_choice as form_choice
 from edge.device.runner import Runner
 from edge.export.checkpoint import CheckpointError, load_checkpoint
 from edge.export.export import ExportError, ExportSettings, export
@@ -125,6 +127,30 @@ def test_an_export_does_not_write_into_what_it_reads(checkpoint, image_folder, t
     with pytest.raises(OutputError, match="output_dir must .*(dataset|checkpoint)"):
         export(checkpoint, tmp_path / place, settings("fp32", image_folder))
     assert list_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("equalised", [False, True])
+def test_methods_of_a_quantized_program_share_their_weights(
+    make_model, checkpoint, image_folder, tmp_path, monkeypatch, equalised
+):
+    model = make_model(id2label={0: "blue", 1: "green", 2: "red"}, embed_dim=64, depths=[1], num_heads=[2], mlp_ratio=8.0)
+    model.save_pretrained(checkpoint)
+    sizes = {}
+    for batch_sizes in ((1,), (1, 2)):
+        chosen, candidate = [], form_choice._candidate
+
+        def one_that_misses_first(*arguments, chosen=chosen, candidate=candidate):
+            chosen.append(candidate(*arguments))
+            return replace(chosen[-1], misses="a bound" if equalised and len(chosen) == 1 else "")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(form_choice, "_candidate", one_that_misses_first)
+            settings = ExportSettings(recipe="int8-static", dataset=image_folder, batch_sizes=batch_sizes, self_test=False)
+            manifest = export(checkpoint, tmp_path / "edge", settings)
+        assert manifest.equalised == equalised
+        sizes[batch_sizes] = manifest.program["size_bytes"]
+    matrices = 4 * 64 * 64 + 2 * 64 * 512
+    assert sizes[1, 2] - sizes[1,] < 0.5 * matrices
 
 
 def test_what_cannot_be_exported_is_refused_at_once(make_model, checkpoint, image_folder, tmp_path, monkeypatch):

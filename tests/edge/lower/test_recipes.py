@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_VIT
+from conftest import KINDS, TINY_VIT
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.runtime import Runtime
 from torch import nn
@@ -19,7 +19,7 @@ from edge.deploy.view import InputView
 from edge.device.errors import ExplainedError
 from edge.device.parity import compare
 from edge.lower import lowering
-from edge.lower.equalisation import equalise
+from edge.lower.equalisation import channel_ranges, equalise
 from edge.lower.lowering import LoweringError, lower, trace
 from edge.lower.quantize import RecipeQuantizer, exported_graph, layers_of, quantize
 from edge.lower.recipes import PRECISIONS, RECIPES, Recipe, RecipeError, Rule, find_recipe
@@ -208,7 +208,7 @@ def test_equalisation_keeps_the_function_and_evens_the_channels(make_model):
     images = smooth_images(8)
     deployed = deploy(model, VIEW)
     for behind_norms in (False, True):
-        evened = equalise(deployed, images, behind_norms)
+        evened = equalise(deployed, channel_ranges(deployed, images, behind_norms))
         np.testing.assert_allclose(outputs_of(evened, images), outputs_of(deployed, images), atol=2e-5)
     ranges = evened.encoder.stages[0].blocks[0].attention.v_proj.weight.abs().amax(dim=1)
     before = deployed.encoder.stages[0].blocks[0].attention.v_proj.weight.abs().amax(dim=1)
@@ -229,6 +229,19 @@ def test_the_most_sensitive_layer_comes_first(make_model):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in deployed.modules())
 
 
+@pytest.mark.parametrize("name", ["0.blocks.0.expand", "0.blocks.0.depthwise", "1.blocks.0.mlp.fc1"])
+def test_sensitivity_is_that_of_quantizing_the_layer_alone(make_model, name):
+    """Also before a ReLU, together with which a layer is quantized."""
+    model = make_model(**KINDS["TinyViT"] | {"hidden_act": "relu", "depths": [1, 1]})
+    view = InputView(batch_size=1, height=32, width=32, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+    deployed, images = deploy(model, view, compact=True), [torch.rand(1, 3, 32, 32) for _ in range(12)]
+    reference, recipe = outputs_of(deployed, images), RECIPES["int8-static"]
+    name = f"encoder.stages.{name}"
+    (found,) = [one for one in layer_sensitivity(deployed, recipe, images, reference) if one.layer == name]
+    alone = quantize(deployed, replace(recipe, rules=(Rule(name, "int8-static"),)), images)
+    assert found.sqnr_db == pytest.approx(compare(outputs_of(alone, images), reference).sqnr_db, abs=2)
+
+
 def test_four_bits_hurt_more_than_eight(make_model):
     deployed, images = deploy(make_model(**ONE_STAGE), VIEW), smooth_images(4)
     reference = outputs_of(deployed, images)
@@ -244,7 +257,7 @@ def test_four_bits_hurt_more_than_eight(make_model):
 
 
 @pytest.mark.parametrize("kind", ["V1", "hybrid"])
-def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch, kind):
+def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch, capsys, kind):
     qat = pytest.importorskip("edge.lower.qat", reason="needs accelerate", exc_type=ImportError)
     torch.manual_seed(0)
     deployed = deploy(make_model(**SMALL[kind]), VIEW)
@@ -255,6 +268,7 @@ def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatc
     recipe = replace(RECIPES["int8-qat"], train_epochs=4)
     monkeypatch.setattr(qat, "LEARNING_RATE", 1e-4)  # few steps
     trained = qat.train_quantized(deployed, recipe, images)
+    assert capsys.readouterr().out == ""  # where `--json` writes
     reference = outputs_of(deployed, others)
     before = compare(outputs_of(quantize(deployed, recipe, images), others), reference)
     assert compare(outputs_of(trained, others), reference).kl < before.kl
