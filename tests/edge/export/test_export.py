@@ -130,9 +130,7 @@ def test_an_export_does_not_write_into_what_it_reads(checkpoint, image_folder, t
 
 
 @pytest.mark.parametrize("equalised", [False, True])
-def test_methods_of_a_quantized_program_share_their_weights(
-    make_model, checkpoint, image_folder, tmp_path, monkeypatch, equalised
-):
+def test_methods_of_a_program_share_weights(make_model, checkpoint, image_folder, tmp_path, monkeypatch, equalised):
     model = make_model(id2label={0: "blue", 1: "green", 2: "red"}, embed_dim=64, depths=[1], num_heads=[2], mlp_ratio=8.0)
     model.save_pretrained(checkpoint)
     sizes = {}
