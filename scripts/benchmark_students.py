@@ -95,7 +95,7 @@ def hybrid(dims: list[int], depths: list[int], **choices) -> SwinHfForImageClass
 
 
 def middle_hybrid(**choices) -> SwinHfForImageClassification:
-    return hybrid([32, 64, 128], [1, 1, 2], **choices)
+    return hybrid(**{"dims": [24, 48, 96], "depths": [2, 1, 2]} | choices)
 
 
 def resnet(widths: list[int], depths: list[int]) -> ResNetForImageClassification:
@@ -133,21 +133,22 @@ def mobilenet(multiplier: float, stride: int) -> MobileNet:
 STUDENTS = [
     Student(PURE, "widths 24 to 96", lambda: swin([24, 48, 96], [1, 1, 2])),
     Student(PURE, "widths 32 to 128", lambda: swin([32, 64, 128], [1, 1, 2])),
-    Student(HYBRID, "widths 24 to 96", lambda: hybrid([24, 48, 96], [1, 1, 2])),
-    Student(HYBRID, "widths 32 to 128", lambda: middle_hybrid()),
-    Student(HYBRID, "widths 40 to 160", lambda: hybrid([40, 80, 160], [1, 1, 2])),
+    Student(HYBRID, "widths 16 to 64, depths 2-1-2", lambda: hybrid([16, 32, 64], [2, 1, 2])),
+    Student(HYBRID, "widths 24 to 96, depths 2-1-2", lambda: middle_hybrid()),
+    Student(HYBRID, "widths 24 to 96, depths 4-1-2", lambda: hybrid([24, 48, 96], [4, 1, 2])),
+    Student(CHANGED, "depths 1-1-2", lambda: middle_hybrid(depths=[1, 1, 2])),
+    Student(CHANGED, "depths 1-1-2, widths 32 to 128", lambda: middle_hybrid(dims=[32, 64, 128], depths=[1, 1, 2])),
     Student(CHANGED, "ReLU", lambda: middle_hybrid(hidden_act="relu")),
     Student(CHANGED, "BatchNorm", lambda: middle_hybrid(norm="batch")),
-    Student(CHANGED, "branches that do not start at zero", lambda: middle_hybrid(zero_init_residual=False)),
-    Student(CHANGED, "convolutions in stage 2 too", lambda: middle_hybrid(stage_blocks=["conv", "conv", "window"])),
     Student(RESNET, "widths 16 to 128", lambda: resnet([16, 32, 64, 128], [1, 1, 1, 1])),
+    Student(RESNET, "widths 16 to 128, twice as deep", lambda: resnet([16, 32, 64, 128], [2, 2, 2, 2])),
     Student(RESNET, "widths 32 to 256", lambda: resnet([32, 64, 128, 256], [1, 1, 1, 1])),
     Student(RESNET, "widths 32 to 256, twice as deep", lambda: resnet([32, 64, 128, 256], [2, 2, 2, 2])),
     Student(MOBILENET, "multiplier 0.35, stride 16", lambda: mobilenet(0.35, 16)),
     Student(MOBILENET, "multiplier 0.5, stride 16", lambda: mobilenet(0.5, 16)),
 ]
 BY_NAME = {student.name: student for student in STUDENTS}
-MIDDLE = f"{HYBRID}, widths 32 to 128"  # whose learning rate its changes share
+MIDDLE = f"{HYBRID}, widths 24 to 96, depths 2-1-2"  # whose learning rate its changes share
 
 
 @dataclass(frozen=True)
