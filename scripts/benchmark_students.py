@@ -135,7 +135,7 @@ STUDENTS = [
     Student(PURE, "widths 32 to 128", lambda: swin([32, 64, 128], [1, 1, 2])),
     Student(HYBRID, "widths 16 to 64, depths 2-1-2", lambda: hybrid([16, 32, 64], [2, 1, 2])),
     Student(HYBRID, "widths 24 to 96, depths 2-1-2", lambda: middle_hybrid()),
-    Student(HYBRID, "widths 24 to 96, depths 4-1-2", lambda: hybrid([24, 48, 96], [4, 1, 2])),
+    Student(HYBRID, "widths 24 to 96, depths 6-1-2", lambda: hybrid([24, 48, 96], [6, 1, 2])),
     Student(CHANGED, "depths 1-1-2", lambda: middle_hybrid(depths=[1, 1, 2])),
     Student(CHANGED, "depths 1-1-2, widths 32 to 128", lambda: middle_hybrid(dims=[32, 64, 128], depths=[1, 1, 2])),
     Student(CHANGED, "ReLU", lambda: middle_hybrid(hidden_act="relu")),
