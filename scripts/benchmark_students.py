@@ -1,8 +1,8 @@
 """Which architecture should a student have? Accuracy measured here against the latency of int8 programs, on digit scenes.
 
 Every model starts from random weights and is trained with the same images, augmentation and number of steps, by the same
-optimiser. From the first seed it is trained with each of `--learning_rates`; the one that is best on the validation images is
-its own. Accuracies are those of the test images.
+optimiser. Its learning rate is the one, of which neither half nor twice is better on the validation images, after whole
+trainings from the first seed. Accuracies are those of the test images.
 """
 
 import argparse
@@ -201,18 +201,26 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
 
 
 def settled_rates(arguments: argparse.Namespace, done: dict[str, dict], report: dict) -> dict[str, float]:
-    """The learning rate of each student, by the validation images."""
-    trials = {
-        student.name: [Training(student.name, arguments.seeds[0], rate, arguments.epochs) for rate in arguments.learning_rates]
-        for student in STUDENTS
-        if student.kind != CHANGED
-    }
-    train_all([training for trainings in trials.values() for training in trainings], done, arguments, report)
-    best = {
-        name: max(trainings, key=lambda training: done[training.key]["validation"]).learning_rate
-        for name, trainings in trials.items()
-    }
+    """The learning rate of each student, by the validation images: neither half nor twice of it is better."""
+    tried: dict[str, dict[float, float]] = {student.name: {} for student in STUDENTS if student.kind != CHANGED}
+    while trials := [
+        Training(name, arguments.seeds[0], rate, arguments.epochs)
+        for name, accuracies in tried.items()
+        for rate in rates_to_try(accuracies, arguments.learning_rate)
+    ]:
+        train_all(trials, done, arguments, report)
+        for training in trials:
+            tried[training.student][training.learning_rate] = done[training.key]["validation"]
+    best = {name: max(accuracies, key=accuracies.get) for name, accuracies in tried.items()}
     return {student.name: best[MIDDLE if student.kind == CHANGED else student.name] for student in STUDENTS}
+
+
+def rates_to_try(accuracies: dict[float, float], first: float) -> list[float]:
+    """Of the best learning rate so far, the half and the double, as far as they have not been tried."""
+    if not accuracies:
+        return [first]
+    best = max(accuracies, key=accuracies.get)
+    return [rate for rate in (best / 2, best * 2) if rate not in accuracies]
 
 
 def train_all(trainings: list[Training], done: dict[str, dict], arguments: argparse.Namespace, report: dict) -> None:

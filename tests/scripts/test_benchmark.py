@@ -95,20 +95,21 @@ def test_a_hybrid_has_no_more_parameters_than_a_pure_student():
     assert len(BY_NAME) == len(STUDENTS)
 
 
-def test_each_student_has_the_rate_that_is_best_for_it_on_validation_images(monkeypatch):
+def test_neither_half_nor_twice_of_a_settled_learning_rate_is_better(monkeypatch):
     trained = []
+    best = {student.name: 0.004 for student in STUDENTS} | {MIDDLE: 0.0005}
 
     def train(trainings, done, arguments, report):
-        trained.extend(trainings)
+        trained.extend((training.student, training.learning_rate, training.seed) for training in trainings)
         for training in trainings:
-            distance = abs(training.learning_rate - (0.02 if training.student == MIDDLE else 0.01))
-            done[training.key] = {"validation": 0.8 - distance}
+            done[training.key] = {"validation": 0.8 - abs(np.log2(training.learning_rate / best[training.student]))}
 
     monkeypatch.setattr(benchmark_students, "train_all", train)
-    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6, learning_rates=[0.01, 0.02]), {}, {})
-    of_changed = {student.name: 0.02 for student in STUDENTS if student.kind == CHANGED}
-    assert rates == {student.name: 0.01 for student in STUDENTS} | {MIDDLE: 0.02} | of_changed
-    assert len(trained) == 2 * (len(STUDENTS) - len(of_changed)) and {run.seed for run in trained} == {5}
+    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6, learning_rate=0.002), {}, {})
+    assert rates == best | {student.name: 0.0005 for student in STUDENTS if student.kind == CHANGED}
+    of_middle = [rate for name, rate, seed in trained if name == MIDDLE]
+    assert of_middle == [0.002, 0.001, 0.004, 0.0005, 0.00025] and {seed for *_, seed in trained} == {5}
+    assert [rate for name, rate, _ in trained if name == STUDENTS[0].name] == [0.002, 0.001, 0.004, 0.008]
 
 
 def rows_of(students):
@@ -134,8 +135,8 @@ def test_tables_and_pictures_need_neither_several_seeds_nor_all_kinds(tmp_path):
     [
         ("students --seeds 0 0", "--seeds must be different values, got 0 0"),
         ("students --seeds -1", "must lie between 0 and 2\\*\\*32 - 1, got -1"),
-        ("students --learning_rates -1", "must be positive and finite, got -1"),
-        ("students --learning_rates nan", "must be positive and finite, got nan"),
+        ("students --learning_rate -1", "must be positive and finite, got -1"),
+        ("students --learning_rate nan", "must be positive and finite, got nan"),
         ("students --output_file OUT/results.png", "--output_file must end in .json, got .*results.png"),
         ("students --output_file OUT/new.json", "--output_file must leave .*new.png free for the picture"),
         ("edge --parts peers frontier --output_file OUT/new.json", "must leave .*new_frontier.png free for the picture"),
