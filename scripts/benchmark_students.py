@@ -1,8 +1,8 @@
 """Which architecture should a student have? Accuracy measured here against the latency of int8 programs, on digit scenes.
 
 Every model starts from random weights and is trained with the same images, augmentation and number of steps, by the same
-optimiser. Its learning rate is the one, of which neither half nor twice is better on the validation images, after whole
-trainings from the first seed. Accuracies are those of the test images.
+optimiser. Its learning rate is settled by whole trainings from the first seed: neither half nor twice of it is better on the
+validation images. Accuracies are those of the test images.
 """
 
 import argparse

@@ -75,6 +75,11 @@ def load_checkpoint(
     return model.eval(), processor
 
 
+def task_of(model: SwinHfForImageClassification | SwinHfBackbone) -> str:
+    """As in `edge.json`."""
+    return "feature-maps" if isinstance(model, SwinHfBackbone) else "image-classification"
+
+
 def outputs_named(model: SwinHfForImageClassification | SwinHfBackbone) -> list[str]:
     """Names of what a model puts out: its classes, or its feature maps."""
     return list(model.out_features) if isinstance(model, SwinHfBackbone) else class_names(model.config)
@@ -89,10 +94,9 @@ def load_source(
         CheckpointError: the folder holds another model, or none that can be exported.
     """
     model, processor = load_checkpoint(folder)
-    kind = "feature-maps" if isinstance(model, SwinHfBackbone) else "image-classification"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for what, expected, got in (
-        ("task", manifest.task, kind),
+        ("task", manifest.task, task_of(model)),
         ("number of outputs", len(manifest.labels), len(outputs_named(model))),
         ("number of image channels", manifest.input.channels, model.config.num_channels),
         ("number of parameters", manifest.source.parameters, parameters),

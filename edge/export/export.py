@@ -19,6 +19,7 @@ from edge.device.artefact import (
 from edge.device.environment import installed_versions
 from edge.device.json_text import json_text
 from edge.device.runner import Runner
+from edge.export.checkpoint import task_of
 from edge.export.form_choice import ChosenForm, choose_form, deployed_form, rank_layers
 from edge.export.judgement import Judgement, judge_graph, judge_program
 from edge.export.prepare import Prepared, prepare
@@ -105,7 +106,7 @@ def _manifest(
 ) -> Manifest:
     """The manifest before the program is run."""
     return Manifest(
-        task="image-classification" if prepared.is_classifier else "feature-maps",
+        task=task_of(prepared.model),
         labels=prepared.labels,
         temperature=temperature,
         input=prepared.contract,

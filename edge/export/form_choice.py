@@ -13,7 +13,7 @@ from edge.export.calibration import MAX_CALIBRATION_IMAGES
 from edge.export.checkpoint import input_view
 from edge.export.prepare import Prepared, Samples
 from edge.export.settings import ExportError
-from edge.lower.equalisation import channel_ranges, equalise
+from edge.lower.equalisation import ChannelRanges, channel_ranges, equalise
 from edge.lower.quantize import in_precision, quantize
 from edge.lower.recipes import Rule
 from edge.lower.sensitivity import Sensitivity, layer_sensitivity
@@ -130,27 +130,25 @@ def _trained(prepared: Prepared, deployed: nn.Module, parity: Parity) -> ChosenF
 
 
 def _quantized(prepared: Prepared, deployed: dict[str, nn.Module], parity: Parity) -> ChosenForm:
-    candidate, equalised, kept_in_float = _closest(prepared, deployed["forward"])
+    candidate, ranges, kept_in_float = _closest(prepared, deployed["forward"])
     recipe = replace(prepared.recipe, rules=_rules(prepared, kept_in_float))
-    images = {name: samples.tensors(MAX_CALIBRATION_IMAGES) for name, samples in prepared.samples.items()}
-    others = {name: form for name, form in deployed.items() if name != "forward"}
-    if equalised and others:
-        ranges = channel_ranges(deployed["forward"], images["forward"], behind_norms=True)
-        others = {name: equalise(form, ranges) for name, form in others.items()}
-    forms = {"forward": candidate.form} | {name: quantize(form, recipe, images[name]) for name, form in others.items()}
+    forms = {"forward": candidate.form}
+    for name in list(prepared.methods)[1:]:
+        form = equalise(deployed[name], ranges) if ranges else deployed[name]
+        forms[name] = quantize(form, recipe, prepared.samples[name].tensors(MAX_CALIBRATION_IMAGES))
     return ChosenForm(
         forms=forms,
         samples=prepared.samples,
         parity={"deploy form": parity, "quantized": candidate.parity},
-        equalised=equalised,
+        equalised=ranges is not None,
         kept_in_float=kept_in_float,
         held_out_logits=candidate.held_out_logits,
         accuracy=candidate.accuracy,
     )
 
 
-def _closest(prepared: Prepared, deployed: nn.Module) -> tuple[Candidate, bool, tuple[str, ...]]:
-    """A quantized form within the bounds of the recipe, whether it was equalised, and the layers that were kept in float.
+def _closest(prepared: Prepared, deployed: nn.Module) -> tuple[Candidate, ChannelRanges | None, tuple[str, ...]]:
+    """A quantized form within the bounds of the recipe, the ranges that it was equalised by, and the layers kept in float.
 
     Equalisation comes first; if it does not suffice, the most sensitive layers are kept in float, twice as many each time.
     """
@@ -158,20 +156,22 @@ def _closest(prepared: Prepared, deployed: nn.Module) -> tuple[Candidate, bool, 
     images = samples.tensors(MAX_CALIBRATION_IMAGES)
     plain = _candidate(prepared, quantize(deployed, prepared.recipe, images), samples)
     if not plain.misses:
-        return plain, False, ()
-    even_form = equalise(deployed, channel_ranges(deployed, images, behind_norms=True))
+        return plain, None, ()
+    ranges = channel_ranges(deployed, images, behind_norms=True)
+    even_form = equalise(deployed, ranges)
     candidate = _candidate(prepared, quantize(even_form, prepared.recipe, images), samples)
-    equalised = not candidate.misses or candidate.parity.sqnr_db > plain.parity.sqnr_db
     if not candidate.misses:
-        return candidate, equalised, ()
-    if equalised:
+        return candidate, ranges, ()
+    if candidate.parity.sqnr_db > plain.parity.sqnr_db:
         deployed = even_form
+    else:
+        ranges = None
     worst, kept = rank_layers(prepared, deployed), ()
     while candidate.misses and len(kept) < len(worst):
         kept = tuple(layer.layer for layer in worst[: max(1, 2 * len(kept))])
         recipe = replace(prepared.recipe, rules=_rules(prepared, kept))
         candidate = _candidate(prepared, quantize(deployed, recipe, images), samples)
-    return candidate, equalised, kept
+    return candidate, ranges, kept
 
 
 def _rules(prepared: Prepared, kept_in_float: tuple[str, ...]) -> tuple[Rule, ...]:
