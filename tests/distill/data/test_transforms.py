@@ -1,10 +1,11 @@
-"""Augmentation of whole batches: no change if all are off, half of the images mirrored, rigid rotations, limits kept."""
+"""Augmentation: no change if all is off, rigid turns, limits kept; crops that repeat, grow and stay inside; mixed targets."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from distill.data.transforms import BatchTransform, RandomCrop, TransformSettings
+from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
 
 NO_COLOURS = {"randaugment_ops": 0, "color_jitter": 0.0, "random_erasing": 0.0}
 WHOLE = {"crop_min_area": 1.0, "crop_max_aspect": 1.0}
@@ -49,3 +50,57 @@ def test_sizes_and_shears_are_within_their_limits():
     np.testing.assert_allclose(np.linalg.det(sheared), 1, atol=1e-4)  # a shear keeps areas
     tangents = np.abs(sheared[:, 0, 1])
     assert 0.16 < tangents.max() <= np.tan(np.radians(10)) + 1e-6
+
+
+def test_a_crop_depends_on_seed_epoch_and_number_alone():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    crop = RandomCrop(TransformSettings(), 16, seed=1)
+    first = np.asarray(crop(image, epoch=2, number=3)[0])
+    crop(image, epoch=2, number=4)
+    assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)[0]), first)
+    for other, _ in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
+        assert not np.array_equal(np.asarray(other), first)
+
+
+def test_the_image_size_grows_from_epoch_to_epoch():
+    crop = RandomCrop(TransformSettings(initial_image_size=96), 192, seed=0, num_epochs=4, multiple=32)
+    assert [crop.size_at(epoch) for epoch in range(5)] == [96, 128, 160, 192, 192]
+    image = Image.new("RGB", (300, 200))
+    assert crop(image, 1, 0)[0].size == (128, 128)
+    assert RandomCrop(TransformSettings(), 192, seed=0)(image, 0, 0)[0].size == (192, 192)
+
+
+def test_crops_stay_inside_and_within_their_limits():
+    settings = TransformSettings(crop_min_area=0.25, crop_max_aspect=1.5)
+    crop, random = RandomCrop(settings, 16, seed=0), np.random.default_rng(0)
+    boxes = np.array([crop.sample_box(200, 150, random) for _ in range(500)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 200 and boxes[:, 3].max() <= 150
+    area, aspect = width * height / 30000, width / height
+    assert 0.24 < area.min() < 0.3 and 0.8 < area.max() <= 1
+    assert 0.64 < aspect.min() < 0.75 and 1.35 < aspect.max() < 1.53
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_targets_hold_the_share_of_the_pixels(kind):
+    alphas = {"mixup_alpha": 0.8, "cutmix_alpha": 0.0} if kind == "mixup" else {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
+    pixels = torch.stack([torch.zeros(3, 20, 30), torch.ones(3, 20, 30)])  # black is class 0, white class 1
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = BatchMix(TransformSettings(**alphas))(pixels, torch.eye(2))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(targets.sum(1), torch.ones(2))
+        assert (kind == "mixup") == (mixed[0].unique().numel() == 1)
+        shares.append(targets[0, 0].item())
+    assert min(shares) < 0.3 and max(shares) > 0.7
+
+
+def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
+    transform = BatchTransform(TransformSettings(rotation_degrees=10, random_erasing=1.0))
+    pixels = torch.rand(4, 3, 24, 24)
+    torch.manual_seed(5)
+    first = transform(pixels)
+    torch.manual_seed(5)
+    assert torch.equal(transform(pixels), first)
+    assert first.min() >= 0 and first.max() <= 1 and not torch.equal(first, pixels)

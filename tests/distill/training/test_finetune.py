@@ -1,9 +1,7 @@
-"""Fine-tuning: weight decay, averages, mixing, crops and masks; trainings that are stopped, distributed or fail."""
+"""Fine-tuning: losses, masks and figures; trainings that are stopped, resumed or fail; bad input."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 from collections import Counter
 from contextlib import nullcontext
@@ -13,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import HELD_OUT, KINDS, PROCESSOR, STILL, TINY, StopAfter, settings_for
+from conftest import KINDS, PROCESSOR, STILL, TINY, StopAfter, settings_for
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import top_k_accuracy_score
-from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction
+from transformers import AutoModelForImageClassification, EvalPrediction
 
 from distill.data.examples import Example
-from distill.data.finding import find_images
 from distill.data.sources import DataError
-from distill.data.targets import CLASSES
-from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
+from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.launch import launch
 from distill.training.finetune import balanced_weights, finetune
@@ -33,64 +29,10 @@ from distill.training.settings import CONFIG_DIR, parse_finetune_settings
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.masked_images import MaskedImageModeling
 from distill.training.trainer import DivergenceError, TaskTrainer
-from swin_hf import SwinHfForImageClassification, SwinHfForMaskedImageModeling
+from swin_hf import SwinHfForMaskedImageModeling
 from swin_hf.output_folders import OutputError, write_json
 
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_crop_depends_on_seed_epoch_and_number_alone():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
-    crop = RandomCrop(TransformSettings(), 16, seed=1)
-    first = np.asarray(crop(image, epoch=2, number=3)[0])
-    crop(image, epoch=2, number=4)
-    assert np.array_equal(np.asarray(RandomCrop(TransformSettings(), 16, seed=1)(image, 2, 3)[0]), first)
-    for other, _ in (crop(image, 3, 3), crop(image, 2, 5), RandomCrop(TransformSettings(), 16, seed=2)(image, 2, 3)):
-        assert not np.array_equal(np.asarray(other), first)
-
-
-def test_the_image_size_grows_from_epoch_to_epoch():
-    crop = RandomCrop(TransformSettings(initial_image_size=96), 192, seed=0, num_epochs=4, multiple=32)
-    assert [crop.size_at(epoch) for epoch in range(5)] == [96, 128, 160, 192, 192]
-    image = Image.new("RGB", (300, 200))
-    assert crop(image, 1, 0)[0].size == (128, 128)
-    assert RandomCrop(TransformSettings(), 192, seed=0)(image, 0, 0)[0].size == (192, 192)
-
-
-def test_crops_stay_inside_and_within_their_limits():
-    settings = TransformSettings(crop_min_area=0.25, crop_max_aspect=1.5)
-    crop, random = RandomCrop(settings, 16, seed=0), np.random.default_rng(0)
-    boxes = np.array([crop.sample_box(200, 150, random) for _ in range(500)])
-    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    assert boxes.min() >= 0 and boxes[:, 2].max() <= 200 and boxes[:, 3].max() <= 150
-    area, aspect = width * height / 30000, width / height
-    assert 0.24 < area.min() < 0.3 and 0.8 < area.max() <= 1
-    assert 0.64 < aspect.min() < 0.75 and 1.35 < aspect.max() < 1.53
-
-
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixed_targets_hold_the_share_of_the_pixels(kind):
-    alphas = {"mixup_alpha": 0.8, "cutmix_alpha": 0.0} if kind == "mixup" else {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
-    pixels = torch.stack([torch.zeros(3, 20, 30), torch.ones(3, 20, 30)])  # black is class 0, white class 1
-    shares = []
-    for seed in range(20):
-        torch.manual_seed(seed)
-        mixed, targets = BatchMix(TransformSettings(**alphas))(pixels, torch.eye(2))
-        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
-        torch.testing.assert_close(targets.sum(1), torch.ones(2))
-        assert (kind == "mixup") == (mixed[0].unique().numel() == 1)
-        shares.append(targets[0, 0].item())
-    assert min(shares) < 0.3 and max(shares) > 0.7
-
-
-def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
-    transform = BatchTransform(TransformSettings(rotation_degrees=10, random_erasing=1.0))
-    pixels = torch.rand(4, 3, 24, 24)
-    torch.manual_seed(5)
-    first = transform(pixels)
-    torch.manual_seed(5)
-    assert torch.equal(transform(pixels), first)
-    assert first.min() >= 0 and first.max() <= 1 and not torch.equal(first, pixels)
+# -- losses, masks and figures ----------------------------------------------------------------------------------------
 
 
 def test_masks_are_whole_squares_of_the_asked_share():
@@ -101,9 +43,6 @@ def test_masks_are_whole_squares_of_the_asked_share():
     assert (squares.all(3) | ~squares.any(3)).all()
     assert (squares[..., 0].flatten(1).sum(1) == 12).all()
     assert 15 < squares[:, 0, 0, 0].sum() < 35
-
-
-# -- losses and figures ------------------------------------------------------------------------------------------------
 
 
 def test_training_loss_is_that_of_smoothed_weighted_labels(make_model):
@@ -257,47 +196,6 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_fol
     with pytest.raises(DivergenceError, match="the loss of step 5 is infinite or not a number.*checkpoint-3"):
         finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL))
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
-
-
-def finetune_with_processes(number: int, dataset: Path, out: Path, config: dict, *arguments: str) -> None:
-    script = Path(__file__).parents[3] / "scripts" / "finetune.py"
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    own = ["--dataset", str(dataset), "--output_dir", str(out), "--model_args", str(config), "--image_size", "16"]
-    own += [*STILL, "--global_batch_size", "8", "--use_cpu", "true", "--ddp_backend", "gloo"]
-    command = [sys.executable, "-m", *launcher, str(script), *own, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-
-
-def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
-    config = TINY | {"weight_init": "fan_in", "drop_path_rate": 0.0}
-    # Not AdamW: it would amplify rounding errors in gradients that are zero, those of the keys' biases.
-    arguments = ["--num_train_epochs", "2", *HELD_OUT, "--optim", "sgd", "--learning_rate", "0.1"]
-    weights = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        finetune_with_processes(processes, image_folder, out, config, *arguments)
-        assert json.loads((out / "metrics.json").read_text())["num_test_images"] == 10
-        weights.append(load_file(out / "model.safetensors"))
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=2e-5, rtol=1e-4)
-
-
-def test_figures_of_two_processes_are_those_of_the_saved_model(image_folder, tmp_path):
-    config, out = TINY | {"weight_init": "fan_in", "stage_blocks": ["conv", "window"], "norm": "batch"}, tmp_path / "out"
-    arguments = ["--num_train_epochs", "3", "--validation_share", "0.25", "--test_share", "0.25"]
-    arguments += ["--per_device_eval_batch_size", "6", "--ema_decay", "0", "--load_best_model_at_end", "false"]
-    finetune_with_processes(2, image_folder, out, config, *arguments)
-    model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)
-    found = find_images(str(image_folder), CLASSES)
-    numbers = json.loads((out / "data.json").read_text())["split"]["test"]
-    images = [found.images[found.whole][number].load() for number in numbers]
-    labels = torch.tensor([found.labels[found.whole][number] for number in numbers])
-    with torch.no_grad():
-        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
-    figures = json.loads((out / "metrics.json").read_text())
-    assert figures["test_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
 def test_a_last_batch_of_one_image_is_left_out(image_folder, tmp_path):
