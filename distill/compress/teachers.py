@@ -2,12 +2,14 @@
 
 # B batch, H W image in pixels
 
+import math
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
+from distill.compress.feature_maps import WithMaps
 from distill.data.normalisation import Normalisation, channels_of
 from distill.published import loadable, why_not_loaded
 from edge.device.errors import ExplainedError
@@ -37,14 +39,63 @@ class Classifier(nn.Module):
         self.normalise = Normalisation(processor)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._ordered(self.model(pixel_values=self.pixel_values(pixels)).logits)
+
+    def with_maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits, and the feature maps (B, C, h, w) of each resolution.
+
+        Raises:
+            FeatureError: the model has none.
+        """
+        model = WithMaps(self.model)
+        return self._ordered(model(pixel_values=self.pixel_values(pixels)).logits), model.maps
+
+    def pixel_values(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The model's input for pixels in [0, 1], in the type of its weights."""
         if tuple(pixels.shape[2:]) != self.size:
             pixels = nn.functional.interpolate(pixels, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        logits = self.model(pixel_values=self.normalise(pixels)).logits
-        return logits if self.class_order is None else logits[:, self.class_order]
+        return self.normalise(pixels).to(self.model.dtype)
+
+    def _ordered(self, logits: torch.Tensor) -> torch.Tensor:
+        return (logits if self.class_order is None else logits[:, self.class_order]).float()
 
 
-def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifier:
-    """Load an image classifier from a folder or the Hub, its outputs in the order of `class_names`.
+class Teachers(nn.Module):
+    """Several classifiers as one, whose probabilities are the mean of theirs; its logits are their logarithms."""
+
+    def __init__(self, classifiers: list[Classifier]):
+        super().__init__()
+        self.classifiers = nn.ModuleList(classifiers)
+
+    def hasten(self, device: torch.device) -> "Teachers":
+        """Compute in bfloat16 where the device does so itself; returns itself."""
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            for classifier in self.classifiers:
+                classifier.model.to(torch.bfloat16)
+        return self
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return mean_of([classifier(pixels) for classifier in self.classifiers])
+
+    def with_maps(self, pixels: torch.Tensor) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+        """Logits and feature maps of each classifier.
+
+        Raises:
+            FeatureError: one has no maps.
+        """
+        logits, maps = zip(*(classifier.with_maps(pixels) for classifier in self.classifiers))
+        return list(logits), list(maps)
+
+
+def mean_of(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Logits (B, K) whose probabilities are the mean of those of several logits (B, K)."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([own.log_softmax(dim=1) for own in logits]).logsumexp(dim=0) - math.log(len(logits))
+
+
+def load_classifier(checkpoint: str | Path, class_names: list[str] | None) -> Classifier:
+    """Load an image classifier from a folder or the Hub, its outputs in the order of `class_names`, or in its own for None.
 
     Raises:
         TeacherError: the checkpoint cannot be loaded, or its classes differ from the data's.
@@ -75,7 +126,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str]) -> Classifie
         raise TeacherError(
             f"{checkpoint} must have an image processor with a size, got none; correct preprocessor_config.json"
         )
-    order = _class_order(config, class_names, checkpoint)
+    order = None if class_names is None else _class_order(config, class_names, checkpoint)
     return Classifier(model, processor, order).eval().requires_grad_(False)
 
 
@@ -110,5 +161,6 @@ def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: s
         return [model_names.index(name) for name in class_names]
     raise TeacherError(
         f"{checkpoint} knows {len(model_names)} classes ({', '.join(model_names[:5])}, ...), the data has {len(class_names)} "
-        f"({', '.join(class_names[:5])}, ...); fine-tune it on these classes first"
+        f"({', '.join(class_names[:5])}, ...); fine-tune it on these classes first, or learn from its features alone with "
+        "--kd_loss none --feature_loss vkd"
     )

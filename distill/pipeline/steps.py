@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from distill.compress.pruning import make_plan, measure_importance, prune
-from distill.compress.teachers import Classifier, knows_classes, load_classifier
+from distill.compress.teachers import Classifier, Teachers, knows_classes, load_classifier
 from distill.data.examples import EvaluationImages, Example
 from distill.pipeline.inputs import checkpoint_files, data_files
 from distill.pipeline.measure import classifier_logits, program_logits
@@ -61,7 +61,7 @@ def build_student(run: Run, work_dir: Path) -> None:
     """Distill the teacher into a small model."""
     own = run.settings.student
     settings = run.settings.training(own.choice, own.student_epochs, own.student_learning_rate, work_dir)
-    train(settings, run, run.classifier("teacher"))
+    train(settings, run, Teachers([run.classifier("teacher")]))
 
 
 def build_pruned(run: Run, work_dir: Path) -> None:
@@ -86,7 +86,7 @@ def build_recovered(run: Run, work_dir: Path) -> None:
     """Distill again, to win back what pruning cost."""
     own, choice = run.settings.recover, ModelChoice(name=str(run.folder / "pruned"), flag="student")
     settings = run.settings.training(choice, own.recover_epochs, own.recover_learning_rate, work_dir)
-    train(settings, run, run.classifier("teacher"))
+    train(settings, run, Teachers([run.classifier("teacher")]))
 
 
 def build_edge(run: Run, work_dir: Path) -> None:
@@ -117,7 +117,7 @@ def is_used_unchanged(choice: ModelChoice, class_names: list[str]) -> bool:
     return not choice.is_preset and not choice.args and knows_classes(choice.name, class_names)
 
 
-def train(settings: FinetuneSettings, run: Run, teacher: Classifier | None = None) -> None:
+def train(settings: FinetuneSettings, run: Run, teacher: Teachers | None = None) -> None:
     """Train one model of the run, resuming an interrupted training, and print its figures."""
     folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
     data, checkpoint = run.data(), None

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
 from distill.claim import claimed
+from distill.compress.teachers import Teachers
 from distill.data.examples import BeginEpoch, EvaluationImages, Example, TrainingImages
 from distill.data.finding import find_images
 from distill.data.sources import SPLITS, FoundImages
@@ -30,7 +30,7 @@ from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
 from distill.training.settings import FinetuneSettings, settled
 from distill.training.stream_trainer import StreamTrainer
-from distill.training.tasks.distillation import Distillation
+from distill.training.tasks.distillation import Distillation, compare_features
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
@@ -66,8 +66,9 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     settings.images.require_dataset()
     settings = settled(settings)
     output_dir = Path(settings.trainer.output_dir)
-    inputs = {"dataset": settings.images.dataset, "model": settings.model.name, "teacher": settings.teacher or None}
-    check_apart(output_dir, "--output_dir", **inputs)
+    check_apart(output_dir, "--output_dir", dataset=settings.images.dataset, model=settings.model.name)
+    for teacher in settings.teachers:
+        check_apart(output_dir, "--output_dir", teacher=teacher)
     with _claimed(settings), explained_full_disk(output_dir, "free some space and go on with --resume true"):
         return _finetune(settings, callbacks)
 
@@ -78,7 +79,7 @@ def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) 
     check_judge(settings, len(found.class_names))
     model = build_model(settings, found.class_names)
     load_processor(settings.model, settings.task.image_size, settings.crops, model.config)  # before a look at all images
-    teacher = settings.kind.load_teacher(settings.teacher, found.class_names) if settings.teacher else None
+    teacher = load_teachers(settings, found.class_names)
     data = _looked_through(settings, stream, found, known=checkpoint is not None)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
@@ -112,18 +113,29 @@ def build_model(settings: FinetuneSettings, class_names: list[str], announce: bo
     return model
 
 
+def load_teachers(settings: FinetuneSettings, class_names: list[str]) -> Teachers | None:
+    """The teachers that are asked for; with a loss of the logits, they must know the classes.
+
+    Raises:
+        TeacherError: one cannot be a teacher for these classes.
+    """
+    names = class_names if settings.distillation.logits_weight else None
+    teachers = [settings.kind.load_teacher(name, names) for name in settings.teachers]
+    return Teachers(teachers) if teachers else None
+
+
 def train_model(
     settings: FinetuneSettings,
     model: PreTrainedModel,
     data: TrainingData,
     *,
-    teacher: nn.Module | None = None,
+    teacher: Teachers | None = None,
     checkpoint: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
     """Train a model and write it with its processor and figures to the output folder; returns the figures.
 
-    teacher: pixels (B, 3, H, W) in [0, 1] to logits, to distil from.
+    teacher: to distil from.
     checkpoint: from which the training resumes.
 
     Raises:
@@ -134,7 +146,7 @@ def train_model(
     processor = load_processor(settings.model, settings.task.image_size, settings.crops, model.config)
     objective = make_objective(settings, model.config, processor, data)
     if teacher is not None:
-        objective = Distillation(objective, teacher, settings.distillation)
+        objective = taught(objective, model, teacher, settings)
     training = _training_images(settings, data)
     validation, test = (EvaluationImages(data.examples[split], processor) for split in ("validation", "test"))
     trainer_class = StreamTrainer if data.stream else TaskTrainer
@@ -173,6 +185,18 @@ def train_model(
         record = figures | objective.details(prediction) | {"evaluation": evaluation, "history": trainer.state.log_history}
         write_metrics(output_dir, record)
     return figures
+
+
+def taught(objective: Objective, model: PreTrainedModel, teacher: Teachers, settings: FinetuneSettings) -> Distillation:
+    """An objective together with what teachers say of the same images.
+
+    Raises:
+        FeatureError: feature maps are to be compared, and one of the models has none.
+    """
+    own, features = settings.distillation, None
+    if own.maps_weight:
+        features = compare_features(own.feature_loss, model, objective.normalise, teacher, settings.task.image_size)
+    return Distillation(objective, teacher.hasten(settings.trainer.device), own, features)
 
 
 def write_metrics(folder: Path, figures: dict[str, Any]) -> None:
@@ -265,7 +289,8 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
     """Write a model card that says what was trained on which data, and the figures measured."""
     data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
     rows = "\n".join(f"| {as_markdown(name)} | {figure_text(name, value)} |" for name, value in figures.items())
-    taught = f", taught by {as_markdown(public_name(settings.teacher))}" if settings.teacher else ""
+    teachers = " and ".join(as_markdown(public_name(name)) for name in settings.teachers)
+    by_whom = f", taught by {teachers}" if teachers else ""
     doubt = doubt_of(output_dir)
     warning = f"**{doubt}**\n\n" if doubt else ""
     text = f"""---
@@ -276,7 +301,7 @@ def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir
 
 {warning}{as_markdown(settings.model.public_name)}, trained for {settings.task.task} on \
 {as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's \
-`scripts/finetune.py`{taught}.
+`scripts/finetune.py`{by_whom}.
 
 | figure | value |
 |---|---|

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,11 @@ class ModelSettings:
         default="", metadata={"help": 'Fields of SwinHfUperNetConfig, for segmentation, as YAML: "{hidden_size: 256}".'}
     )
     teacher: str = field(
-        default="", metadata={"help": "Checkpoint folder or Hub id of a model of the same classes to distil from."}
+        default="",
+        metadata={
+            "help": "Checkpoint folder or Hub id of a model of the same classes to distil from; several, separated by commas, "
+            "teach the mean of their probabilities."
+        },
     )
 
 
@@ -117,7 +121,7 @@ class FinetuneArguments(TrainingArguments):
 class FinetuneSettings:
     """All settings of a training, one part per concern.
 
-    teacher: checkpoint to distil from, if any.
+    teacher: checkpoint to distil from, if any; several are separated by commas.
     """
 
     task: TaskSettings
@@ -132,6 +136,11 @@ class FinetuneSettings:
     @property
     def kind(self) -> Task:
         return TASKS[self.task.task]
+
+    @property
+    def teachers(self) -> list[str]:
+        """The checkpoints to distil from."""
+        return [name.strip() for name in self.teacher.split(",")] if self.teacher else []
 
     @property
     def crops(self) -> bool:
@@ -162,7 +171,8 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
     task, model, *shared = command_line.parse(argv)
     images, transforms, optimisation, distillation, trainer = shared
     untaught = not model.teacher and distillation != DistillationSettings()
-    require(not untaught, "teacher", "name a model to distil from with --kd_loss, --kd_weight and --kd_temperature", "none")
+    changed = [f"--{own.name}" for own in fields(distillation) if getattr(distillation, own.name) != own.default]
+    require(not untaught, "teacher", f"name a model to distil from with {', '.join(changed)}", "none")
     settings = FinetuneSettings(
         task=task,
         model=ModelChoice.parse("model", model.model, model.model_args, model.head_args),
@@ -187,6 +197,8 @@ def check_together(settings: FinetuneSettings) -> None:
     launched = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"}
     sharded = bool(trainer.fsdp) or trainer.deepspeed is not None or bool(launched)
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
+    split = sharded and settings.distillation.maps_weight > 0
+    require(not split, "feature_loss", "be none where FSDP or DeepSpeed split the weights", settings.distillation.feature_loss)
     partial = trainer.save_only_model and optimisation.ema_decay > 0
     require(not partial, "save_only_model", "be false with --ema_decay, whose weights are saved besides the model's", True)
     require(
@@ -198,6 +210,7 @@ def check_together(settings: FinetuneSettings) -> None:
     if settings.teacher:
         taught = [name for name, task in TASKS.items() if task.load_teacher]
         require(settings.kind.load_teacher is not None, "teacher", f"come with {' or '.join(taught)}", settings.kind.name)
+        require(all(settings.teachers), "teacher", "name checkpoints, separated by commas", settings.teacher)
     if settings.images.streaming:
         by_steps = {trainer.eval_strategy, trainer.save_strategy, trainer.logging_strategy} == {"steps"}
         counted = trainer.max_steps > 0 and by_steps

@@ -24,6 +24,7 @@ from edge.device.errors import ExplainedError
 from swin_hf.output_folders import OutputError, changes, read_record, write_record
 
 AVERAGE_FILE = "averaged_weights.pt"
+LEARNED_FILE = "objective.pt"  # what the objective itself has learned
 CHECKPOINT = "checkpoint.json"  # written last into each checkpoint
 UNFINISHED = "it was not finished"
 CHECKPOINT_COPIES = 5  # times the size of the weights: themselves, Adam's two moments, their average, and some room
@@ -85,6 +86,7 @@ class TaskTrainer(Trainer):
 
     def run_objective(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Output:
         """The objective's output for a batch of uint8 images."""
+        self.objective.progress = self.state.global_step / max(self.state.max_steps, 1)
         return self.objective(model, inputs["pixels"].float() / 255, inputs["targets"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -125,6 +127,9 @@ class TaskTrainer(Trainer):
             groups = parameter_groups(
                 self.model, self.args.learning_rate, self.args.weight_decay, self.optimisation.layer_decay
             )
+            if self.objective.learned is not None:
+                own = [*self.objective.learned.parameters()]
+                groups.append({"params": own, "lr": self.args.learning_rate, "weight_decay": 0.0})
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if self.optimisation.lamb:
                 optimizer_class, arguments = Lamb, {"lr": self.args.learning_rate}
@@ -185,11 +190,16 @@ class TaskTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None and self.args.should_save:
             torch.save(self.average.averaged.state_dict(), Path(output_dir) / AVERAGE_FILE)
+        if self.objective.learned is not None and self.args.should_save:
+            torch.save(self.objective.learned.state_dict(), Path(output_dir) / LEARNED_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._load_average(checkpoint)
+            if self.objective.learned is not None:
+                state = torch.load(Path(checkpoint) / LEARNED_FILE, map_location=self.args.device, weights_only=True)
+                self.objective.learned.load_state_dict(state)
 
     def _load_best_model(self) -> None:
         best = Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name  # also if the folder was moved
@@ -236,8 +246,17 @@ class AfterEveryStep(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         torch.manual_seed(args.seed + args.process_index)  # each process augments its images differently
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        learned = self.trainer.objective.learned
+        if learned is not None and args.world_size > 1:  # DistributedDataParallel averages the gradients of the model alone
+            for parameter in learned.parameters():
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= args.world_size
+
     def on_step_end(self, args, state, control, **kwargs):
         interruption.check()
+        if self.trainer.objective.learned is not None:
+            self.trainer.objective.learned.zero_grad()  # the Trainer does so with the model
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.model)
         if args.world_size > 1:  # a signal reaches processes at different steps, but all must stop after the same one

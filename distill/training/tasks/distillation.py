@@ -2,6 +2,7 @@
 
 # B batch, H W image in pixels, K classes
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,39 +10,79 @@ import torch
 from torch import nn
 from transformers import EvalPrediction
 
+from distill.compress.feature_maps import WithMaps
+from distill.compress.teachers import Teachers, mean_of
 from distill.errors import require
+from distill.training.tasks.features import FEATURE_LOSSES, FeatureDistillation
 from distill.training.tasks.task import Objective, Output, Panels
 from swin_hf.distillation_losses import LOSSES
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # the share of a weight that is left at a progress from 0 to 1
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
     heading = "distillation"
 
-    kd_loss: str = field(default="kl", metadata={"help": f"Distillation loss: {', '.join(LOSSES)}."})
-    kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss, added to the task's."})
+    label_weight: float = field(default=1.0, metadata={"help": "Weight of the task's own loss, that of the labels; 0: none."})
+    kd_loss: str = field(default="kl", metadata={"help": f"Loss of the logits: {', '.join(LOSSES)}, or none."})
+    kd_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the logits."})
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature that softens the probabilities of both."})
+    kd_schedule: str = field(default="constant", metadata={"help": f"How its weight falls to 0: {', '.join(SCHEDULES)}."})
+    feature_loss: str = field(
+        default="none", metadata={"help": f"Loss of feature maps: {', '.join(FEATURE_LOSSES)}, or none."}
+    )
+    feature_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of feature maps."})
+    feature_schedule: str = field(default="constant", metadata={"help": f"How its weight falls to 0: {', '.join(SCHEDULES)}."})
 
     def __post_init__(self):
-        require(self.kd_loss in LOSSES, "kd_loss", f"be one of {', '.join(LOSSES)}", self.kd_loss)
-        require(self.kd_weight >= 0, "kd_weight", "not be negative", self.kd_weight)
+        for name, table in (("kd_loss", LOSSES), ("feature_loss", FEATURE_LOSSES)):
+            require(getattr(self, name) in [*table, "none"], name, f"be one of {', '.join(table)}, none", getattr(self, name))
+        for name in ("label_weight", "kd_weight", "feature_weight"):
+            require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+        for name in ("kd_schedule", "feature_schedule"):
+            require(getattr(self, name) in SCHEDULES, name, f"be one of {', '.join(SCHEDULES)}", getattr(self, name))
         require(self.kd_temperature > 0, "kd_temperature", "be positive", self.kd_temperature)
+        weights = self.label_weight, self.logits_weight, self.maps_weight
+        require(any(weights), "label_weight", "be positive where kd_loss and feature_loss have no weight", self.label_weight)
+
+    @property
+    def logits_weight(self) -> float:
+        return 0.0 if self.kd_loss == "none" else self.kd_weight
+
+    @property
+    def maps_weight(self) -> float:
+        return 0.0 if self.feature_loss == "none" else self.feature_weight
 
 
 class Distillation(Objective):
-    """The loss of another objective plus `kd_weight` times a distillation loss.
+    """The loss of another objective, a loss of the logits and one of feature maps, each times its weight.
 
     A batch is augmented once and given to both models (Beyer et al. 2022, arXiv:2106.05237, "consistent teaching").
     Evaluations and pictures are those of the other objective.
 
-    teacher: pixels (B, 3, H, W) in [0, 1] to logits, frozen and never in training mode.
+    teacher: pixels (B, 3, H, W) in [0, 1] to logits, frozen and never in training mode; with `features`, `Teachers`.
+    features: compares feature maps.
     """
 
-    def __init__(self, objective: Objective, teacher: Callable[[torch.Tensor], torch.Tensor], settings: DistillationSettings):
+    def __init__(
+        self,
+        objective: Objective,
+        teacher: Callable[[torch.Tensor], torch.Tensor],
+        settings: DistillationSettings,
+        features: FeatureDistillation | None = None,
+    ):
         super().__init__()
-        self.objective, self.settings = objective, settings
-        self.loss = LOSSES[settings.kd_loss]
+        self.objective, self.settings, self.features = objective, settings, features
         self.teacher = teacher.eval().requires_grad_(False) if isinstance(teacher, nn.Module) else teacher
+
+    @property
+    def learned(self) -> nn.Module | None:
+        return self.features
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -53,15 +94,26 @@ class Distillation(Objective):
         return self.objective.augment(pixels, targets)
 
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        output = self.objective.learn(model, pixels, targets)
-        with torch.no_grad():
-            teacher_logits = self.teacher(pixels)
-        kd_loss = self.loss(output.predictions, teacher_logits, self.settings.kd_temperature)
-        return Output(
-            loss=output.loss + self.settings.kd_weight * kd_loss,
-            predictions=output.predictions,
-            parts=output.parts | {"task_loss": output.loss, "kd_loss": kd_loss},
-        )
+        settings, student = self.settings, model if self.features is None else WithMaps(model)
+        output = self.objective.learn(student, pixels, targets)
+        logits, maps = self.ask(pixels)
+        parts, loss = {"task_loss": output.loss}, settings.label_weight * output.loss
+        if settings.logits_weight:
+            parts["kd_loss"] = LOSSES[settings.kd_loss](output.predictions, logits, targets, settings.kd_temperature)
+            loss = loss + settings.logits_weight * SCHEDULES[settings.kd_schedule](self.progress) * parts["kd_loss"]
+        if self.features is not None:
+            parts["feature_loss"] = self.features(student.maps, maps)
+            weight = settings.maps_weight * SCHEDULES[settings.feature_schedule](self.progress)
+            loss = loss + weight * parts["feature_loss"]
+        return Output(loss=loss, predictions=output.predictions, parts=output.parts | parts)
+
+    @torch.no_grad()
+    def ask(self, pixels: torch.Tensor) -> tuple[torch.Tensor | None, list[list[torch.Tensor]]]:
+        """What the teachers say of pixels: logits, and the feature maps of each; only what the losses need."""
+        if self.features is None:
+            return self.teacher(pixels) if self.settings.logits_weight else None, []
+        logits, maps = self.teacher.with_maps(pixels)
+        return mean_of(logits) if self.settings.logits_weight else None, maps
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
         return self.objective.judge(model, pixels, targets)
@@ -74,3 +126,22 @@ class Distillation(Objective):
 
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         return self.objective.draw(model, pixels, targets)
+
+
+@torch.no_grad()
+def compare_features(
+    kind: str, model: nn.Module, normalise: Callable[[torch.Tensor], torch.Tensor], teacher: Teachers, image_size: int
+) -> FeatureDistillation:
+    """New projectors between the feature maps of a student and those of its teachers, for images of `image_size` pixels.
+
+    kind: of `FEATURE_LOSSES`.
+    normalise: pixels in [0, 1] to the student's input.
+
+    Raises:
+        FeatureError: one of the models has no feature maps.
+    """
+    was_training, pixels = model.training, torch.zeros(1, 3, image_size, image_size)
+    student = WithMaps(model.eval())
+    student(pixel_values=normalise(pixels))
+    model.train(was_training)
+    return FeatureDistillation(FEATURE_LOSSES[kind], student.maps, teacher.with_maps(pixels)[1])

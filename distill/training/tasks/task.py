@@ -45,7 +45,16 @@ class Objective(nn.Module, ABC):
     """What a model learns from a batch of pixels (B, 3, H, W) in [0, 1] and targets, and how it is evaluated.
 
     A batch is augmented once, so that a student and its teacher get the same pixels.
+
+    progress: share of the training that is done, from 0 to 1; the trainer sets it.
     """
+
+    progress = 0.0
+
+    @property
+    def learned(self) -> nn.Module | None:
+        """What is trained together with the model, kept in checkpoints, and dropped in the end."""
+        return None
 
     def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
         """`learn` from the augmented batch if the model is in training mode, else `judge`."""
@@ -114,8 +123,8 @@ class Task:
     collate: rows of a data set to a batch of "pixels" and "targets".
     make_objective: builds the objective, with its figures and pictures.
     judged_by: the figures of `Objective.metrics`; the first one selects the best checkpoint.
-    load_teacher: from a checkpoint and the class names to a teacher, a module from pixels in [0, 1] to logits like those of
-        `Objective.learn`; None if the task has no teachers.
+    load_teacher: from a checkpoint and the class names, None for any classes, to a teacher: a module from pixels in [0, 1] to
+        logits like those of `Objective.learn`; None if the task has no teachers.
     pipeline_tag: of a model card on the Hub.
     fresh_weights: names of weights that a checkpoint may lack.
     adapt_config: changes the config of a preset before its model is built, given the fields that the user set.
@@ -130,7 +139,7 @@ class Task:
     make_objective: Callable[[ObjectiveContext], Objective]
     judged_by: tuple[Metric, ...]
     collate: Callable[[list[dict]], dict[str, torch.Tensor]] = collate
-    load_teacher: Callable[[str, list[str]], nn.Module] | None = None
+    load_teacher: Callable[[str, list[str] | None], nn.Module] | None = None
     pipeline_tag: str | None = None
     fresh_weights: re.Pattern = HEAD_WEIGHTS
     adapt_config: Callable[[PreTrainedConfig, dict[str, Any]], None] = lambda config, changes: None

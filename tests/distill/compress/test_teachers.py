@@ -8,7 +8,7 @@ import torch
 from conftest import PLAIN_PROCESSOR
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from distill.compress.teachers import TeacherError, knows_classes, load_classifier
+from distill.compress.teachers import Classifier, TeacherError, Teachers, knows_classes, load_classifier
 from distill.pipeline.measure import count_macs
 from swin_hf import SwinHfImageProcessorPil, SwinHfModel
 
@@ -29,6 +29,17 @@ def test_teacher_of_another_kind_size_and_class_order(tmp_path):
     assert teacher(torch.rand(2, 3, 16, 16)).shape == (2, 3)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert count_macs(teacher, 32) > 0
+
+
+def test_teachers_compute_in_bfloat16_where_the_device_does(make_model, monkeypatch):
+    classifier, pixels = Classifier(make_model(), PLAIN_PROCESSOR), torch.rand(2, 3, 16, 16)
+    before, teachers = classifier(pixels), Teachers([classifier])
+    assert teachers.hasten(torch.device("cpu")).classifiers[0].model.dtype == torch.float32
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    assert teachers.hasten(torch.device("cuda")).classifiers[0].model.dtype == torch.bfloat16
+    logits, _ = teachers.with_maps(pixels)
+    assert logits[0].dtype == torch.float32 and not torch.equal(logits[0], before)
+    torch.testing.assert_close(logits[0], before, atol=0.02, rtol=0.02)
 
 
 def test_a_teacher_knows_a_class_in_another_form_of_unicode(make_model, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from distill.compress.teachers import Classifier, TeacherError
+from distill.compress.teachers import Classifier, TeacherError, Teachers
 from distill.data.examples import collate
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
@@ -22,8 +22,9 @@ from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings
 from distill.training.tasks.segmentation import SemanticSegmentation
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
-from swin_hf.distillation_losses import kl_divergence
+from swin_hf.distillation_losses import LOSSES, kl_divergence
 
+PLAIN = {"randaugment_ops": 0, "color_jitter": 0, "random_erasing": 0, "mixup_alpha": 0, "cutmix_alpha": 0}
 NAMES = ["blue", "green", "red"]
 MIXED = ["--randaugment_ops", "0", "--mixup_alpha", "0.4", "--rotation_degrees", "10"]
 
@@ -39,8 +40,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_loss_is_that_of_the_task_plus_the_weighted_divergence(make_model):
-    still = TransformSettings(randaugment_ops=0, color_jitter=0, random_erasing=0, mixup_alpha=0, cutmix_alpha=0)
-    own = ImageClassification(PLAIN_PROCESSOR, NAMES, still)
+    own = ImageClassification(PLAIN_PROCESSOR, NAMES, TransformSettings(**PLAIN))
     student = make_model(drop_path_rate=0.0).train()
     teacher = Classifier(make_model(), PLAIN_PROCESSOR)
     pixels, targets = torch.rand(4, 3, 16, 16), torch.tensor([0, 2, 1, 0])
@@ -52,6 +52,30 @@ def test_loss_is_that_of_the_task_plus_the_weighted_divergence(make_model):
     torch.testing.assert_close(output.parts["kd_loss"], divergence)
     torch.testing.assert_close(output.parts["task_loss"], cross_entropy(logits, targets))
     assert not output.parts["kd_loss"].detach().isnan() and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_several_teachers_teach_the_mean_of_their_probabilities(make_model):
+    pixels = torch.rand(4, 3, 16, 16)
+    classifiers = [Classifier(make_model(), PLAIN_PROCESSOR), Classifier(make_model(), PLAIN_PROCESSOR, class_order=[2, 0, 1])]
+    mean = (classifiers[0](pixels).softmax(1) + classifiers[1](pixels).softmax(1)) / 2
+    torch.testing.assert_close(Teachers(classifiers)(pixels).softmax(1), mean)
+    torch.testing.assert_close(Teachers(classifiers)(pixels).exp().sum(1), torch.ones(4))
+    assert torch.equal(Teachers(classifiers[:1])(pixels), classifiers[0](pixels))
+
+
+@pytest.mark.parametrize("name", ["kl", "dist", "hard", "nkd"])
+def test_weights_fall_by_their_schedule(name, make_model):
+    own = ImageClassification(PLAIN_PROCESSOR, NAMES, TransformSettings(**PLAIN))
+    student, teacher = make_model(drop_path_rate=0.0).train(), Classifier(make_model(), PLAIN_PROCESSOR)
+    settings = DistillationSettings(kd_loss=name, kd_weight=2.0, kd_schedule="cosine", label_weight=0.5, kd_temperature=2.0)
+    objective, pixels, targets = Distillation(own, teacher, settings), torch.rand(4, 3, 16, 16), torch.tensor([0, 2, 1, 0])
+    one_hot = torch.nn.functional.one_hot(targets, 3).float()
+    logits, expected = student((pixels - 0.5) / 0.5).logits, teacher.model((pixels - 0.5) / 0.5).logits
+    distilled = LOSSES[name](logits, expected, one_hot, 2.0)
+    for progress, share in ((0, 1), (1 / 3, 0.75), (0.5, 0.5), (1, 0)):
+        objective.progress = progress
+        loss = objective(student, pixels, targets).loss
+        torch.testing.assert_close(loss, 0.5 * cross_entropy(logits, targets) + 2 * share * distilled)
 
 
 def test_evaluations_are_those_of_the_task(make_model):
@@ -161,7 +185,11 @@ def test_mistakes_with_a_teacher_are_named_before_any_training(taught, image_fol
     with pytest.raises(SettingsError, match="--teacher must come with image-classification, got 'semantic-segmentation'"):
         settings_for(tmp_path, *segment, "--teacher", str(tmp_path / "other"))
     for arguments, message in (
-        (["--kd_loss", "l2"], "--kd_loss must be one of kl, got 'l2'"),
+        (["--kd_loss", "l2"], "--kd_loss must be one of kl, dist, hard, nkd, none, got 'l2'"),
+        (["--feature_loss", "l2"], "--feature_loss must be one of vkd, hints, none, got 'l2'"),
+        (["--kd_schedule", "step"], "--kd_schedule must be one of constant, linear, cosine, got 'step'"),
+        (["--label_weight", "0", "--kd_weight", "0"], "--label_weight must be positive where kd_loss and feature_loss"),
+        (["--feature_loss", "hints"], "--teacher must name a model to distil from with --feature_loss, got 'none'"),
         (["--kd_weight", "-1"], "--kd_weight must not be negative"),
         (["--kd_temperature", "0"], "--kd_temperature must be positive"),
     ):

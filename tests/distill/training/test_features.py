@@ -1,0 +1,196 @@
+"""Distillation of features: maps of any architecture, pairs of maps, projectors that are trained and left behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PLAIN_PROCESSOR, STILL, StopAfter, settings_for
+from safetensors.torch import load_file
+from test_processes import finetune_with_processes
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from distill.compress.feature_maps import FeatureError, WithMaps, as_map
+from distill.compress.teachers import Classifier, TeacherError, Teachers
+from distill.data.transforms import TransformSettings
+from distill.errors import SettingsError, TrainingStopped
+from distill.training.finetune import finetune
+from distill.training.tasks.classification import ImageClassification
+from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
+from distill.training.tasks.features import FEATURE_LOSSES, pairs_of_maps
+from swin_hf import SwinHfForImageClassification
+from swin_hf.distillation_losses import normalised_features
+
+NAMES = {0: "blue", 1: "green", 2: "red"}
+SMALL = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 4}
+OTHERS = {
+    "ViT": lambda: ViTForImageClassification(ViTConfig(image_size=16, id2label=NAMES, **SMALL)),
+    "DeiT": lambda: DeiTForImageClassification(DeiTConfig(image_size=16, id2label=NAMES, **SMALL)),
+    "ConvNeXt": lambda: ConvNextForImageClassification(
+        ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, id2label=NAMES)
+    ),
+    "ResNet": lambda: ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label=NAMES)
+    ),
+    "Swin": lambda: SwinForImageClassification(
+        SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, id2label=NAMES)
+    ),
+}
+SIZES = {
+    **{"ViT": [(12, 4)], "DeiT": [(12, 4)], "ConvNeXt": [(8, 8), (16, 4)], "ResNet": [(8, 4), (16, 2)]},
+    "Swin": [(8, 8), (16, 4)],
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_maps_of_any_architecture(kind):
+    model = WithMaps(OTHERS[kind]().eval())
+    model(pixel_values=torch.rand(2, 3, 16, 16))
+    assert [(own.shape[1], own.shape[2]) for own in model.maps] == SIZES[kind]
+    assert all(own.shape[2] == own.shape[3] for own in model.maps)
+
+
+def test_tokens_lie_in_rows_after_the_token_of_the_class():
+    tokens = torch.arange(1 + 3 * 6).view(1, -1, 1)  # 3 rows of 6 positions
+    assert torch.equal(as_map(tokens, 24, 48), torch.arange(1, 19).view(1, 1, 3, 6))
+
+
+def test_maps_of_a_swin_are_those_before_its_downsampling(make_model):
+    model = make_model(depths=[1, 2])
+    recorded, pixels = WithMaps(model), torch.rand(2, 3, 16, 16)
+    recorded(pixel_values=pixels)
+    blocks = model(pixels, output_block_hidden_states=True).block_hidden_states
+    assert len(recorded.maps) == 2 and torch.equal(recorded.maps[0], blocks[0]) and torch.equal(recorded.maps[1], blocks[2])
+
+
+def test_a_model_without_hidden_states_is_named():
+    class Plain(torch.nn.Module):
+        def forward(self, pixel_values, output_hidden_states):
+            return type("Output", (), {"logits": pixel_values.mean((2, 3))})
+
+    with pytest.raises(FeatureError, match="Plain must return hidden states"):
+        WithMaps(Plain())(pixel_values=torch.rand(1, 3, 4, 4))
+
+
+def test_maps_are_paired_by_their_resolution():
+    student = [torch.zeros(1, 1, side, side) for side in (16, 8, 4)]
+    teacher = [torch.zeros(1, 1, side, side) for side in (28, 14, 7)]
+    assert pairs_of_maps(student, teacher, every_stage=True) == [(0, 1), (1, 2), (2, 2)]
+    assert pairs_of_maps(student, teacher[:1], every_stage=True) == [(0, 0), (1, 0), (2, 0)]
+    assert pairs_of_maps(student, teacher, every_stage=False) == [(2, 2)]
+
+
+@pytest.mark.parametrize(("own", "other"), [(8, 12), (12, 8), (8, 8)])
+def test_projectors_are_orthogonal(own, other):
+    weight = FEATURE_LOSSES["vkd"].projector(own, other).weight
+    gram = weight.T @ weight if own <= other else weight @ weight.T
+    torch.testing.assert_close(gram, torch.eye(min(own, other)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", FEATURE_LOSSES)
+@pytest.mark.parametrize("other", OTHERS)
+def test_any_teacher_teaches_features(kind, other, make_model):
+    """Two teachers at once, of other sizes and classes, from 16 and 32 pixels."""
+    still = TransformSettings(randaugment_ops=0, color_jitter=0, random_erasing=0, mixup_alpha=0, cutmix_alpha=0)
+    own, student = ImageClassification(PLAIN_PROCESSOR, [*NAMES.values()], still), make_model(drop_path_rate=0.0)
+    teachers = Teachers([Classifier(make_model(num_labels=7), PLAIN_PROCESSOR), Classifier(OTHERS[other](), PLAIN_PROCESSOR)])
+    settings = DistillationSettings(kd_loss="none", feature_loss=kind, feature_weight=2.0)
+    features = compare_features(kind, student, own.normalise, teachers, 16)
+    assert not student.training and features.projectors[0][0].weight.requires_grad
+    objective = Distillation(own, teachers, settings, features)
+    pixels, targets = torch.rand(4, 3, 16, 16), torch.tensor([0, 2, 1, 0])
+    output = objective(student.train(), pixels, targets)
+    assert "kd_loss" not in output.parts
+    torch.testing.assert_close(output.loss, output.parts["task_loss"] + 2 * output.parts["feature_loss"])
+    output.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in features.parameters() if parameter.ndim > 1)
+    assert not any(parameter.requires_grad for parameter in teachers.parameters())
+
+
+def test_feature_loss_is_that_of_the_last_maps(make_model):
+    still = TransformSettings(randaugment_ops=0, color_jitter=0, random_erasing=0, mixup_alpha=0, cutmix_alpha=0)
+    own, student = ImageClassification(PLAIN_PROCESSOR, [*NAMES.values()], still), make_model(drop_path_rate=0.0).train()
+    model = OTHERS["ResNet"]().eval()  # 2 x 2 positions, where the student has 4 x 4
+    teachers = Teachers([Classifier(model, PLAIN_PROCESSOR)])
+    features = compare_features("vkd", student, own.normalise, teachers, 16)
+    settings = DistillationSettings(label_weight=0.0, kd_loss="none", feature_loss="vkd")
+    pixels = torch.rand(4, 3, 16, 16)
+    output = Distillation(own, teachers, settings, features)(student, pixels, torch.tensor([0, 2, 1, 0]))
+    values = (pixels - 0.5) / 0.5
+    maps = student(values, output_block_hidden_states=True).block_hidden_states[-1]
+    averaged = maps.unflatten(3, (2, 2)).mean(4).unflatten(2, (2, 2)).mean(3)
+    projected = torch.einsum("oc,bchw->bohw", features.projectors[0][0].weight, averaged)
+    expected = normalised_features(projected, model(values, output_hidden_states=True).hidden_states[-1])
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.fixture
+def featured(image_folder, checkpoint):
+    """Arguments for learning the features of `checkpoint`."""
+    data = ["--dataset", str(image_folder), "--teacher", str(checkpoint), "--num_pictures", "0", *STILL]
+    return [*data, "--model_args", "{drop_path_rate: 0.1}", "--feature_loss", "vkd", "--feature_schedule", "cosine"]
+
+
+def test_projectors_are_trained_resumed_and_left_behind(featured, tmp_path):
+    finetune(settings_for(tmp_path / "whole", *featured))
+    with pytest.raises(TrainingStopped, match="stopped at step 4 of 6"):
+        finetune(settings_for(tmp_path / "stopped", *featured), [StopAfter(4)])
+    finetune(settings_for(tmp_path / "stopped", *featured, "--resume", "true"))
+    folders = [tmp_path / name / "out" for name in ("whole", "stopped")]
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole.keys() == SwinHfForImageClassification.from_pretrained(folders[0]).state_dict().keys()
+    learned = [torch.load(folder / "checkpoint-6" / "objective.pt", weights_only=True) for folder in folders]
+    assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
+    before = torch.load(folders[0] / "checkpoint-3" / "objective.pt", weights_only=True)
+    assert not all(torch.equal(learned[0][name], before[name]) for name in before)
+    history = json.loads((folders[0] / "metrics.json").read_text())["history"]
+    logged = [row for row in history if "feature_loss" in row]
+    assert len(logged) == 2 and all({"task_loss", "kd_loss", "feature_loss"} <= row.keys() for row in logged)
+
+
+def test_two_processes_train_the_same_projectors(featured, image_folder, tmp_path):
+    config = {"drop_path_rate": 0.0, "weight_init": "fan_in"}
+    arguments = [*featured[2:4], "--feature_loss", "vkd", "--num_pictures", "0", "--model", featured[3]]
+    arguments += ["--optim", "sgd", "--learning_rate", "0.1", "--num_train_epochs", "1", "--test_share", "0.2"]
+    learned = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        finetune_with_processes(processes, image_folder, out, config, *arguments)
+        (checkpoint,) = out.glob("checkpoint-*")
+        learned.append(torch.load(checkpoint / "objective.pt", weights_only=True))
+    for name, tensor in learned[0].items():
+        torch.testing.assert_close(learned[1][name], tensor, atol=2e-5, rtol=1e-4)
+
+
+def test_a_teacher_of_other_classes_teaches_features(featured, make_model, tmp_path):
+    make_model(id2label={0: "cat", 1: "dog"}, num_labels=2).save_pretrained(tmp_path / "other")
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "other")
+    arguments = [*featured, "--teacher", str(tmp_path / "other"), "--num_train_epochs", "1"]
+    with pytest.raises(TeacherError, match="or learn from its features alone with --kd_loss none --feature_loss vkd"):
+        finetune(settings_for(tmp_path / "a", *arguments))
+    figures = finetune(settings_for(tmp_path / "b", *arguments, "--kd_loss", "none"))
+    assert figures["num_test_images"] > 0
+
+
+def test_features_are_refused_where_a_launcher_splits_the_weights(featured, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match="--feature_loss must be none where FSDP or DeepSpeed split the weights"):
+        settings_for(tmp_path, *featured)
+
+
+def test_cards_name_all_teachers(featured, checkpoint, tmp_path):
+    arguments = [*featured, "--feature_loss", "none", "--feature_schedule", "constant", "--num_train_epochs", "1"]
+    finetune(settings_for(tmp_path, *arguments, "--teacher", f"{checkpoint}, {checkpoint}"))
+    assert Path(tmp_path / "out" / "README.md").read_text().count(checkpoint.name) == 2
