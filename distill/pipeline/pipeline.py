@@ -1,5 +1,7 @@
 """A run from end to end: what is checked before it, its stages, and what people look for after it."""
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
 from distill.claim import claimed
@@ -8,11 +10,11 @@ from distill.compress.teachers import load_classifier
 from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.report import read_report, text_table
 from distill.pipeline.run_folder import Run
-from distill.pipeline.settings import Settings
+from distill.pipeline.settings import OWN_TEACHER, Settings
 from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.training.finetune import build_model
-from distill.training.models import ModelChoice, ModelError, load_processor
+from distill.training.models import ModelChoice, ModelError, load_processor, start_with
 from distill.training.optimisation import parameter_groups
 from swin_hf import SwinHfForImageClassification
 from swin_hf.output_folders import check_apart
@@ -31,8 +33,10 @@ def run_pipeline(settings: Settings) -> str:
     """
     settings.images.require_dataset()
     run = Run(settings)
-    teacher, student = settings.teacher.teacher, settings.student.student
-    check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, teacher=teacher, student=student)
+    own = settings.student
+    inputs = {"teacher": settings.teacher.teacher, "student": own.student}
+    inputs |= {"student_init_from": None if own.student_init_from == OWN_TEACHER else own.student_init_from}
+    check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, **inputs)
     with claimed(run.folder, RECORD):
         check_layout(run.folder)
         stages = stages_of(run)
@@ -47,20 +51,23 @@ def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
     to_build = stages_to_build(stages, settings.run.stage_names, run.folder, settings.run.force)
-    names = run.found.class_names if "data" in to_build else None
+    teacher, names = None, run.found.class_names if "data" in to_build else None
     if names is None and {"teacher", "student"} & set(to_build):
         names = run.class_names
     if "teacher" in to_build:
         choice = settings.teacher.choice
         if is_used_unchanged(choice, names):
-            load_classifier(choice.name, names)
+            teacher = load_classifier(choice.name, names).model
         else:
-            check_model(run, choice, names)
+            teacher = check_model(run, choice, names)
     if "student" in to_build:
         choice = settings.student.choice
-        student = check_model(run, choice, names)
+        starts_with_teacher = choice.init_from == OWN_TEACHER
+        student = check_model(run, replace(choice, init_from="") if starts_with_teacher else choice, names)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
+        if starts_with_teacher:
+            start_with(student, teacher or run.classifier("teacher").model, choice, announce=False)
         if "prune" in to_build:
             check_prunable(student, settings.prune.prune_heads, settings.prune.prune_mlp)
 

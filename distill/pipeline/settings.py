@@ -45,6 +45,7 @@ WITHOUT_EFFECT = {
         "use_cpu",
     ),
 }
+OWN_TEACHER = "teacher"
 CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), checkpoint folder or Hub id"
 ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 
@@ -98,6 +99,13 @@ class StudentSettings:
 
     student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}; must be a swin_hf model."})
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
+    student_init_from: str = field(
+        default="",
+        metadata={
+            "help": "Checkpoint folder or Hub id of a larger Swin, with some of whose weights a preset starts, or "
+            f"{OWN_TEACHER}: that of the run."
+        },
+    )
     student_epochs: float = field(default=150, metadata={"help": "Passes over the training images."})
     student_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
 
@@ -106,7 +114,7 @@ class StudentSettings:
 
     @property
     def choice(self) -> ModelChoice:
-        return ModelChoice.parse("student", self.student, self.student_args)
+        return ModelChoice.parse("student", self.student, self.student_args, init_from=self.student_init_from)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from distill.pipeline.inputs import checkpoint_files, data_files
 from distill.pipeline.measure import classifier_logits, program_logits
 from distill.pipeline.report import make_report, write_report
 from distill.pipeline.run_folder import Run
-from distill.pipeline.settings import Settings, StudentSettings, TeacherSettings
+from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.public_names import public_name
@@ -59,8 +59,10 @@ def build_teacher(run: Run, work_dir: Path) -> None:
 
 def build_student(run: Run, work_dir: Path) -> None:
     """Distill the teacher into a small model."""
-    own = run.settings.student
-    settings = run.settings.training(own.choice, own.student_epochs, own.student_learning_rate, work_dir)
+    own, choice = run.settings.student, run.settings.student.choice
+    if choice.init_from == OWN_TEACHER:
+        choice = replace(choice, init_from=str(run.folder / "teacher"))
+    settings = run.settings.training(choice, own.student_epochs, own.student_learning_rate, work_dir)
     train(settings, run, Teachers([run.classifier("teacher")]))
 
 
@@ -125,7 +127,8 @@ def train(settings: FinetuneSettings, run: Run, teacher: Teachers | None = None)
         checkpoint = last_whole_checkpoint(folder)
     except OutputError as damage:
         print(f"      starting anew: {damage}", flush=True)
-    model = build_model(settings, data.class_names, announce=settings.model.flag == "teacher")
+    announce = settings.model.flag == "teacher" or bool(settings.model.init_from)
+    model = build_model(settings, data.class_names, announce)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint)
     for left in folder.glob("checkpoint-*"):
         shutil.rmtree(left)
@@ -186,9 +189,10 @@ def _of_images(settings: Settings) -> dict[str, Any]:
 
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
-    """The settings of a stage that starts with a model of the user's choice, and the files of that checkpoint."""
-    files = [] if own.choice.is_preset else checkpoint_files(own.choice.name)
-    return {"own": asdict(own), "files": files}
+    """The settings of a stage that starts with a model of the user's choice, and the files of its checkpoints."""
+    choice = own.choice
+    names = ([] if choice.is_preset else [choice.name]) + ([] if choice.init_from in ("", OWN_TEACHER) else [choice.init_from])
+    return {"own": asdict(own), "files": [file for name in names for file in checkpoint_files(name)]}
 
 
 def _distilled(settings: Settings) -> dict[str, Any]:

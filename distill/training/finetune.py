@@ -66,7 +66,8 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
     settings.images.require_dataset()
     settings = settled(settings)
     output_dir = Path(settings.trainer.output_dir)
-    check_apart(output_dir, "--output_dir", dataset=settings.images.dataset, model=settings.model.name)
+    model = settings.model
+    check_apart(output_dir, "--output_dir", dataset=settings.images.dataset, model=model.name, init_from=model.init_from)
     for teacher in settings.teachers:
         check_apart(output_dir, "--output_dir", teacher=teacher)
     with _claimed(settings), explained_full_disk(output_dir, "free some space and go on with --resume true"):

@@ -11,15 +11,22 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from distill.compress.weight_selection import SelectionError, select_weights
 from distill.data.normalisation import channels_of
 from distill.errors import SettingsError, require
 from distill.public_names import public_name
 from distill.published import loadable, why_not_loaded
-from distill.training.tasks.task import Task
+from distill.training.tasks.task import HEAD_WEIGHTS, Task
 from distill.training.yaml_text import parse_yaml
 from edge.device.errors import ExplainedError
 from edge.device.names import did_you_mean
-from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfImageProcessorPil
+from swin_hf import (
+    SwinHfBackbone,
+    SwinHfConfig,
+    SwinHfForImageClassification,
+    SwinHfForSemanticSegmentation,
+    SwinHfImageProcessorPil,
+)
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.convert import processor_settings, resized_processor
 from swin_hf.errors import in_one_line
@@ -27,6 +34,10 @@ from swin_hf.presets_swin_hf import PRESETS
 from swin_hf.weight_files import ConversionError, not_finite
 from swin_hf.working_processor import require_working_processor
 
+SWINS = {  # by their kind of config, the class that loads them
+    **dict.fromkeys(("swin_hf", "swin", "swinv2"), SwinHfForImageClassification),
+    "swin_hf_upernet": SwinHfForSemanticSegmentation,
+}
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 
 
@@ -40,26 +51,40 @@ class ModelChoice:
 
     args: fields of its config to change.
     head_args: fields of the head's config, where the model becomes a backbone.
+    init_from: checkpoint of a larger Swin, with some of whose weights a preset starts; empty: with new ones.
     flag: its name on the command line, for messages.
     """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     head_args: dict[str, Any] = field(default_factory=dict)
+    init_from: str = ""
     flag: str = "model"
 
     @classmethod
-    def parse(cls, flag: str, name: str, args: str, head_args: str = "") -> "ModelChoice":
+    def parse(cls, flag: str, name: str, args: str, head_args: str = "", init_from: str = "") -> "ModelChoice":
         """From the values of `--FLAG`, `--FLAG_args` and `--head_args`, the latter two YAML.
 
         Raises:
-            SettingsError: the name is empty, or a value is not a YAML mapping.
+            SettingsError: the name is empty, a value is not a YAML mapping, or a checkpoint is to start with other weights.
         """
         kinds = "name a preset, a checkpoint folder or a Hub id"
         require(bool(name.strip()), flag, kinds, name)
         if name not in PRESETS and "/" not in name and not Path(name).exists() and (hint := did_you_mean(name, PRESETS)):
             raise SettingsError(f"--{flag} must {kinds}, got {name!r}{hint}")
-        return cls(name=name, args=_fields(args, f"{flag}_args"), head_args=_fields(head_args, "head_args"), flag=flag)
+        choice = cls(
+            name=name,
+            args=_fields(args, f"{flag}_args"),
+            head_args=_fields(head_args, "head_args"),
+            init_from=init_from,
+            flag=flag,
+        )
+        require(choice.is_preset or not init_from, choice.init_flag, f"come with a preset as --{flag}", name)
+        return choice
+
+    @property
+    def init_flag(self) -> str:
+        return "init_from" if self.flag == "model" else f"{self.flag}_init_from"
 
     @property
     def is_preset(self) -> bool:
@@ -100,9 +125,17 @@ def load_model(
     announce: whether to print which weights are new.
 
     Raises:
-        ModelError: it cannot be loaded, or the checkpoint lacks weights that are not its head's.
+        ModelError: it cannot be loaded, the checkpoint lacks weights that are not its head's, or it cannot start with the
+            weights that it is to start with.
         SettingsError: a field to change is not in its config.
     """
+    model = _load_model(choice, task, class_names, image_size, announce)
+    if choice.init_from:
+        start_with(model, load_larger(choice), choice, announce)
+    return model
+
+
+def _load_model(choice: ModelChoice, task: Task, class_names: list[str], image_size: int, announce: bool) -> PreTrainedModel:
     try:
         config = _load_config(choice, task, class_names, image_size)
         if task.over_backbone and isinstance(config, SwinHfConfig):
@@ -128,6 +161,44 @@ def load_model(
     if task.targets.have_classes:
         _check_size(choice, model, image_size)
     return model
+
+
+def load_larger(choice: ModelChoice) -> PreTrainedModel:
+    """The model with some of whose weights the chosen one starts.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        source = loadable(choice.init_from)
+        architecture = AutoConfig.from_pretrained(source).model_type
+        if architecture not in SWINS:
+            raise ConversionError(f"it is a {architecture}")
+        kind = SWINS[architecture]
+        model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
+        why = why_not_loaded(choice.init_from, error)
+        raise ModelError(f"--{choice.init_flag} {choice.init_from} must be a checkpoint of a Swin: {why}") from error
+    _check_weights(replace(choice, name=choice.init_from, flag=choice.init_flag), model, report, HEAD_WEIGHTS, announce=False)
+    return model
+
+
+def start_with(model: PreTrainedModel, larger: PreTrainedModel, choice: ModelChoice, announce: bool) -> None:
+    """Let a model start with some of the weights of a larger one, and print how many.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        selection = select_weights(model, larger)
+    except SelectionError as error:
+        raise ModelError(f"--{choice.init_flag} {choice.init_from}: {error}") from error
+    if announce and PartialState().is_local_main_process:
+        print(
+            f"{choice.name} starts with weights of {public_name(choice.init_from)}: {selection.num_blocks} of "
+            f"{selection.of_blocks} blocks, {selection.share_of(model):.0%} of its weights",
+            flush=True,
+        )
 
 
 def load_processor(

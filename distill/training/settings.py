@@ -63,6 +63,10 @@ class ModelSettings:
     head_args: str = field(
         default="", metadata={"help": 'Fields of SwinHfUperNetConfig, for segmentation, as YAML: "{hidden_size: 256}".'}
     )
+    init_from: str = field(
+        default="",
+        metadata={"help": "Checkpoint folder or Hub id of a larger Swin, with some of whose weights a preset starts."},
+    )
     teacher: str = field(
         default="",
         metadata={
@@ -175,7 +179,7 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
     require(not untaught, "teacher", f"name a model to distil from with {', '.join(changed)}", "none")
     settings = FinetuneSettings(
         task=task,
-        model=ModelChoice.parse("model", model.model, model.model_args, model.head_args),
+        model=ModelChoice.parse("model", model.model, model.model_args, model.head_args, model.init_from),
         teacher=model.teacher,
         images=images,
         transforms=transforms,

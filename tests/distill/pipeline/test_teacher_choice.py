@@ -54,6 +54,20 @@ def test_a_teacher_of_other_classes_is_fine_tuned_first(image_folder, make_model
     assert not list((folder / "teacher").glob("checkpoint-*"))
 
 
+def test_a_student_starts_with_weights_of_the_runs_teacher(image_folder, make_model, tmp_path, capsys):
+    make_model(embed_dim=32, depths=[2, 2], id2label=dict(enumerate(("blue", "green", "red")))).save_pretrained(
+        tmp_path / "wide"
+    )
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "wide")
+    arguments = ["--teacher", str(tmp_path / "wide"), "--student_init_from", "teacher", "--stages", "data,teacher,student"]
+    run(image_folder, tmp_path, *arguments)
+    assert "swin_edge_small starts with weights of teacher: 2 of 2 blocks" in capsys.readouterr().out
+    narrow = ["--student_args", SMALL.replace("embed_dim: 16", "embed_dim: 64")]
+    with pytest.raises(ModelError, match="--student_init_from teacher: the larger model must have every stage"):
+        run(image_folder, tmp_path / "other", *arguments, *narrow)
+    assert not (tmp_path / "other" / "run" / "teacher").exists()
+
+
 def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
