@@ -1,16 +1,21 @@
 """Images and their targets as rows for training and evaluation, decoded and cropped when they are needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from transformers import TrainerCallback
 
 from distill.data.sources import ON_THEIR_SIDE, TURNED, ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
 from edge.device.image import UnreadableImageError
+
+T = TypeVar("T")
+KEPT_BYTES = 2**29  # of decoded images, in each process
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,37 @@ class Example:
         return orientation in TURNED and (orientation not in ON_THEIR_SIDE or size[0] == size[1])
 
 
+class Kept(Generic[T]):
+    """What was loaded, by number, kept in memory as far as `limit` bytes allow.
+
+    Workers of a loader keep nothing: they end with the epoch.
+    """
+
+    def __init__(self, load: Callable[[int], T], bytes_of: Callable[[T], int], limit: int = KEPT_BYTES):
+        self.load, self.bytes_of, self.left = load, bytes_of, limit
+        self.kept: dict[int, T] = {}
+
+    def __getitem__(self, number: int) -> T:
+        if number in self.kept:
+            return self.kept[number]
+        loaded = self.load(number)
+        size = self.bytes_of(loaded)
+        if size <= self.left and get_worker_info() is None:
+            self.kept[number] = loaded
+            self.left -= size
+        return loaded
+
+
 class TrainingImages(Dataset):
-    """Random crops of the images, each image `repeats` times per epoch."""
+    """Random crops of the images, each image `repeats` times per epoch. Small data sets are decoded once."""
 
     def __init__(self, examples: list[Example], crop: RandomCrop, repeats: int = 1):
         self.examples, self.crop, self.repeats = examples, crop, repeats
+        self.decoded = Kept(self._decode, lambda pair: 4 * pair[0].width * pair[0].height)  # as Pillow stores RGB
         self.epoch = 0
+
+    def _decode(self, number: int) -> tuple[Image.Image, Image.Image | None]:
+        return self.examples[number].source.load(), self.examples[number].load_mask()
 
     def begin_epoch(self, epoch: int) -> None:
         """Not called `set_epoch`: accelerate would call that with the number of epochs since the training was resumed."""
@@ -64,20 +94,27 @@ class TrainingImages(Dataset):
         return self.repeats * len(self.examples)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        example = self.examples[number % len(self.examples)]
-        return to_sample(example.source.load(), example.load_mask(), example.label, self.crop, self.epoch, number)
+        own = number % len(self.examples)
+        return to_sample(*self.decoded[own], self.examples[own].label, self.crop, self.epoch, number)
 
 
 class EvaluationImages(Dataset):
-    """Images after the model's processor but before normalisation, grey ones as RGB; masks at the same size."""
+    """Images after the model's processor but before normalisation, grey ones as RGB; masks at the same size.
+
+    Of small data sets they are made once.
+    """
 
     def __init__(self, examples: list[Example], processor):
         self.examples, self.processor = examples, processor
+        self.rows = Kept(self._row, lambda row: sum(tensor.nbytes for tensor in row.values()))
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        return self.rows[number]
+
+    def _row(self, number: int) -> dict[str, torch.Tensor]:
         example = self.examples[number]
         pixels = self.processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
         pixels, mask = torch.as_tensor(np.asarray(pixels)), example.load_mask()
