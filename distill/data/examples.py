@@ -93,7 +93,7 @@ class TrainingImages(Dataset):
     def __len__(self) -> int:
         return self.repeats * len(self.examples)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor | np.ndarray]:
         own = number % len(self.examples)
         return to_sample(*self.decoded[own], self.examples[own].label, self.crop, self.epoch, number)
 
@@ -136,10 +136,10 @@ class BeginEpoch(TrainerCallback):
 
 def to_sample(
     image: Image.Image, mask: Image.Image | None, label: int, crop: RandomCrop, epoch: int, number: int
-) -> dict[str, torch.Tensor]:
-    """A random crop: "pixels", uint8 (3, H, W), and "targets", () or (H, W)."""
+) -> dict[str, torch.Tensor | np.ndarray]:
+    """A random crop: "pixels", uint8 (3, H, W); "targets", () or (H, W); "crop", what it was drawn from."""
     image, mask = crop(image, epoch, number, mask)
-    return {"pixels": to_tensor(image), "targets": _targets(label, mask)}
+    return {"pixels": to_tensor(image), "targets": _targets(label, mask), "crop": np.array([epoch, number])}
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -152,9 +152,13 @@ def _targets(label: int, mask: Image.Image | None) -> torch.Tensor:
     return torch.tensor(label) if mask is None else torch.from_numpy(np.array(mask)).long()
 
 
-def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W); for a stream also "position" (B, 4)."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+def collate(rows: list[dict]) -> dict[str, torch.Tensor | np.ndarray]:
+    """Rows to uint8 "pixels" (B, 3, H, W) and "targets" (B,) or (B, H, W).
+
+    Of training images also "crop" (B, 2), an array, which stays on the CPU; for a stream also "position" (B, 4).
+    """
+    stack = {torch.Tensor: torch.stack, np.ndarray: np.stack}
+    return {name: stack[type(value)]([row[name] for row in rows]) for name, value in rows[0].items()}
 
 
 def check_mask(example: Example, image: Image.Image, mask: Image.Image, num_classes: int) -> set[int]:

@@ -3,6 +3,8 @@
 # B batch, H W image in pixels, K classes
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import kornia.augmentation as K
@@ -115,11 +117,25 @@ class RandomCrop:
         return 0, 0, width, height
 
 
+@contextmanager
+def drawn_for(crops: np.ndarray, seed: int, device: torch.device) -> Iterator[None]:
+    """Let the random numbers of a batch depend only on (seed, epoch, number of its first image), as those of a crop do.
+
+    So they are the same again in another training with other models, or after it was interrupted.
+
+    crops: (B, 2), epoch and number of each image.
+    """
+    own = np.random.SeedSequence((seed, *crops[0].tolist())).generate_state(1, np.uint64)[0]
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(int(own >> np.uint64(1)))  # which takes 63 bits
+        yield
+
+
 class BatchTransform(nn.Module):
     """Kornia's augmentations of images (B, 3, H, W) in [0, 1], and of masks (B, H, W) together with them.
 
-    Random numbers come from PyTorch's global generator, whose state the Trainer's checkpoints store, so that a resumed
-    training draws the same numbers. Mask pixels from outside the image, and erased ones, are `IGNORED`.
+    Random numbers come from PyTorch's global generator; see `drawn_for`. Mask pixels from outside the image, and erased ones,
+    are `IGNORED`.
     """
 
     def __init__(self, settings: TransformSettings):

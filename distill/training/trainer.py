@@ -43,6 +43,7 @@ class TaskTrainer(Trainer):
     def __init__(self, *args, task: Task, objective: Objective, optimisation: OptimisationSettings, **kwargs):
         super().__init__(*args, data_collator=task.collate, compute_metrics=objective.metrics, **kwargs)
         self.objective = objective.to(self.args.device)
+        self.objective.seed = self.args.seed
         self.optimisation = optimisation
         if self.args.device.type == "cpu" and not self.is_fsdp_enabled:  # FSDP takes contiguous weights only
             self.model.to(memory_format=torch.channels_last)  # in which convolutions are faster there
@@ -87,7 +88,7 @@ class TaskTrainer(Trainer):
     def run_objective(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Output:
         """The objective's output for a batch of uint8 images."""
         self.objective.progress = self.state.global_step / max(self.state.max_steps, 1)
-        return self.objective(model, inputs["pixels"].float() / 255, inputs["targets"])
+        return self.objective(model, inputs["pixels"].float() / 255, inputs["targets"], inputs.get("crop"))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = self.run_objective(model, inputs)
@@ -244,7 +245,7 @@ class AfterEveryStep(TrainerCallback):
         self.stop_requested = True
 
     def on_train_begin(self, args, state, control, **kwargs):
-        torch.manual_seed(args.seed + args.process_index)  # each process augments its images differently
+        torch.manual_seed(args.seed + args.process_index)  # each process drops other branches
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         learned = self.trainer.objective.learned

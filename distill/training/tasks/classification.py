@@ -38,7 +38,7 @@ class ImageClassification(Objective):
         probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
         return self.mix(self.transform(pixels), probabilities)
 
-    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         logits = model(pixel_values=self.normalise(pixels)).logits
         smoothing, weight = self.label_smoothing, self.class_weights
         loss = nn.functional.cross_entropy(logits.float(), targets, weight=weight, label_smoothing=smoothing)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import EvalPrediction
@@ -93,7 +94,7 @@ class Distillation(Objective):
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.objective.augment(pixels, targets)
 
-    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         settings, student = self.settings, model if self.features is None else WithMaps(model)
         output = self.objective.learn(student, pixels, targets)
         logits, maps = self.ask(pixels)

@@ -29,7 +29,7 @@ class MaskedImageModeling(Objective):
         """The batch unchanged: only the masked squares are random."""
         return pixels, targets
 
-    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         return self._reconstruct(model, pixels, None)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:

@@ -43,7 +43,7 @@ class SemanticSegmentation(Objective):
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.transform(pixels, targets)
 
-    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         loss, logits = self._loss_and_logits(model, pixels, targets)
         if self.class_weights is not None:
             plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)

@@ -5,6 +5,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel
 
 from distill.data.examples import collate
 from distill.data.targets import Targets
-from distill.data.transforms import TransformSettings
+from distill.data.transforms import TransformSettings, drawn_for
 
 if TYPE_CHECKING:  # the settings import the tasks
     from distill.training.settings import TaskSettings
@@ -46,9 +47,11 @@ class Objective(nn.Module, ABC):
 
     A batch is augmented once, so that a student and its teacher get the same pixels.
 
+    seed: of the augmentation; the trainer sets it.
     progress: share of the training that is done, from 0 to 1; the trainer sets it.
     """
 
+    seed = 0
     progress = 0.0
 
     @property
@@ -56,18 +59,25 @@ class Objective(nn.Module, ABC):
         """What is trained together with the model, kept in checkpoints, and dropped in the end."""
         return None
 
-    def forward(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        """`learn` from the augmented batch if the model is in training mode, else `judge`."""
-        if model.training:
-            return self.learn(model, *self.augment(pixels, targets))
-        return self.judge(model, pixels, targets)
+    def forward(
+        self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None
+    ) -> Output:
+        """`learn` from the augmented batch if the model is in training mode, else `judge`.
+
+        crops: (B, 2), epoch and number of each image, from which the augmentation is drawn; None: at random.
+        """
+        if not model.training:
+            return self.judge(model, pixels, targets)
+        with nullcontext() if crops is None else drawn_for(crops, self.seed, pixels.device):
+            pixels, targets = self.augment(pixels, targets)
+        return self.learn(model, pixels, targets, crops)
 
     @abstractmethod
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch, augmented at random."""
 
     @abstractmethod
-    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
+    def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         """The loss of an augmented batch; `predictions` are logits (B, K) or (B, K, H, W), if there are any."""
 
     @abstractmethod

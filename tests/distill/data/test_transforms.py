@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings
+from distill.data.transforms import BatchMix, BatchTransform, RandomCrop, TransformSettings, drawn_for
 
 NO_COLOURS = {"randaugment_ops": 0, "color_jitter": 0.0, "random_erasing": 0.0}
 WHOLE = {"crop_min_area": 1.0, "crop_max_aspect": 1.0}
@@ -104,3 +104,21 @@ def test_batch_transforms_repeat_with_the_seed_and_stay_in_range():
     torch.manual_seed(5)
     assert torch.equal(transform(pixels), first)
     assert first.min() >= 0 and first.max() <= 1 and not torch.equal(first, pixels)
+
+
+def test_a_batch_is_augmented_as_its_first_crop_says():
+    transform = BatchTransform(TransformSettings(rotation_degrees=10, random_erasing=1.0))
+    mix, pixels, targets = BatchMix(TransformSettings()), torch.rand(4, 3, 24, 24), torch.eye(4)
+
+    def augmented(seed: int, epoch: int, number: int) -> torch.Tensor:
+        with drawn_for(np.array([[epoch, number], [0, 9]]), seed, torch.device("cpu")):
+            return mix(transform(pixels), targets)[0]
+
+    torch.manual_seed(1)
+    first = augmented(0, 2, 7)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.rand(1) == after  # the numbers of others are as if it had not been
+    assert torch.equal(augmented(0, 2, 7), first)
+    for other in ((1, 2, 7), (0, 3, 7), (0, 2, 8)):
+        assert not torch.equal(augmented(*other), first)

@@ -130,6 +130,20 @@ def test_teacher_and_student_see_the_same_augmented_tensor(taught, tmp_path, ima
     assert all((image * 255).byte().numpy().tobytes() not in sizes for image in seen["teacher"][0])
 
 
+def test_students_of_any_kind_see_the_same_augmented_images(taught, tmp_path, monkeypatch):
+    seen, learn = [], ImageClassification.learn
+
+    def watched(self, model, pixels, targets):
+        seen.append(pixels.clone())
+        return learn(self, model, pixels, targets)
+
+    monkeypatch.setattr(ImageClassification, "learn", watched)
+    for number, config in enumerate(("{drop_path_rate: 0.5}", "{drop_path_rate: 0.0, hidden_dropout_prob: 0.1}")):
+        finetune(settings_for(tmp_path / str(number), *taught, "--model_args", config))
+    assert len(seen) == 12 and all(map(torch.equal, seen[:6], seen[6:]))
+    assert not torch.equal(seen[0], seen[3])
+
+
 def test_killed_and_resumed_equals_uninterrupted(taught, tmp_path, monkeypatch):
     finetune(settings_for(tmp_path / "whole", *taught))
 

@@ -187,8 +187,8 @@ def test_masked_images_first_and_classes_after(image_folder, tmp_path):
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(image_folder, tmp_path, monkeypatch):
     task_forward = ImageClassification.forward
 
-    def forward(self, model, pixels, targets):
-        output = task_forward(self, model, pixels, targets)
+    def forward(self, model, pixels, targets, crops=None):
+        output = task_forward(self, model, pixels, targets, crops)
         self.calls = getattr(self, "calls", 0) + model.training
         return replace(output, loss=output.loss * float("nan")) if self.calls == 5 else output
 
@@ -229,7 +229,7 @@ def test_every_config_parses(config):
         ("--config nowhere", "--config must be a YAML file or one of"),
         ("--randaugment_magnitude 30", r"--randaugment_magnitude must lie in \[1, 29\], got 30"),
         ("--ema_decay 0.9 --save_only_model true", "--save_only_model must be false with --ema_decay"),
-        ("--kd_weight 2", "--teacher must name a model to distil from with --kd_loss, --kd_weight and --kd_temperature"),
+        ("--kd_weight 2", "--teacher must name a model to distil from with --kd_weight, got 'none'"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
