@@ -12,7 +12,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def claimed(folder: Path, record: str, is_resumed: bool = True, hint: str = "give another --output_dir") -> Iterator[None]:
+def claimed(folder: Path, record: str, is_resumed: bool = True, hint: str = "", flag: str = "--output_dir") -> Iterator[None]:
     """Lock a folder, which must be new, or hold this record if it is resumed; a new one is removed if nothing comes of it.
 
     Raises:
@@ -22,7 +22,7 @@ def claimed(folder: Path, record: str, is_resumed: bool = True, hint: str = "giv
     has_record = read_record(folder, record) is not None
     is_ours = has_record and is_resumed
     if not is_ours:
-        check_free(folder, "--output_dir", hint if has_record else "give another --output_dir")
+        check_free(folder, flag, hint if has_record and hint else f"give another {flag}")
     check_writable(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)

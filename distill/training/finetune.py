@@ -32,6 +32,7 @@ from distill.training.settings import FinetuneSettings, settled
 from distill.training.stream_trainer import StreamTrainer
 from distill.training.tasks.distillation import Distillation, compare_features
 from distill.training.tasks.task import Objective, ObjectiveContext
+from distill.training.teacher_cache import TeacherCache, check_facts, facts_of
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
 from edge.device.errors import ExplainedError
 from swin_hf.model_card import as_markdown, figure_text, read_metrics
@@ -76,12 +77,14 @@ def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = 
 
 def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) -> dict[str, float]:
     checkpoint = _checkpoint_to_resume(settings)
-    stream, found = _find(settings)
+    stream, found = find_training_images(settings)
     check_judge(settings, len(found.class_names))
     model = build_model(settings, found.class_names)
     load_processor(settings.model, settings.task.image_size, settings.crops, model.config)  # before a look at all images
-    teacher = load_teachers(settings, found.class_names)
-    data = _looked_through(settings, stream, found, known=checkpoint is not None)
+    teacher = None if settings.teacher_cache else load_teachers(settings, found.class_names)
+    data = look_through(settings, stream, found, known=checkpoint is not None)
+    if settings.teacher_cache:
+        teacher = open_cache(settings, data)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
         write_card(settings, figures, Path(settings.trainer.output_dir))
@@ -125,12 +128,24 @@ def load_teachers(settings: FinetuneSettings, class_names: list[str]) -> Teacher
     return Teachers(teachers) if teachers else None
 
 
+def open_cache(settings: FinetuneSettings, data: TrainingData) -> TeacherCache:
+    """What the teachers said of the images of this training.
+
+    Raises:
+        CacheError: the cache is not there, is not complete, or was written for another training.
+    """
+    examples, folder = data.examples["train"], Path(settings.teacher_cache)
+    epochs = num_epochs_of(settings, len(examples))
+    check_facts(folder, facts_of(settings, data.class_names, examples, epochs))
+    return TeacherCache(folder, len(data.class_names), epochs)
+
+
 def train_model(
     settings: FinetuneSettings,
     model: PreTrainedModel,
     data: TrainingData,
     *,
-    teacher: Teachers | None = None,
+    teacher: Teachers | TeacherCache | None = None,
     checkpoint: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
@@ -148,7 +163,7 @@ def train_model(
     objective = make_objective(settings, model.config, processor, data)
     if teacher is not None:
         objective = taught(objective, model, teacher, settings)
-    training = _training_images(settings, data)
+    training = training_images(settings, data)
     validation, test = (EvaluationImages(data.examples[split], processor) for split in ("validation", "test"))
     trainer_class = StreamTrainer if data.stream else TaskTrainer
     try:
@@ -188,7 +203,9 @@ def train_model(
     return figures
 
 
-def taught(objective: Objective, model: PreTrainedModel, teacher: Teachers, settings: FinetuneSettings) -> Distillation:
+def taught(
+    objective: Objective, model: PreTrainedModel, teacher: Teachers | TeacherCache, settings: FinetuneSettings
+) -> Distillation:
     """An objective together with what teachers say of the same images.
 
     Raises:
@@ -197,7 +214,9 @@ def taught(objective: Objective, model: PreTrainedModel, teacher: Teachers, sett
     own, features = settings.distillation, None
     if own.maps_weight:
         features = compare_features(own.feature_loss, model, objective.normalise, teacher, settings.task.image_size)
-    return Distillation(objective, teacher.hasten(settings.trainer.device), own, features)
+    if isinstance(teacher, Teachers):
+        teacher.hasten(settings.trainer.device)
+    return Distillation(objective, teacher, own, features)
 
 
 def write_metrics(folder: Path, figures: dict[str, Any]) -> None:
@@ -221,7 +240,7 @@ def doubt_of(folder: Path) -> str:
     return evaluation.doubt if evaluation else ""
 
 
-def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
+def find_training_images(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
     """The stream to train on, if there is one, and the stored images."""
     images, targets = settings.images, settings.kind.targets
     with settings.trainer.main_process_first(desc="finding the images"):
@@ -232,7 +251,7 @@ def _find(settings: FinetuneSettings) -> tuple[Stream | None, FoundImages]:
         return None, find_images(images.dataset, targets, class_names, images.drop_small_classes)
 
 
-def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: FoundImages, known: bool) -> TrainingData:
+def look_through(settings: FinetuneSettings, stream: Stream | None, found: FoundImages, known: bool) -> TrainingData:
     """The images by split, without unreadable ones. known: the split was recorded before the training was interrupted."""
     arguments = settings.trainer
     with arguments.main_process_first(desc="checking the images"):
@@ -244,7 +263,7 @@ def _looked_through(settings: FinetuneSettings, stream: Stream | None, found: Fo
     return TrainingData(class_names=found.class_names, examples=examples, stream=stream)
 
 
-def _training_images(settings: FinetuneSettings, data: TrainingData) -> TrainingImages | StreamedImages:
+def training_images(settings: FinetuneSettings, data: TrainingData) -> TrainingImages | StreamedImages:
     """Random crops of the training images; there must be enough for one step."""
     arguments, repeats = settings.trainer, settings.transforms.repeated_augmentation
     multiple = settings.kind.size_multiple(settings.task)
@@ -252,15 +271,30 @@ def _training_images(settings: FinetuneSettings, data: TrainingData) -> Training
     if data.stream is not None:
         return StreamedImages(data.stream, settings.images, crop(), arguments.process_index, arguments.world_size)
     number = repeats * len(data.examples["train"])
-    batch_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    batch_size = _images_of_step(settings)
     hint = "lower --per_device_train_batch_size or --global_batch_size"
     require(batch_size <= number, "global_batch_size", f"be at most the {number} images", batch_size, hint)
-    steps = number // batch_size
-    epochs = arguments.max_steps / steps if arguments.max_steps > 0 else arguments.num_train_epochs
-    return TrainingImages(data.examples["train"], crop(num_epochs=math.ceil(epochs)), repeats)
+    return TrainingImages(
+        data.examples["train"], crop(num_epochs=num_epochs_of(settings, len(data.examples["train"]))), repeats
+    )
 
 
-def make_objective(settings: FinetuneSettings, config: PreTrainedConfig, processor, data: TrainingData) -> Objective:
+def _images_of_step(settings: FinetuneSettings) -> int:
+    arguments = settings.trainer
+    return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+
+
+def num_epochs_of(settings: FinetuneSettings, num_images: int) -> int:
+    """The epochs of a training on so many images, the last of which may be cut short."""
+    arguments = settings.trainer
+    if arguments.max_steps <= 0:
+        return math.ceil(arguments.num_train_epochs)
+    number = settings.transforms.repeated_augmentation * num_images
+    steps = number / _images_of_step(settings)
+    return math.ceil(arguments.max_steps / max(math.floor(steps) if arguments.dataloader_drop_last else math.ceil(steps), 1))
+
+
+def make_objective(settings: FinetuneSettings, config: PreTrainedConfig | None, processor, data: TrainingData) -> Objective:
     """The objective of the task, with class weights if they are balanced."""
     examples = data.examples.get("train", [])
     balanced = settings.optimisation.class_weights == "balanced"

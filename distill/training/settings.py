@@ -74,6 +74,9 @@ class ModelSettings:
             "teach the mean of their probabilities."
         },
     )
+    teacher_cache: str = field(
+        default="", metadata={"help": "Folder with the teacher's logits, written by scripts/cache_teacher.py."}
+    )
 
 
 @dataclass
@@ -126,11 +129,13 @@ class FinetuneSettings:
     """All settings of a training, one part per concern.
 
     teacher: checkpoint to distil from, if any; several are separated by commas.
+    teacher_cache: folder with what it says, so that it is not asked.
     """
 
     task: TaskSettings
     model: ModelChoice
     teacher: str = ""
+    teacher_cache: str = ""
     images: ImageSettings
     transforms: TransformSettings
     optimisation: OptimisationSettings
@@ -181,6 +186,7 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
         task=task,
         model=ModelChoice.parse("model", model.model, model.model_args, model.head_args, model.init_from),
         teacher=model.teacher,
+        teacher_cache=model.teacher_cache,
         images=images,
         transforms=transforms,
         optimisation=optimisation,
@@ -215,6 +221,11 @@ def check_together(settings: FinetuneSettings) -> None:
         taught = [name for name, task in TASKS.items() if task.load_teacher]
         require(settings.kind.load_teacher is not None, "teacher", f"come with {' or '.join(taught)}", settings.kind.name)
         require(all(settings.teachers), "teacher", "name checkpoints, separated by commas", settings.teacher)
+    if settings.teacher_cache:
+        rule = "come with a --teacher and a --kd_loss, without --feature_loss and --streaming"
+        own = settings.distillation
+        fits = bool(settings.teacher and own.logits_weight) and not own.maps_weight and not settings.images.streaming
+        require(fits, "teacher_cache", rule, settings.teacher_cache)
     if settings.images.streaming:
         by_steps = {trainer.eval_strategy, trainer.save_strategy, trainer.logging_strategy} == {"steps"}
         counted = trainer.max_steps > 0 and by_steps

@@ -190,7 +190,7 @@ def check_command(words: list[str]) -> None:
     match words:
         case ["accelerate", "launch", *rest]:
             arguments = parse(launch_command_parser(), rest)
-            assert arguments.training_script == "scripts/finetune.py"
+            assert arguments.training_script in ("scripts/finetune.py", "scripts/cache_teacher.py")
             assert arguments.config_file is None or (ROOT / arguments.config_file).is_file(), arguments.config_file
             parse_finetune_settings([*arguments.training_script_args, "--use_cpu", "true"])  # which takes --bf16 anywhere
         case ["python", "distill/run.py", *rest]:

@@ -14,6 +14,7 @@ FOLDERS = {
     "distill/run.py": "--dataset {photos} --teacher {checkpoint} --output_dir {out}",
     "scripts/finetune.py": "--dataset {photos} --model {checkpoint} --use_cpu true --output_dir {out}",
     "scripts/finetune.py --resume true": "--dataset {photos} --model {checkpoint} --use_cpu true --output_dir {out}",
+    "scripts/cache_teacher.py": "--dataset {photos} --teacher {checkpoint} --use_cpu true --teacher_cache {out}",
     "edge/__main__.py export": "{checkpoint} --recipe fp32 --dataset {photos} --output_dir {out}",
     "edge/__main__.py app android": "{edge} --output_dir {out}",
     "swin_hf/convert.py": "{checkpoint} {out}",
@@ -21,7 +22,17 @@ FOLDERS = {
 FILES = [f"scripts/benchmark.py {name}" for name in ("model", "train", "edge", "students", "weight-init")]
 OWN = (  # what people have, some of it named like our files and folders
     *("thesis.txt", "data/thesis.txt", "report/final.docx", "checkpoint-5000/weights.bin", "samples/1.png", "model.pte/a"),
-    *("README.md", "metrics.json", "data.json", "edge.json", "run.json", "training.json", "stage.json", ".out.partial/a"),
+    *(
+        "README.md",
+        "metrics.json",
+        "data.json",
+        "edge.json",
+        "run.json",
+        "training.json",
+        "stage.json",
+        "cache.json",
+        ".out.partial/a",
+    ),
 )
 
 REFUSALS = ("must be a new", "is damaged or was not written", "is damaged: it holds", "--resume must find a training")

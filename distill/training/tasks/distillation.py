@@ -13,9 +13,11 @@ from transformers import EvalPrediction
 
 from distill.compress.feature_maps import WithMaps
 from distill.compress.teachers import Teachers, mean_of
+from distill.compress.top_probabilities import rounded
 from distill.errors import require
 from distill.training.tasks.features import FEATURE_LOSSES, FeatureDistillation
 from distill.training.tasks.task import Objective, Output, Panels
+from distill.training.teacher_cache import TeacherCache
 from swin_hf.distillation_losses import LOSSES
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # the share of a weight that is left at a progress from 0 to 1
@@ -34,6 +36,9 @@ class DistillationSettings:
     kd_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the logits."})
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature that softens the probabilities of both."})
     kd_schedule: str = field(default="constant", metadata={"help": f"How its weight falls to 0: {', '.join(SCHEDULES)}."})
+    kd_top_k: int = field(
+        default=0, metadata={"help": "Probabilities of the teacher that count, the largest ones, as in float16; 0: all."}
+    )
     feature_loss: str = field(
         default="none", metadata={"help": f"Loss of feature maps: {', '.join(FEATURE_LOSSES)}, or none."}
     )
@@ -47,6 +52,7 @@ class DistillationSettings:
             require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
         for name in ("kd_schedule", "feature_schedule"):
             require(getattr(self, name) in SCHEDULES, name, f"be one of {', '.join(SCHEDULES)}", getattr(self, name))
+        require(self.kd_top_k >= 0, "kd_top_k", "not be negative", self.kd_top_k)
         require(self.kd_temperature > 0, "kd_temperature", "be positive", self.kd_temperature)
         weights = self.label_weight, self.logits_weight, self.maps_weight
         require(any(weights), "label_weight", "be positive where kd_loss and feature_loss have no weight", self.label_weight)
@@ -66,14 +72,15 @@ class Distillation(Objective):
     A batch is augmented once and given to both models (Beyer et al. 2022, arXiv:2106.05237, "consistent teaching").
     Evaluations and pictures are those of the other objective.
 
-    teacher: pixels (B, 3, H, W) in [0, 1] to logits, frozen and never in training mode; with `features`, `Teachers`.
+    teacher: pixels (B, 3, H, W) in [0, 1] to logits, frozen and never in training mode, or a cache of its logits; with
+        `features`, `Teachers`.
     features: compares feature maps.
     """
 
     def __init__(
         self,
         objective: Objective,
-        teacher: Callable[[torch.Tensor], torch.Tensor],
+        teacher: Callable[[torch.Tensor], torch.Tensor] | TeacherCache,
         settings: DistillationSettings,
         features: FeatureDistillation | None = None,
     ):
@@ -97,7 +104,7 @@ class Distillation(Objective):
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         settings, student = self.settings, model if self.features is None else WithMaps(model)
         output = self.objective.learn(student, pixels, targets)
-        logits, maps = self.ask(pixels)
+        logits, maps = self.ask(pixels, crops)
         parts, loss = {"task_loss": output.loss}, settings.label_weight * output.loss
         if settings.logits_weight:
             parts["kd_loss"] = LOSSES[settings.kd_loss](output.predictions, logits, targets, settings.kd_temperature)
@@ -109,12 +116,15 @@ class Distillation(Objective):
         return Output(loss=loss, predictions=output.predictions, parts=output.parts | parts)
 
     @torch.no_grad()
-    def ask(self, pixels: torch.Tensor) -> tuple[torch.Tensor | None, list[list[torch.Tensor]]]:
+    def ask(self, pixels: torch.Tensor, crops: np.ndarray | None) -> tuple[torch.Tensor | None, list[list[torch.Tensor]]]:
         """What the teachers say of pixels: logits, and the feature maps of each; only what the losses need."""
+        settings = self.settings
+        if isinstance(self.teacher, TeacherCache):
+            return self.teacher.logits(crops, pixels.device), []
         if self.features is None:
-            return self.teacher(pixels) if self.settings.logits_weight else None, []
+            return rounded(self.teacher(pixels), settings.kd_top_k) if settings.logits_weight else None, []
         logits, maps = self.teacher.with_maps(pixels)
-        return mean_of(logits) if self.settings.logits_weight else None, maps
+        return rounded(mean_of(logits), settings.kd_top_k) if settings.logits_weight else None, maps
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
         return self.objective.judge(model, pixels, targets)

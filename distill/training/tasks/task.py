@@ -68,9 +68,14 @@ class Objective(nn.Module, ABC):
         """
         if not model.training:
             return self.judge(model, pixels, targets)
+        return self.learn(model, *self.augmented(pixels, targets, crops), crops)
+
+    def augmented(
+        self, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`augment`, drawn from the crops."""
         with nullcontext() if crops is None else drawn_for(crops, self.seed, pixels.device):
-            pixels, targets = self.augment(pixels, targets)
-        return self.learn(model, pixels, targets, crops)
+            return self.augment(pixels, targets)
 
     @abstractmethod
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
