@@ -1,4 +1,4 @@
-"""Classifiers with their own resizing and normalisation, so that teacher and student can be given the same pixels."""
+"""Teachers, classifiers of images or pixels, each with its own resizing and normalisation of what a student gets."""
 
 # B batch, H W image in pixels
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from distill.compress.feature_maps import WithMaps
 from distill.data.normalisation import Normalisation, channels_of
@@ -39,7 +46,7 @@ class Classifier(nn.Module):
         self.normalise = Normalisation(processor)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._ordered(self.model(pixel_values=self.pixel_values(pixels)).logits)
+        return self.ordered(self.model(pixel_values=self.pixel_values(pixels)).logits, pixels)
 
     def with_maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits, and the feature maps (B, C, h, w) of each resolution.
@@ -48,7 +55,7 @@ class Classifier(nn.Module):
             FeatureError: the model has none.
         """
         model = WithMaps(self.model)
-        return self._ordered(model(pixel_values=self.pixel_values(pixels)).logits), model.maps
+        return self.ordered(model(pixel_values=self.pixel_values(pixels)).logits, pixels), model.maps
 
     def pixel_values(self, pixels: torch.Tensor) -> torch.Tensor:
         """The model's input for pixels in [0, 1], in the type of its weights."""
@@ -56,8 +63,19 @@ class Classifier(nn.Module):
             pixels = nn.functional.interpolate(pixels, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.normalise(pixels).to(self.model.dtype)
 
-    def _ordered(self, logits: torch.Tensor) -> torch.Tensor:
+    def ordered(self, logits: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """The model's logits for pixels, in the order of the data's classes."""
         return (logits if self.class_order is None else logits[:, self.class_order]).float()
+
+
+class Segmenter(Classifier):
+    """A classifier of pixels: logits (B, K, H, W) for pixels (B, 3, H, W)."""
+
+    def ordered(self, logits: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        ordered = super().ordered(logits, pixels)
+        if ordered.shape[2:] == pixels.shape[2:]:
+            return ordered
+        return nn.functional.interpolate(ordered, pixels.shape[2:], mode="bilinear", align_corners=False)
 
 
 class Teachers(nn.Module):
@@ -90,7 +108,7 @@ class Teachers(nn.Module):
 
 
 def mean_of(logits: list[torch.Tensor]) -> torch.Tensor:
-    """Logits (B, K) whose probabilities are the mean of those of several logits (B, K)."""
+    """Logits (B, K) or (B, K, H, W) whose probabilities are the mean of those of several logits."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([own.log_softmax(dim=1) for own in logits]).logsumexp(dim=0) - math.log(len(logits))
@@ -102,15 +120,31 @@ def load_classifier(checkpoint: str | Path, class_names: list[str] | None) -> Cl
     Raises:
         TeacherError: the checkpoint cannot be loaded, or its classes differ from the data's.
     """
+    return _load(checkpoint, class_names, AutoModelForImageClassification, Classifier, "an image classifier")
+
+
+def load_segmenter(checkpoint: str | Path, class_names: list[str] | None) -> Segmenter:
+    """Load a model for semantic segmentation, like `load_classifier`.
+
+    Raises:
+        TeacherError: the checkpoint cannot be loaded, or its classes differ from the data's.
+    """
+    return _load(checkpoint, class_names, AutoModelForSemanticSegmentation, Segmenter, "a model for semantic segmentation")
+
+
+def _load(
+    checkpoint: str | Path, class_names: list[str] | None, auto_class: type, kind: type[Classifier], what: str
+) -> Classifier:
     try:
         source = loadable(str(checkpoint))
         config = AutoConfig.from_pretrained(source)
-        model, report = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, report = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        taken, made = getattr(config, "num_channels", 3), channels_of(processor)
+        taken = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
+        made = channels_of(processor)
     except Exception as error:  # on values of a wrong type and damaged weights transformers and PyTorch raise anything
         raise TeacherError(
-            f"{checkpoint} must be a checkpoint folder or Hub id of an image classifier: {why_not_loaded(checkpoint, error)}"
+            f"{checkpoint} must be a checkpoint folder or Hub id of {what}: {why_not_loaded(checkpoint, error)}"
         ) from error
     model.config.return_dict = True
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -129,7 +163,7 @@ def load_classifier(checkpoint: str | Path, class_names: list[str] | None) -> Cl
             f"{checkpoint} must have an image processor with a size, got none; correct preprocessor_config.json"
         )
     order = None if class_names is None else _class_order(config, class_names, checkpoint)
-    return Classifier(model, processor, order).eval().requires_grad_(False)
+    return kind(model, processor, order).eval().requires_grad_(False)
 
 
 def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:

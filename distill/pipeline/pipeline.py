@@ -37,6 +37,8 @@ def run_pipeline(settings: Settings) -> str:
     inputs = {"teacher": settings.teacher.teacher, "student": own.student}
     inputs |= {"student_init_from": None if own.student_init_from == OWN_TEACHER else own.student_init_from}
     check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, **inputs)
+    for other in settings.teacher.others:
+        check_apart(run.folder, "--output_dir", more_teachers=other)
     with claimed(run.folder, RECORD):
         check_layout(run.folder)
         stages = stages_of(run)
@@ -60,6 +62,9 @@ def check(run: Run, stages: list[Stage]) -> None:
             teacher = load_classifier(choice.name, names).model
         else:
             teacher = check_model(run, choice, names)
+    if {"student", "prune", "recover"} & set(to_build):
+        for other in settings.teacher.others:
+            load_classifier(other, names or run.class_names)
     if "student" in to_build:
         choice = settings.student.choice
         starts_with_teacher = choice.init_from == OWN_TEACHER

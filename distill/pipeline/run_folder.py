@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from distill.compress.teachers import Classifier, load_classifier
+from distill.compress.teachers import Classifier, Teachers, load_classifier
 from distill.data.examples import Example
 from distill.data.finding import find_images
 from distill.data.rows import rows_with_classes
@@ -57,6 +57,11 @@ class Run:
     def classifier(self, folder: str) -> Classifier:
         """The classifier of an earlier stage, frozen and in eval mode, its outputs in the order of the data's classes."""
         return load_classifier(self.folder / folder, self.class_names)
+
+    def teachers(self) -> Teachers:
+        """The teacher of the run, and the others that teach together with it."""
+        others = [load_classifier(name, self.class_names) for name in self.settings.teacher.others]
+        return Teachers([self.classifier("teacher"), *others])
 
 
 def read_data_facts(folder: Path) -> dict[str, Any]:

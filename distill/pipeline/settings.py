@@ -82,11 +82,24 @@ class TeacherSettings:
         },
     )
     teacher_args: str = field(default="", metadata={"help": ARGS_HELP})
+    more_teachers: str = field(
+        default="",
+        metadata={
+            "help": "Checkpoints, separated by commas, that know the classes and teach together with it: the mean of their "
+            "probabilities."
+        },
+    )
     teacher_epochs: float = field(default=100, metadata={"help": "Passes over the training images."})
     teacher_learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
 
     def __post_init__(self):
         check_schedule("teacher", self.teacher_epochs, self.teacher_learning_rate)
+        require(all(self.others) or not self.more_teachers, "more_teachers", "name checkpoints", self.more_teachers)
+
+    @property
+    def others(self) -> list[str]:
+        """The checkpoints that teach together with the teacher."""
+        return [name.strip() for name in self.more_teachers.split(",")] if self.more_teachers else []
 
     @property
     def choice(self) -> ModelChoice:

@@ -26,7 +26,7 @@ from distill.training.figures import accuracy_with_interval
 from distill.training.finetune import build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
-from distill.training.tasks.distillation import Distillation
+from distill.training.tasks.distillation import Distillation, DistillationSettings
 from distill.training.trainer import last_whole_checkpoint
 from edge.device.runner import Runner
 from edge.export.export import ExportSettings, export_into
@@ -63,7 +63,7 @@ def build_student(run: Run, work_dir: Path) -> None:
     if choice.init_from == OWN_TEACHER:
         choice = replace(choice, init_from=str(run.folder / "teacher"))
     settings = run.settings.training(choice, own.student_epochs, own.student_learning_rate, work_dir)
-    train(settings, run, Teachers([run.classifier("teacher")]))
+    train(settings, run, run.teachers())
 
 
 def build_pruned(run: Run, work_dir: Path) -> None:
@@ -72,7 +72,7 @@ def build_pruned(run: Run, work_dir: Path) -> None:
     set_seed(run.settings.trainer.seed)
     student = run.classifier("student")
     student.requires_grad_(True)
-    importance = measure_importance(student.model, losses(run, student, run.classifier("teacher")))
+    importance = measure_importance(student.model, losses(run, student, run.teachers()))
     plan = make_plan(importance, own.prune_heads, own.prune_mlp)
     figures = plan.removed_shares(importance)
     print(
@@ -88,7 +88,7 @@ def build_recovered(run: Run, work_dir: Path) -> None:
     """Distill again, to win back what pruning cost."""
     own, choice = run.settings.recover, ModelChoice(name=str(run.folder / "pruned"), flag="student")
     settings = run.settings.training(choice, own.recover_epochs, own.recover_learning_rate, work_dir)
-    train(settings, run, Teachers([run.classifier("teacher")]))
+    train(settings, run, run.teachers())
 
 
 def build_edge(run: Run, work_dir: Path) -> None:
@@ -137,13 +137,13 @@ def train(settings: FinetuneSettings, run: Run, teacher: Teachers | None = None)
             print(f"      {name.replace('_', ' ')} {figures[name]:.1%}")
 
 
-def losses(run: Run, student: Classifier, teacher: Classifier) -> Iterator[torch.Tensor]:
-    """The distillation loss of the student on batches of training images as they are."""
+def losses(run: Run, student: Classifier, teachers: Teachers) -> Iterator[torch.Tensor]:
+    """The distillation loss of the student's logits on batches of training images as they are."""
     settings, data = run.settings, run.data()
+    own = settings.distillation
+    own = own if own.label_weight or own.logits_weight else DistillationSettings()  # of feature maps alone, none is left
     training = settings.training(settings.student.choice, 1, 1, run.folder)
-    objective = Distillation(
-        make_objective(training, student.model.config, student.processor, data), teacher, settings.distillation
-    )
+    objective = Distillation(make_objective(training, student.model.config, student.processor, data), teachers, own)
     images = EvaluationImages(data.examples["train"], student.processor)
     batch_size = min(settings.trainer.per_device_train_batch_size, len(images))
     order = np.random.default_rng(settings.trainer.seed).permutation(len(images))
@@ -190,13 +190,16 @@ def _of_images(settings: Settings) -> dict[str, Any]:
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
     """The settings of a stage that starts with a model of the user's choice, and the files of its checkpoints."""
-    choice = own.choice
+    choice, own = own.choice, {name: value for name, value in asdict(own).items() if name != "more_teachers"}
     names = ([] if choice.is_preset else [choice.name]) + ([] if choice.init_from in ("", OWN_TEACHER) else [choice.init_from])
-    return {"own": asdict(own), "files": [file for name in names for file in checkpoint_files(name)]}
+    return {"own": own, "files": [file for name in names for file in checkpoint_files(name)]}
 
 
 def _distilled(settings: Settings) -> dict[str, Any]:
-    return settings.training_values | {"distillation": asdict(settings.distillation)}
+    """The settings of a stage that distills, and the files of the teachers beside the run's own."""
+    others = settings.teacher.others
+    values = settings.training_values | {"distillation": asdict(settings.distillation)}
+    return values | ({"more_teachers": [[name, checkpoint_files(name)] for name in others]} if others else {})
 
 
 STEPS = (

@@ -222,9 +222,11 @@ def check_together(settings: FinetuneSettings) -> None:
         require(settings.kind.load_teacher is not None, "teacher", f"come with {' or '.join(taught)}", settings.kind.name)
         require(all(settings.teachers), "teacher", "name checkpoints, separated by commas", settings.teacher)
     if settings.teacher_cache:
-        rule = "come with a --teacher and a --kd_loss, without --feature_loss and --streaming"
-        own = settings.distillation
-        fits = bool(settings.teacher and own.logits_weight) and not own.maps_weight and not settings.images.streaming
+        rule = "come with a --teacher of image-classification and a --kd_loss, without --feature_loss and --streaming"
+        own, is_segmented = settings.distillation, settings.kind.targets.have_masks
+        fits = bool(settings.teacher and own.logits_weight) and not (
+            own.maps_weight or settings.images.streaming or is_segmented
+        )
         require(fits, "teacher_cache", rule, settings.teacher_cache)
     if settings.images.streaming:
         by_steps = {trainer.eval_strategy, trainer.save_strategy, trainer.logging_strategy} == {"steps"}

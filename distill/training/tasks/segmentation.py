@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation, EvalPrediction
 
+from distill.compress.teachers import load_segmenter
 from distill.data.normalisation import Normalisation
 from distill.data.targets import MASKS
 from distill.data.transforms import IGNORED, BatchTransform, TransformSettings
@@ -148,6 +149,7 @@ SEMANTIC_SEGMENTATION = Task(
     targets=MASKS,
     make_objective=make_objective,
     judged_by=(Metric(name="mean_iou", shown_as="validation mIoU"), Metric(name="pixel_accuracy")),
+    load_teacher=load_segmenter,
     pipeline_tag="image-segmentation",
     over_backbone=uper_net_over,
 )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 from distill.compress.pruning import PruningError
-from distill.compress.teachers import TeacherError
+from distill.compress.teachers import TeacherError, Teachers
 from distill.data.sources import DataError
 from distill.errors import SettingsError
 from distill.pipeline.pipeline import run_pipeline
@@ -52,6 +52,19 @@ def test_a_teacher_of_other_classes_is_fine_tuned_first(image_folder, make_model
     name = "swin.encoder.layers.1.blocks.0.mlp.fc1.weight"
     torch.testing.assert_close(model.state_dict()[name], load_file(tmp_path / "animals" / "model.safetensors")[name])
     assert not list((folder / "teacher").glob("checkpoint-*"))
+
+
+def test_several_teachers_teach_a_student(image_folder, checkpoint, make_model, tmp_path, monkeypatch):
+    make_model(id2label={0: "red", 1: "green", 2: "blue"}).save_pretrained(tmp_path / "second")
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "second")
+    seen, forward = [], Teachers.forward
+    monkeypatch.setattr(Teachers, "forward", lambda self, pixels: seen.append(len(self.classifiers)) or forward(self, pixels))
+    arguments = ["--teacher", str(checkpoint), "--more_teachers", str(tmp_path / "second")]
+    run(image_folder, tmp_path, *arguments, "--stages", "data,teacher,student,prune")
+    assert set(seen) == {2}
+    with pytest.raises(TeacherError, match="nowhere must be a checkpoint folder or Hub id"):
+        run(image_folder, tmp_path / "other", *arguments[:3], str(tmp_path / "nowhere"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_student_starts_with_weights_of_the_runs_teacher(image_folder, make_model, tmp_path, capsys):

@@ -195,9 +195,13 @@ def test_mistakes_with_a_teacher_are_named_before_any_training(taught, image_fol
     ):
         finetune(settings_for(tmp_path, *taught, "--teacher", str(tmp_path / "other")))
     assert not (tmp_path / "out" / "data.json").exists()
-    segment = ["--dataset", str(mask_folder), "--task", "semantic-segmentation", *STILL]
-    with pytest.raises(SettingsError, match="--teacher must come with image-classification, got 'semantic-segmentation'"):
-        settings_for(tmp_path, *segment, "--teacher", str(tmp_path / "other"))
+    masked = ["--dataset", str(image_folder), "--task", "masked-image-modeling", *STILL]
+    rule = "--teacher must come with image-classification or semantic-segmentation, got 'masked-image-modeling'"
+    with pytest.raises(SettingsError, match=rule):
+        settings_for(tmp_path, *masked, "--teacher", str(tmp_path / "other"))
+    segment = ["--dataset", str(mask_folder), "--task", "semantic-segmentation", "--global_batch_size", "4", *STILL]
+    with pytest.raises(TeacherError, match="other must be a checkpoint folder or Hub id of a model for semantic segmentation"):
+        finetune(settings_for(tmp_path, *segment, "--teacher", str(tmp_path / "other")))
     for arguments, message in (
         (["--kd_loss", "l2"], "--kd_loss must be one of kl, dist, hard, nkd, none, got 'l2'"),
         (["--feature_loss", "l2"], "--feature_loss must be one of vkd, hints, none, got 'l2'"),

@@ -22,14 +22,21 @@ from transformers import (
 )
 
 from distill.compress.feature_maps import FeatureError, WithMaps, as_map
-from distill.compress.teachers import Classifier, TeacherError, Teachers
+from distill.compress.teachers import Classifier, TeacherError, Teachers, load_segmenter
+from distill.data.normalisation import Normalisation
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.training.finetune import finetune
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
 from distill.training.tasks.features import FEATURE_LOSSES, pairs_of_maps
-from swin_hf import SwinHfForImageClassification
+from swin_hf import (
+    SwinHfConfig,
+    SwinHfForImageClassification,
+    SwinHfForSemanticSegmentation,
+    SwinHfImageProcessorPil,
+    SwinHfUperNetConfig,
+)
 from swin_hf.distillation_losses import normalised_features
 
 NAMES = {0: "blue", 1: "green", 2: "red"}
@@ -194,3 +201,26 @@ def test_cards_name_all_teachers(featured, checkpoint, tmp_path):
     arguments = [*featured, "--feature_loss", "none", "--feature_schedule", "constant", "--num_train_epochs", "1"]
     finetune(settings_for(tmp_path, *arguments, "--teacher", f"{checkpoint}, {checkpoint}"))
     assert Path(tmp_path / "out" / "README.md").read_text().count(checkpoint.name) == 2
+
+
+@pytest.mark.parametrize("kind", FEATURE_LOSSES)
+def test_a_segmenter_teaches_pixels_and_features(kind, mask_folder, tmp_path, capsys):
+    """A larger model with the classes in another order, taught to the end of a training, logs all parts of the loss."""
+    backbone = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    stages = SwinHfConfig(**backbone, out_features=["stage1", "stage2"])
+    names = {"id2label": {0: "right", 1: "left"}, "label2id": {"right": 0, "left": 1}, "num_labels": 2}
+    config = SwinHfUperNetConfig(backbone_config=stages, use_auxiliary_head=False, hidden_size=8, **names)
+    teacher = SwinHfForSemanticSegmentation(config).eval()
+    teacher.save_pretrained(tmp_path / "teacher")
+    SwinHfImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "teacher")
+    loaded = load_segmenter(tmp_path / "teacher", ["left", "right"])
+    pixels = torch.rand(2, 3, 32, 32)
+    expected = teacher(Normalisation(loaded.processor)(pixels)).logits[:, [1, 0]]
+    torch.testing.assert_close(loaded(pixels), expected)
+    assert loaded(torch.rand(2, 3, 16, 16)).shape == (2, 2, 16, 16)
+    arguments = ["--dataset", str(mask_folder), "--task", "semantic-segmentation", *STILL, "--num_pictures", "0"]
+    arguments += ["--global_batch_size", "4", "--teacher", str(tmp_path / "teacher"), "--feature_loss", kind]
+    finetune(settings_for(tmp_path, *arguments, "--kd_loss", "nkd", "--head_args", "{hidden_size: 8}"))
+    history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
+    assert all(0 < row[part] < 100 for row in history if "feature_loss" in row for part in ("kd_loss", "feature_loss"))
+    assert any("feature_loss" in row for row in history)

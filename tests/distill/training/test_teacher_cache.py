@@ -136,8 +136,9 @@ def test_the_cache_of_another_teacher_is_refused(taught, cached, checkpoint, mak
 def test_mistakes_with_a_cache_are_named(taught, cached, image_folder, tmp_path):
     with pytest.raises(CacheError, match="must name a folder that scripts/cache_teacher.py wrote, got .*cache; call that"):
         finetune(settings_for(tmp_path, *taught, *cached))
-    for more in (["--feature_loss", "vkd"], ["--kd_loss", "none"], ["--kd_weight", "0"]):
-        with pytest.raises(SettingsError, match="--teacher_cache must come with a --teacher and a --kd_loss, without"):
+    segmentation = ["--task", "semantic-segmentation"]
+    for more in (["--feature_loss", "vkd"], ["--kd_loss", "none"], ["--kd_weight", "0"], segmentation):
+        with pytest.raises(SettingsError, match="--teacher_cache must come with a --teacher of image-classification and a"):
             settings_for(tmp_path, *taught, *cached, *more)
     with pytest.raises(SettingsError, match="--teacher_cache must name the folder to write, got 'none'"):
         cache_teacher(settings_for(tmp_path, *taught))
