@@ -12,7 +12,7 @@ from .errors import ExplainedError
 from .weight_files import ConversionError, read_json_object
 
 CARD, METRICS = "README.md", "metrics.json"
-SHARES = ("accuracy", "iou")  # ends of the names of metrics between 0 and 1, which are shown in percent
+SHARES = ("accuracy", "iou", "agreement")  # ends of the names of metrics between 0 and 1, which are shown in percent
 
 
 class PublishError(ExplainedError):

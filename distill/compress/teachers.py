@@ -2,6 +2,7 @@
 
 # B batch, H W image in pixels
 
+import itertools
 import math
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Classifier(nn.Module):
         self.size = (size.height or size.shortest_edge, size.width or size.shortest_edge)
         self.class_order = class_order
         self.normalise = Normalisation(processor)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the model's classes, in the order of its own logits."""
+        return distinct_names(self.model.config)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.ordered(self.model(pixel_values=self.pixel_values(pixels)).logits, pixels)
@@ -184,10 +190,23 @@ def knows_classes(checkpoint: str | Path, class_names: list[str]) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
 
 
+def distinct_names(config: PreTrainedConfig) -> list[str]:
+    """The names of a classifier's classes; of several of one name, such as the two cranes of ImageNet, the later are numbered.
+
+    Raises:
+        ValueError: `id2label` does not name the classes.
+    """
+    names: list[str] = []
+    for name in map(plain, names_of_classes(config)):
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        names.append(name if name not in names else next(own for own in numbered if own not in names))
+    return names
+
+
 def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
     """The index of each of the data's classes in the model's output; None if the order is the same."""
     try:
-        model_names = [plain(name) for name in names_of_classes(config)]
+        model_names = distinct_names(config)
     except ValueError as error:
         raise TeacherError(f"{checkpoint}: {error}") from error
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]

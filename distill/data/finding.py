@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from distill.data.digit_scenes import DigitScenes, digit_image, encode
 from distill.data.rows import Rows
-from distill.data.sources import DataError, FoundImages, by_split
+from distill.data.sources import DataError, FoundImages, NoClassesError, by_split
 from distill.data.tables import is_table, open_table, paths_in_table
 from distill.data.targets import CLASSES, Targets, small_classes
 from edge.device.listing import Listing, describe_left_out, list_files
@@ -91,6 +91,23 @@ def _open(dataset: str) -> tuple[Listing | Rows, dict[str, int]]:
         raise DataError(
             f"--dataset {dataset} is neither digits, nor a local folder, nor a data set of the Hub: {error}"
         ) from error
+
+
+def has_no_classes(dataset: str) -> bool:
+    """Whether `--dataset` is a folder of images that are not in folders of classes."""
+    path = Path(dataset)
+    if not path.is_dir() or any((path / name).is_file() for name in SAVED):
+        return False
+    listing = list_files(path)
+    if holds_parquet(listing):
+        return False
+    try:
+        CLASSES.in_folder(listing, None)
+    except NoClassesError:
+        return True
+    except DataError:  # said when the images are needed
+        return False
+    return False
 
 
 def files_behind(dataset: str) -> list[Path]:

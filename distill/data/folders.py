@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from distill.data.layout import find_class_folders, find_splits, innermost
-from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource
+from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource, NoClassesError
 from edge.device.listing import Listing, describe_left_out
 from edge.device.names import as_utf8, plain
 
@@ -30,7 +30,8 @@ def images_in_class_folders(listing: Listing) -> FoundImages:
     left_out = _left_out(listing, sum(map(len, images.values())), "outside class folders")
     if not any(images.values()):
         table = next(listing.root.glob("metadata.*"), None)
-        raise DataError(
+        kind = NoClassesError if listing.images and table is None else DataError
+        raise kind(
             f"--dataset {listing.root} holds no images in class folders{_in_brackets(left_out)}; make one folder per class "
             "and put its images into it" + (f", or give the table: --dataset {table}" if table else "")
         )

@@ -29,6 +29,10 @@ class DataError(ExplainedError):
     """The images cannot be used; the message says what is wrong with them and what to do."""
 
 
+class NoClassesError(DataError):
+    """A folder has images, and no folders of classes."""
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """An image with a name for messages; `open` returns its file, or its encoded bytes if it has no file."""

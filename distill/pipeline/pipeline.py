@@ -53,7 +53,10 @@ def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
     to_build = stages_to_build(stages, settings.run.stage_names, run.folder, settings.run.force)
-    teacher, names = None, run.found.class_names if "data" in to_build else None
+    teacher, names = None, None
+    if "data" in to_build:
+        labeller, found = run.labeller(), run.found
+        names = found.class_names if labeller is None else labeller.class_names
     if names is None and {"teacher", "student"} & set(to_build):
         names = run.class_names
     if "teacher" in to_build:

@@ -36,7 +36,7 @@ PYTORCH, EXECUTORCH = "PyTorch eager", "ExecuTorch"
 class Row:
     """One step of the run, measured on the test images.
 
-    low, high: 95 % interval of the accuracy.
+    low, high: 95 % interval of the accuracy, which is an agreement with the teacher where it found the classes.
     agreement: share of the test images with the same top class as the teacher.
     """
 
@@ -74,6 +74,12 @@ class Report:
     machine: str
     versions: dict[str, str]
     date: str
+    labelled_by_teacher: bool = False
+
+    @property
+    def figure(self) -> str:
+        """What is given with its interval."""
+        return "agreement with the teacher" if self.labelled_by_teacher else "accuracy"
 
     @property
     def doubt(self) -> str:
@@ -82,9 +88,9 @@ class Report:
         if not doubtful:
             return ""
         return (
-            f"Nothing shows that these steps learned anything: {', '.join(doubtful)}. Their accuracy on {self.rows[0].n} test "
-            f"images cannot be told from that of always naming the largest class, {self.largest_class_share:.1%}. Give a "
-            "teacher that was pre-trained (--teacher CHECKPOINT), or more images."
+            f"Nothing shows that these steps learned anything: {', '.join(doubtful)}. Their {self.figure} on "
+            f"{self.rows[0].n} test images cannot be told from that of always naming the largest class, "
+            f"{self.largest_class_share:.1%}. Give a teacher that was pre-trained (--teacher CHECKPOINT), or more images."
         )
 
 
@@ -139,6 +145,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         machine=describe_machine(),
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        labelled_by_teacher=data_facts.get("labels") == "teacher",
     )
 
 
@@ -199,20 +206,21 @@ def table(report: Report) -> list[dict[str, str]]:
             return ""
         return f" (1/{reference / value:.1f})" if value < reference else f" ({value / reference:.1f}x)"
 
-    return [
+    rows = [
         {
             "step": row.step,
-            "accuracy": f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
+            report.figure: f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
             "parameters": f"{row.parameters:,}",
             "MACs": f"{row.macs / 1e6:.2f} M{ratio(row.macs, teacher.macs)}",
             "file size": f"{row.size_bytes / 1e3:,.0f} kB{ratio(row.size_bytes, teacher.size_bytes)}",
             "engine": row.engine,
             "p50": f"{row.latency.p50_ms:.2f} ms",
             "p90": f"{row.latency.p90_ms:.2f} ms",
-            "agrees with teacher": f"{row.agreement:.1%}",
+            **({} if report.labelled_by_teacher else {"agrees with teacher": f"{row.agreement:.1%}"}),
         }
         for row in report.rows
     ]
+    return rows
 
 
 def text_table(report: Report) -> str:
@@ -242,7 +250,7 @@ def plot_accuracy_against_latency(report: Report, path: Path) -> None:
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axes.set_xlabel(f"median latency of one image, ms ({report.rows[0].latency.threads} thread(s))")
-    axes.set_ylabel(f"test accuracy, % (n = {report.rows[0].n}, 95 % interval)")
+    axes.set_ylabel(f"{report.figure}, % (test images, n = {report.rows[0].n}, 95 % interval)")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -259,7 +267,7 @@ def plot_confusion(report: Report, path: Path) -> None:
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_ylabel("the teacher's" if report.labelled_by_teacher else "true")
     axes.set_title(f"{report.rows[-1].step}, n = {counts.sum()}")
     if len(names) <= 30:
         for (row, column), count in np.ndenumerate(counts):

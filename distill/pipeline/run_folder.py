@@ -8,13 +8,13 @@ from typing import Any
 
 import datasets
 
-from distill.compress.teachers import Classifier, Teachers, load_classifier
+from distill.compress.teachers import Classifier, TeacherError, Teachers, load_classifier
 from distill.data.examples import Example
 from distill.data.finding import find_images
 from distill.data.rows import rows_with_classes
 from distill.data.sources import DataError, FoundImages
 from distill.data.streaming import Stream, open_stream
-from distill.data.targets import CLASSES
+from distill.data.targets import CLASSES, NOTHING
 from distill.pipeline.settings import Settings
 from distill.training.finetune import TrainingData
 
@@ -32,9 +32,11 @@ class Run:
     @cached_property
     def found(self) -> FoundImages:
         """The images behind `--dataset`."""
-        if self.settings.images.streaming:
-            return self.stream.held_out
         images = self.settings.images
+        if self.settings.is_unlabelled:
+            return find_images(images.dataset, NOTHING)
+        if images.streaming:
+            return self.stream.held_out
         return find_images(images.dataset, CLASSES, drop_small_classes=images.drop_small_classes)
 
     @cached_property
@@ -51,8 +53,29 @@ class Run:
 
     def data(self) -> TrainingData:
         """The images that the data stage stored, and the stream if there is one."""
-        examples = stored_examples(self.folder / "data")
-        return TrainingData(class_names=self.class_names, examples=examples, stream=self.stream)
+        facts, examples = read_data_facts(self.folder / "data"), stored_examples(self.folder / "data")
+        return TrainingData(
+            class_names=facts["class_names"],
+            examples=examples,
+            stream=self.stream,
+            labelled_by_teacher=facts.get("labels") == "teacher",
+        )
+
+    def labeller(self) -> Classifier | None:
+        """The teacher that finds the classes of the images, if they have none, with classes of its own.
+
+        Raises:
+            TeacherError: it has learned none.
+        """
+        choice = self.settings.teacher.choice
+        if not self.settings.is_unlabelled:
+            return None
+        if choice.is_preset or choice.args:
+            raise TeacherError(
+                f"--dataset {self.settings.images.dataset} has no classes, so that --teacher must be a checkpoint that has "
+                f"learned some, got {choice}; give one, or put the images into a folder for each class"
+            )
+        return load_classifier(choice.name, None)
 
     def classifier(self, folder: str) -> Classifier:
         """The classifier of an earlier stage, frozen and in eval mode, its outputs in the order of the data's classes."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
 from distill.errors import require
@@ -45,6 +46,7 @@ WITHOUT_EFFECT = {
         "use_cpu",
     ),
 }
+LABELS = ("auto", "given", "teacher")
 OWN_TEACHER = "teacher"
 CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), checkpoint folder or Hub id"
 ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
@@ -82,6 +84,13 @@ class TeacherSettings:
         },
     )
     teacher_args: str = field(default="", metadata={"help": ARGS_HELP})
+    labels: str = field(
+        default="auto",
+        metadata={
+            "help": "given: the classes of the images; teacher: those that the teacher finds, which it teaches without any "
+            "other label; auto: the teacher's for a folder of images that are not in folders of classes."
+        },
+    )
     more_teachers: str = field(
         default="",
         metadata={
@@ -94,6 +103,7 @@ class TeacherSettings:
 
     def __post_init__(self):
         check_schedule("teacher", self.teacher_epochs, self.teacher_learning_rate)
+        require(self.labels in LABELS, "labels", f"be one of {', '.join(LABELS)}", self.labels)
         require(all(self.others) or not self.more_teachers, "more_teachers", "name checkpoints", self.more_teachers)
 
     @property
@@ -204,6 +214,11 @@ class Settings:
         dataset = self.images.dataset
         return Path("runs") / ("demo" if dataset == "digits" else Path(dataset).resolve().name)
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether the classes of the images are those that the teacher finds."""
+        return lacks_labels(self.teacher.labels, self.images.dataset)
+
     def training(self, choice: ModelChoice, epochs: float, learning_rate: float, output_dir: Path) -> FinetuneSettings:
         """The settings of one training of the run."""
         return FinetuneSettings(
@@ -234,6 +249,11 @@ def check_schedule(stage: str, epochs: float, learning_rate: float) -> None:
     require(learning_rate > 0, f"{stage}_learning_rate", "be positive", learning_rate)
 
 
+def lacks_labels(labels: str, dataset: str) -> bool:
+    """Whether `--labels` asks for those of the teacher, or leaves it to a data set that has none."""
+    return labels == "teacher" or (labels == "auto" and bool(dataset) and has_no_classes(dataset))
+
+
 def parse_settings(argv: list[str] | None = None) -> Settings:
     """Read `--config FILE_OR_NAME` and the command line, which overrides the file.
 
@@ -251,7 +271,9 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         left_out=LEFT_OUT,
         companions={"teacher_args": "teacher", "student_args": "student"},
     )
-    config = "digits" if command_line.glance(argv, "dataset") in ("", "digits") else "photos"
+    dataset = command_line.glance(argv, "dataset")
+    is_unlabelled = lacks_labels(command_line.glance(argv, "labels") or "auto", dataset)
+    config = "unlabelled" if is_unlabelled else "digits" if dataset in ("", "digits") else "photos"
     *own, task, images, transforms, optimisation, distillation, trainer = command_line.parse(argv, file=config)
     run, teacher, student, prune, recover, edge, report = own
     settings = Settings(
@@ -269,6 +291,8 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         edge=edge,
         report=report,
     )
+    streams = settings.is_unlabelled and images.streaming
+    require(not streams, "labels", "be given where there is a stream of images", teacher.labels)
     for choice in (teacher.choice, student.choice):
         training = settings.training(choice, 1, 1, settings.run_dir)
         check_together(training)

@@ -17,12 +17,12 @@ from distill.data.examples import EvaluationImages, Example
 from distill.pipeline.inputs import checkpoint_files, data_files
 from distill.pipeline.measure import classifier_logits, program_logits
 from distill.pipeline.report import make_report, write_report
-from distill.pipeline.run_folder import Run
+from distill.pipeline.run_folder import Run, read_data_facts
 from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.public_names import public_name
-from distill.training.figures import accuracy_with_interval
+from distill.training.figures import AGREEMENT, accuracy_with_interval
 from distill.training.finetune import build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
@@ -37,10 +37,10 @@ from swin_hf.output_folders import OutputError
 def build_data(run: Run, work_dir: Path) -> None:
     """Split the images, leave out unreadable ones, and store them at the size of the models."""
     settings = run.settings
-    store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream)
+    store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream, run.labeller())
     if "edge" in settings.run.stage_names:  # which would refuse them only after all trainings
         export_settings = ExportSettings(recipe=settings.edge.recipe, dataset=work_dir / "calibration")
-        images_to_compare_on(export_settings, run.found.class_names)
+        images_to_compare_on(export_settings, read_data_facts(work_dir)["class_names"])
 
 
 def build_teacher(run: Run, work_dir: Path) -> None:
@@ -134,7 +134,8 @@ def train(settings: FinetuneSettings, run: Run, teacher: Teachers | None = None)
         shutil.rmtree(left)
     for name in (f"validation_{best}", f"test_{best}"):
         if name in figures:
-            print(f"      {name.replace('_', ' ')} {figures[name]:.1%}")
+            shown = name.replace("accuracy", AGREEMENT) if data.labelled_by_teacher else name
+            print(f"      {shown.replace('_', ' ')} {figures[name]:.1%}")
 
 
 def losses(run: Run, student: Classifier, teachers: Teachers) -> Iterator[torch.Tensor]:
@@ -161,10 +162,12 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
 
 def evaluate(run: Run, classifier: Classifier | Callable[[list[Example]], np.ndarray]) -> dict[str, Any]:
     """The accuracy of a classifier, or of what gives logits (n, K) for images, on the test images."""
-    test = run.data().examples["test"]
+    data = run.data()
+    test = data.examples["test"]
     logits = classifier_logits(classifier, test) if isinstance(classifier, Classifier) else classifier(test)
     labels = np.array([example.label for example in test])
-    return accuracy_with_interval(logits.argmax(axis=1), labels).as_evaluation(run.settings.images)
+    measured = accuracy_with_interval(logits.argmax(axis=1), labels)
+    return measured.as_evaluation(run.settings.images, data.labelled_by_teacher)
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -185,12 +188,14 @@ class Step:
 def _of_images(settings: Settings) -> dict[str, Any]:
     """The settings of the data stage, and the files of the data set; not its name, which only the report shows."""
     own = {name: value for name, value in asdict(settings.images).items() if name != "dataset_name"}
+    if settings.is_unlabelled:
+        own |= {"labels": "teacher", "labeller": [settings.teacher.teacher, checkpoint_files(settings.teacher.teacher)]}
     return own | {"image_size": settings.task.image_size, "files": data_files(settings.images.dataset)}
 
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
     """The settings of a stage that starts with a model of the user's choice, and the files of its checkpoints."""
-    choice, own = own.choice, {name: value for name, value in asdict(own).items() if name != "more_teachers"}
+    choice, own = own.choice, {name: value for name, value in asdict(own).items() if name not in ("more_teachers", "labels")}
     names = ([] if choice.is_preset else [choice.name]) + ([] if choice.init_from in ("", OWN_TEACHER) else [choice.init_from])
     return {"own": own, "files": [file for name in names for file in checkpoint_files(name)]}
 

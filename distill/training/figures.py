@@ -10,6 +10,8 @@ from distill.data.splits import ImageSettings
 from distill.public_names import dataset_type
 from swin_hf.model_card import doubt
 
+AGREEMENT = "teacher_agreement"  # an accuracy, where the labels are the classes that the teacher found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
@@ -30,9 +32,11 @@ class Accuracy:
         """What to say first if nothing shows that the model learned anything, else empty."""
         return doubt(self.accuracy, self.low, self.high, self.n, self.largest_class_share)
 
-    def as_evaluation(self, images: ImageSettings) -> dict[str, Any]:
-        """The "evaluation" of `metrics.json`, which model cards quote."""
-        return evaluation_of("accuracy", self.accuracy, self.n, images, self.largest_class_share)
+    def as_evaluation(self, images: ImageSettings, is_of_teacher: bool = False) -> dict[str, Any]:
+        """The "evaluation" of `metrics.json`, which model cards quote. is_of_teacher: it found the labels."""
+        return evaluation_of(
+            AGREEMENT if is_of_teacher else "accuracy", self.accuracy, self.n, images, self.largest_class_share
+        )
 
 
 def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
@@ -60,13 +64,13 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 def evaluation_of(
     metric: str, value: float, n: int, images: ImageSettings, largest_share: float | None = None
 ) -> dict[str, Any]:
-    """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy comes with its interval.
+    """A figure of n test images as the "evaluation" of `metrics.json`; an accuracy or agreement comes with its interval.
 
     largest_share: of the test images, that of the largest class, for an accuracy.
     """
     evaluation = {"dataset": images.public_name, "dataset_type": dataset_type(images.dataset)}
     evaluation |= {"metric": metric, "value": value, "n": n}
-    if metric == "accuracy":
+    if metric in ("accuracy", AGREEMENT):
         low, high = wilson_interval(round(value * n), n)
         evaluation |= {"low": low, "high": high, "largest_class_share": largest_share}
     return evaluation

@@ -24,7 +24,7 @@ from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
 from distill.public_names import public_name
-from distill.training.figures import evaluation_of, largest_class_share
+from distill.training.figures import AGREEMENT, evaluation_of, largest_class_share
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
@@ -48,11 +48,13 @@ class TrainingData:
     """Images that were found, split and checked.
 
     examples: by split; those for training are missing where there is a stream of them.
+    labelled_by_teacher: the labels are the classes that the teacher found, so that accuracies are agreements with it.
     """
 
     class_names: list[str]
     examples: dict[str, list[Example]]
     stream: Stream | None = None
+    labelled_by_teacher: bool = False
 
 
 def finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, float]:
@@ -197,9 +199,12 @@ def train_model(
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
         share = largest_class_share(prediction.label_ids) if best == "accuracy" else None
-        evaluation = evaluation_of(best, figures[f"test_{best}"], len(test), settings.images, share)
-        record = figures | objective.details(prediction) | {"evaluation": evaluation, "history": trainer.state.log_history}
-        write_metrics(output_dir, record)
+        metric = AGREEMENT if data.labelled_by_teacher else best
+        evaluation = evaluation_of(metric, figures[f"test_{best}"], len(test), settings.images, share)
+        record = figures | objective.details(prediction)
+        if data.labelled_by_teacher:
+            record = {name.replace("accuracy", AGREEMENT): value for name, value in record.items()}
+        write_metrics(output_dir, record | {"evaluation": evaluation, "history": trainer.state.log_history})
     return figures
 
 
