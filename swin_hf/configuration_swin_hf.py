@@ -110,6 +110,9 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         trained without this mask.
     label_smoothing:
         Share of the label that is spread evenly over all classes (Szegedy et al. 2016), for single-label classification.
+    calibration_temperature:
+        Logits divided by it give probabilities that can be trusted (Guo et al. 2017, arXiv:1706.04599). The model itself
+        returns logits as they are; the image processor's probabilities and exported programs use it.
     weight_init:
         "normal" draws matrices with standard deviation `initializer_range`, the stock rule, which suits models of about 96
         channels or more. "fan_in" draws them with `1 / sqrt(fan_in)`, without which narrower models hardly start to learn.
@@ -148,6 +151,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     use_absolute_embeddings: bool = False
     mask_padding: bool = False
     label_smoothing: float | int = 0.0
+    calibration_temperature: float | int = 1.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     encoder_stride: int = 32
@@ -350,6 +354,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         for name, low in (
             ("mlp_ratio", "above 0"),
             ("mbconv_ratio", "above 0"),
+            ("calibration_temperature", "above 0"),
             ("layer_norm_eps", "0 or more"),
             ("initializer_range", "0 or more"),
         ):

@@ -240,8 +240,8 @@ class SwinHfImageProcessingMixin:
         """The most probable classes of each image, as `pipeline("image-classification")` returns them: `label` and `score`.
 
         outputs: of a classifier, with logits (B, K).
-        config: the model's, for the names of the classes and the problem type; without it a label is the number of a class,
-            and each image has one class.
+        config: the model's, for the names of the classes, the problem type, and the `calibration_temperature`, which the
+            pipeline does not know; without it a label is the number of a class, and each image has one class.
         top_k: number of classes to return, at most K.
         """
         logits = outputs.logits.detach().float()
@@ -249,7 +249,8 @@ class SwinHfImageProcessingMixin:
         if problem_type == "multi_label_classification" or (problem_type is None and logits.shape[1] == 1):
             scores = logits.sigmoid()
         else:
-            scores = logits if problem_type == "regression" else logits.softmax(dim=1)
+            temperature = getattr(config, "calibration_temperature", 1.0)
+            scores = logits if problem_type == "regression" else (logits / temperature).softmax(dim=1)
         best = scores.topk(min(top_k, scores.shape[1]), dim=1)
         return [
             [{"label": names[k] if names else str(k), "score": score} for k, score in zip(classes, values)]

@@ -3,8 +3,9 @@
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -15,7 +16,19 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from distill.compress.teachers import Classifier, load_classifier
+from distill.data.examples import Example
+from distill.pipeline.honesty import (
+    Change,
+    Probabilities,
+    Robustness,
+    changes_of,
+    judge_probabilities,
+    table_of_changes,
+    table_of_probabilities,
+    table_of_robustness,
+)
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
+from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
 from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.settings import ReportSettings
 from distill.public_names import picture_text
@@ -75,6 +88,9 @@ class Report:
     versions: dict[str, str]
     date: str
     labelled_by_teacher: bool = False
+    probabilities: list[Probabilities] = field(default_factory=list)
+    robustness: list[Robustness] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
 
     @property
     def figure(self) -> str:
@@ -98,7 +114,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
     """Measure all steps in `run_dir` on its test images. name, dataset: what the report calls the run and its data set."""
     data_facts = read_data_facts(run_dir / "data")
     examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
-    test = examples["test"]
+    test, validation = examples["test"], examples["validation"]
     labels = np.array([example.label for example in test])
     classifiers = {step: load_classifier(run_dir / step, class_names) for step in CHECKPOINTS}
     runner = Runner(run_dir / "edge", num_threads=settings.threads)
@@ -110,6 +126,16 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
     example = runner.manifest.input.pixel_values(test[0].source.load())
     latency = _latency(classifiers, runner, program_step, example, settings)
     macs = {step: count_macs(classifier, example.shape[-1]) for step, classifier in classifiers.items()}
+
+    def trust(step: str) -> Probabilities:
+        if step == program_step:
+            return judge_probabilities(step, (logits[step], labels), temperature=runner.manifest.temperature)
+        held_out = classifier_logits(classifiers[step], validation), np.array([example.label for example in validation])
+        return judge_probabilities(step, (logits[step], labels), held_out)
+
+    some = spread_evenly(test)
+    answers = {step: partial(classifier_logits, classifier) for step, classifier in classifiers.items()}
+    answers[program_step] = partial(program_logits, runner)
 
     rows = []
     for step in top:
@@ -146,7 +172,18 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         labelled_by_teacher=data_facts.get("labels") == "teacher",
+        probabilities=[trust(step) for step in top],
+        robustness=[robustness_of(step, answer, some) for step, answer in answers.items()],
+        changes=changes_of(top, labels, class_names),
     )
+
+
+def robustness_of(step: str, answer: Callable[[list[Example]], np.ndarray], examples: list[Example]) -> Robustness:
+    """The accuracy on some images as they are and after each corruption. answer: logits (n, K) for images."""
+    labels = np.array([example.label for example in examples])
+    seen = {"as they are": examples} | {kind: corrupted(examples, kind) for kind in CORRUPTIONS}
+    accuracies = {name: float((answer(own).argmax(axis=1) == labels).mean()) for name, own in seen.items()}
+    return Robustness(step=step, n=len(examples), accuracies=accuracies)
 
 
 def _latency(
@@ -186,7 +223,7 @@ def write_report(report: Report, folder: Path) -> None:
         path.stem.removeprefix("report_"): base64.b64encode(path.read_bytes()).decode() for path in folder.glob("*.png")
     }
     for name in ("report.md", "report.html"):
-        page = environment.get_template(name).render(report=report, table=table(report), pictures=pictures)
+        page = environment.get_template(name).render(report=report, tables=tables(report), pictures=pictures)
         (folder / name).write_text(page, encoding="utf-8")
 
 
@@ -194,7 +231,21 @@ def read_report(path: Path) -> Report:
     """A finished `report.json`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
-    return Report(**(content | {"rows": rows}))
+    more = {
+        name: [kind(**row) for row in content.get(name, [])]
+        for name, kind in {"probabilities": Probabilities, "robustness": Robustness, "changes": Change}.items()
+    }
+    return Report(**(content | {"rows": rows} | more))
+
+
+def tables(report: Report) -> dict[str, list[dict[str, str]]]:
+    """The tables of the pages by name, each a list of rows."""
+    return {
+        "steps": table(report),
+        "probabilities": table_of_probabilities(report.probabilities),
+        "robustness": table_of_robustness(report.robustness),
+        "changes": table_of_changes(report.changes),
+    }
 
 
 def table(report: Report) -> list[dict[str, str]]:

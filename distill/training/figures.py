@@ -10,6 +10,7 @@ from distill.data.splits import ImageSettings
 from distill.public_names import dataset_type
 from swin_hf.model_card import doubt
 
+NUM_CALIBRATION_BINS = 15
 AGREEMENT = "teacher_agreement"  # an accuracy, where the labels are the classes that the teacher found
 
 
@@ -45,6 +46,17 @@ def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accurac
     low, high = wilson_interval(correct, n)
     share = largest_class_share(labels)
     return Accuracy(correct=correct, n=n, accuracy=correct / n, low=low, high=high, largest_class_share=share)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error of the first class, in 15 bins (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    probabilities: (n, K). labels: (n,).
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=NUM_CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def largest_class_share(labels: np.ndarray) -> float:

@@ -196,6 +196,8 @@ def train_model(
     if validated:
         kept_best = arguments.load_best_model_at_end and arguments.metric_for_best_model.removeprefix("eval_") == best
         figures[f"validation_{best}"] = trainer.state.best_metric if kept_best else validated[-1]
+    for name, value in objective.calibrate(trainer.predict(validation, metric_key_prefix="validation")).items():
+        setattr(model.config, name, value)
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
         share = largest_class_share(prediction.label_ids) if best == "accuracy" else None

@@ -24,12 +24,12 @@ from edge.export.form_choice import ChosenForm, choose_form, deployed_form, rank
 from edge.export.judgement import Judgement, judge_graph, judge_program
 from edge.export.prepare import Prepared, prepare
 from edge.export.settings import ExportError, ExportSettings
-from edge.export.temperature import fit_temperature
 from edge.export.transformers_format import write_transformers_files
 from edge.lower.lowering import Lowered, lower, trace
 from edge.lower.recipes import find_recipe
 from edge.lower.self_test import NUM_IMAGES, bundle
 from edge.lower.sensitivity import Sensitivity
+from swin_hf.calibration import fit_temperature
 from swin_hf.output_folders import check_apart, check_free, check_holds_only, new_folder
 
 
@@ -75,7 +75,7 @@ def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings
     of_graph = judge_graph(prepared, chosen, traced)
     if of_graph.misses and not prepared.recipe.executable:  # no program will be run that could tell
         raise ExportError(f"recipe {prepared.recipe.name} {of_graph.misses}; nothing was written")
-    temperature = 1.0
+    temperature = float(getattr(prepared.model.config, "calibration_temperature", 1.0))
     if prepared.held_out is not None:
         temperature = fit_temperature(chosen.held_out_logits, prepared.held_out.classes)
     constants = {

@@ -39,6 +39,8 @@ from swin_hf.convert import load
         ({"num_heads": [-1, 2], "stage_blocks": ["conv", "window"]}, r"num_heads\[0\] must be 0 or more in a convolutional"),
         ({"local_conv": 2}, "local_conv must be 0 or an odd kernel, got 2"),
         ({"mbconv_ratio": 0}, "mbconv_ratio must be a finite number, above 0"),
+        ({"calibration_temperature": 0}, "calibration_temperature must be a finite number, above 0"),
+        ({"calibration_temperature": float("nan")}, "calibration_temperature must be a finite number, above 0"),
         ({"padding": "tiny_vit", "version": 2}, "padding must be 'swin' for version 2"),
         ({"norm": "group"}, "norm must be 'layer' or 'rms' or 'batch'"),
         ({"hidden_act": "gelo"}, "hidden_act must name an activation .* did you mean gelu"),

@@ -135,6 +135,9 @@ class Distillation(Objective):
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
         return self.objective.details(prediction)
 
+    def calibrate(self, prediction: EvalPrediction) -> dict[str, float]:
+        return self.objective.calibrate(prediction)
+
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         return self.objective.draw(model, pixels, targets)
 

@@ -97,6 +97,10 @@ class Objective(nn.Module, ABC):
         """Figures of an evaluation in detail, such as one per class."""
         return {}
 
+    def calibrate(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Fields of the model's config that make its probabilities honest, from what it says of the validation images."""
+        return {}
+
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         """What the model predicts for each image, as pictures; none by default."""
         return []

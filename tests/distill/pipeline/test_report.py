@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from distill.pipeline.honesty import Robustness, changes_of, judge_probabilities
 from distill.pipeline.report import Report, Row, read_report, write_report
 from distill.training.pictures import draw
 from distill.training.tasks.task import Panels
@@ -14,6 +15,7 @@ NAMES = ["$\\frac{$", "<svg onload=alert(1)>", "a\nb\0c", "x" * 250, "日本", "
 
 
 def report(accuracy=0.9, low=0.8, high=0.95, **changes) -> Report:
+    names = [changes.get("name", "run")] * 6
     latency = Latency(p50_ms=1.0, p90_ms=2.0, p99_ms=3.0, repeats=10, threads=1)
     row = {"accuracy": accuracy, "low": low, "high": high, "n": 60, "parameters": 10, "macs": 10, "size_bytes": 10}
     steps = {"teacher": "PyTorch eager", "int8 .pte": "ExecuTorch"}
@@ -30,6 +32,9 @@ def report(accuracy=0.9, low=0.8, high=0.95, **changes) -> Report:
         "machine": "machine",
         "versions": {"torch": "2"},
         "date": "2026-11-25",
+        "probabilities": [judge_probabilities("teacher", (np.eye(6), np.arange(6)), temperature=1.5)],
+        "robustness": [Robustness(step="teacher", n=60, accuracies={"as they are": 0.9, "noise": 0.8})],
+        "changes": changes_of({"teacher": np.arange(6), "int8 .pte": np.zeros(6, int)}, np.arange(6), names),
     }
     return Report(**(fields | changes))
 

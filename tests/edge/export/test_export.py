@@ -40,6 +40,15 @@ def test_program_follows_the_model_on_real_images(checkpoint, image_folder, tmp_
     assert manifest.labels == ["blue", "green", "red"]
 
 
+def test_temperature_is_that_of_the_config_where_no_images_are_held_out(make_model, checkpoint, image_folder, tmp_path):
+    make_model(calibration_temperature=1.75).save_pretrained(checkpoint)
+    manifest = export(checkpoint, tmp_path / "edge", settings("fp32", image_folder))
+    assert manifest.temperature == 1.75
+    image, runner = next(image_folder.rglob("*.png")), Runner(tmp_path / "edge")
+    scaled = np.exp(runner.logits(runner.pixel_values(image)).astype(np.float64) / 1.75)
+    assert runner.classify(image)[0].probability == pytest.approx((scaled / scaled.sum()).max(), rel=1e-5)
+
+
 def test_pruned_single_head_model_runs_on_the_runtime(make_model, checkpoint, image_folder, tmp_path):
     # A bias of one head keeps odd strides through `contiguous`; the program was then built but failed when run.
     make_model(block_num_heads=[[1], [3, 1]], block_head_dim=[[8], [8, 8]], block_mlp_dim=[[24], [40, 8]]).save_pretrained(

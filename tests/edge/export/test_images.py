@@ -1,4 +1,4 @@
-"""Images of an export, where they come from and which are refused; the temperature."""
+"""Images of an export: where they come from, and which are refused."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from PIL import Image
 from edge.export.calibration import neighbour_correlation
 from edge.export.export import ExportSettings, export
 from edge.export.images import CalibrationError, load_images
-from edge.export.temperature import fit_temperature
 
 
 def test_splits_are_taken_for_what_they_are_for(image_folder, tmp_path):
@@ -64,11 +63,3 @@ def test_images_come_from_saved_data_sets_and_lists(image_folder, tmp_path):
     assert [image.label for image in images] == ["blue", "green", "red"]
     assert images[0].image.size == (24, 20)
     assert load_images([Image.new("L", (4, 4))], [])[0].image.mode == "RGB"
-
-
-def test_temperature_by_hand():
-    # Three of four are right at odds of e**4 to 1: log(3) / 4 of that confidence is what they deserve.
-    logits = np.tile([[4.0, 0.0]], (100, 1))
-    labels = np.array([0, 0, 0, 1] * 25)
-    assert fit_temperature(logits, labels) == pytest.approx(4 / np.log(3), rel=1e-3)
-    assert fit_temperature(logits[:20], labels[:20]) == 1.0

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from edge.device.parity import log_softmax
-
 MIN_LABELLED_IMAGES = 50
 LOWEST, HIGHEST = 0.25, 8.0
 GOLDEN = (5**0.5 - 1) / 2
@@ -18,7 +16,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        return -log_softmax(logits / np.exp(log_temperature))[np.arange(len(labels)), labels].mean()
+        scaled = logits / np.exp(log_temperature)
+        scaled = scaled - scaled.max(axis=1, keepdims=True)
+        return (np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]).mean()
 
     low, high = np.log(LOWEST), np.log(HIGHEST)  # the loss is unimodal: golden-section search
     while high - low > 1e-4:
