@@ -7,16 +7,11 @@ validation images. Accuracies are those of the test images.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Lock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,8 +20,8 @@ from benchmark_edge import split_examples
 from benchmark_frontier import on_the_frontier
 from benchmark_outputs import picture_beside
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
+from benchmark_trainings import mean_and_interval, run_all
 from matplotlib.axes import Axes
-from scipy import stats
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -44,7 +39,7 @@ from distill.training.finetune import METRICS, finetune
 from distill.training.settings import parse_finetune_settings
 from edge.compare.engines import open_executorch
 from edge.compare.peers import rows_of
-from edge.device.environment import describe_machine, environment_of_child, installed_versions
+from edge.device.environment import describe_machine, installed_versions
 from edge.device.errors import ExplainedError
 from edge.device.labelled import LabelledImage
 from edge.export.checkpoint import input_contract
@@ -184,7 +179,7 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
     trainings = [
         Training(student.name, seed, rates[student.name], arguments.epochs) for seed in arguments.seeds for student in STUDENTS
     ]
-    train_all(trainings, done, arguments, report)
+    run_all("student-worker", trainings, done, arguments, report)
     with tempfile.TemporaryDirectory() as work_dir:
         rows = timed(arguments, Path(work_dir))
     for row in rows:
@@ -208,7 +203,7 @@ def settled_rates(arguments: argparse.Namespace, done: dict[str, dict], report: 
         for name, accuracies in tried.items()
         for rate in rates_to_try(accuracies, arguments.learning_rate)
     ]:
-        train_all(trials, done, arguments, report)
+        run_all("student-worker", trials, done, arguments, report)
         for training in trials:
             tried[training.student][training.learning_rate] = done[training.key]["validation"]
     best = {name: max(accuracies, key=accuracies.get) for name, accuracies in tried.items()}
@@ -221,35 +216,6 @@ def rates_to_try(accuracies: dict[float, float], first: float) -> list[float]:
         return [first]
     best = max(accuracies, key=accuracies.get)
     return [rate for rate in (best / 2, best * 2) if rate not in accuracies]
-
-
-def train_all(trainings: list[Training], done: dict[str, dict], arguments: argparse.Namespace, report: dict) -> None:
-    """Run the trainings that are not in `done`, several processes at a time, and write the report after each."""
-    lock = Lock()
-
-    def run(training: Training) -> None:
-        figures = run_worker(training, max((os.cpu_count() or 1) // arguments.processes, 1))
-        with lock:
-            done[training.key] = figures
-            write_json(arguments.output_file, report)
-        print(f"{training.key}: {json.dumps(done[training.key])}", flush=True)
-
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        list(pool.map(run, [training for training in trainings if training.key not in done]))
-
-
-def run_worker(training: Training, threads: int) -> dict:
-    """The figures of a training in a process of its own.
-
-    Raises:
-        ExplainedError: it failed; the message is the end of its stderr.
-    """
-    command = [sys.executable, str(Path(__file__).parent / "benchmark.py"), "student-worker", json.dumps(vars(training))]
-    environment = environment_of_child() | {"OMP_NUM_THREADS": str(threads)}
-    worker = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if worker.returncode:
-        raise ExplainedError(f"the training {training.key} failed: {worker.stderr.strip()[-500:]}")
-    return json.loads(worker.stdout.splitlines()[-1])
 
 
 def work_student(arguments: argparse.Namespace) -> None:
@@ -333,15 +299,6 @@ def timed(arguments: argparse.Namespace, work_dir: Path) -> list[dict]:
             if row["name"] not in fastest or row["p50_ms"] < fastest[row["name"]]["p50_ms"]:
                 fastest[row["name"]] = row | sizes[row["name"]]
     return sorted(fastest.values(), key=lambda row: row["p50_ms"])
-
-
-def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
-    """The mean and its 95 % interval by Student's t distribution, which a single value does not have."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, [mean - half, mean + half]
 
 
 def described(rows: list[dict]) -> str:

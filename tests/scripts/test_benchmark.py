@@ -24,10 +24,10 @@ from benchmark_students import (
     SIDE,
     STUDENTS,
     described,
-    mean_and_interval,
     plot_students,
     settled_rates,
 )
+from benchmark_trainings import mean_and_interval
 
 from edge.lower.recipes import RECIPES
 
@@ -99,12 +99,12 @@ def test_neither_half_nor_twice_of_a_settled_learning_rate_is_better(monkeypatch
     trained = []
     best = {student.name: 0.004 for student in STUDENTS} | {MIDDLE: 0.0005}
 
-    def train(trainings, done, arguments, report):
+    def train(worker, trainings, done, arguments, report):
         trained.extend((training.student, training.learning_rate, training.seed) for training in trainings)
         for training in trainings:
             done[training.key] = {"validation": 0.8 - abs(np.log2(training.learning_rate / best[training.student]))}
 
-    monkeypatch.setattr(benchmark_students, "train_all", train)
+    monkeypatch.setattr(benchmark_students, "run_all", train)
     rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6, learning_rate=0.002), {}, {})
     assert rates == best | {student.name: 0.0005 for student in STUDENTS if student.kind == CHANGED}
     of_middle = [rate for name, rate, seed in trained if name == MIDDLE]
