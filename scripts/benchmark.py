@@ -7,6 +7,7 @@ python scripts/benchmark.py edge                                   # programs fo
 python scripts/benchmark.py edge --parts frontier                  # programs compared with timm's models for phones
 python scripts/benchmark.py edge --parts grid                      # what choices of a student cost
 python scripts/benchmark.py students                               # accuracy and latency of small architectures (hours)
+python scripts/benchmark.py distill                                # what a teacher is worth (hours)
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -25,6 +26,7 @@ from edge.quiet import quieten
 quieten()  # before the imports that print warnings
 
 import torch
+from benchmark_distill import benchmark_distill, work_distill, work_teacher
 from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
@@ -103,6 +105,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/students.json"), metavar="FILE")
     command.set_defaults(run=benchmark_students)
+    command = commands.add_parser("distill", help="a student trained alone and with teachers, for the same steps")
+    command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
+    command.add_argument("--epochs", type=positive, default=24, help="of a student; some are also trained for twice as many")
+    command.add_argument("--teacher_epochs", type=positive, default=36)
+    command.add_argument("--learning_rate", type=positive_number, default=4e-3, help="of students; teachers have half of it")
+    command.add_argument(
+        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
+    )
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_distill)
     add_workers(commands)
     return parser
 
@@ -149,6 +161,12 @@ def add_workers(commands) -> None:
     command = commands.add_parser("student-worker", help="one training of such an architecture (internal)")
     command.add_argument("training", type=json.loads)
     command.set_defaults(run=work_student)
+    command = commands.add_parser("teacher-worker", help="one teacher, trained or asked (internal)")
+    command.add_argument("teaching", type=json.loads)
+    command.set_defaults(run=work_teacher)
+    command = commands.add_parser("distill-worker", help="one training by one recipe (internal)")
+    command.add_argument("training", type=json.loads)
+    command.set_defaults(run=work_distill)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from distill.data.sources import ON_THEIR_SIDE, TURNED, ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
 from edge.device.image import UnreadableImageError
 
+UNKNOWN = -1  # the label of a training image whose class is not known, of which a student learns from its teacher alone
 T = TypeVar("T")
 KEPT_BYTES = 2**29  # of decoded images, in each process
 

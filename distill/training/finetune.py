@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set
 
 from distill.claim import claimed
 from distill.compress.teachers import Teachers
-from distill.data.examples import BeginEpoch, EvaluationImages, Example, TrainingImages
+from distill.data.examples import UNKNOWN, BeginEpoch, EvaluationImages, Example, TrainingImages
 from distill.data.finding import find_images
 from distill.data.sources import SPLITS, FoundImages
 from distill.data.splits import prepare_splits
@@ -319,7 +319,8 @@ def make_objective(settings: FinetuneSettings, config: PreTrainedConfig | None, 
 
 def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
     """The inverse frequencies of classes of images or, where there are masks, of pixels; 0 for a class that does not occur."""
-    counts = np.bincount([example.label for example in examples if example.mask is None], minlength=num_classes)
+    labels = [example.label for example in examples if example.mask is None and example.label != UNKNOWN]
+    counts = np.bincount(labels, minlength=num_classes)
     for example in examples:
         if example.mask is not None:
             pixels = np.asarray(example.load_mask()).ravel()

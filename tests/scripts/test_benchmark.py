@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
+import benchmark_distill
 import benchmark_students
 from benchmark import main
 from benchmark_edge import paired_difference
@@ -29,6 +31,7 @@ from benchmark_students import (
 )
 from benchmark_trainings import mean_and_interval
 
+from distill.data.examples import UNKNOWN, Example
 from edge.lower.recipes import RECIPES
 
 
@@ -130,9 +133,56 @@ def test_tables_and_pictures_need_neither_several_seeds_nor_all_kinds(tmp_path):
     assert (tmp_path / "frontier.png").is_file()
 
 
+def trained(name, seed=0, share=1.0, epochs=24):
+    recipe = asdict(benchmark_distill.LADDER[name])
+    return benchmark_distill.Training(name, recipe, seed, epochs, share, 0.004, "folder")
+
+
+def test_the_best_combination_has_what_helped_on_the_validation_images():
+    arguments = argparse.Namespace(seeds=[0, 1], epochs=24, learning_rate=0.004)
+    worth = {name: 0.5 for name in benchmark_distill.LADDER} | {"DIST": 0.7, "KL + hints": 0.6, "selected weights": 0.55}
+    done = {trained(name, seed).key: {"validation": value + 0.01 * seed} for name, value in worth.items() for seed in (0, 1)}
+    best = benchmark_distill.best_of(benchmark_distill.LADDER, arguments, Path("folder"), done)
+    assert best.options == {"kd_loss": "dist", "kd_weight": 2.0, "feature_loss": "hints"} and best.selected
+    assert best.teachers == (benchmark_distill.HYBRID,)
+    done = {key: {"validation": 0.5} for key in done}  # nothing helps
+    best = benchmark_distill.best_of(benchmark_distill.LADDER, arguments, Path("folder"), done)
+    assert best == benchmark_distill.LADDER["KL"]
+
+
+def test_gains_are_those_of_the_same_seeds():
+    trainings = [trained(name, seed) for seed in (0, 1, 2) for name in ("alone", "KL")] + [trained("alone", epochs=48)]
+    tests = dict(zip([training.key for training in trainings], [0.50, 0.53, 0.60, 0.64, 0.40, 0.45, 0.7]))
+    done = {key: {"test": value, "validation": value} for key, value in tests.items()}
+    alone, kl, longer = benchmark_distill.rows_of(trainings, done)
+    assert alone["test"] == pytest.approx(0.5) and "gain" not in alone and longer["interval"] is None
+    assert kl["gain"] == pytest.approx(0.04)
+    assert kl["gain_interval"][1] - kl["gain"] == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)  # t of 2 degrees
+    table = benchmark_distill.described([alone, kl, longer])
+    assert "| KL | 24 | 100% | 54.0 | 54.0 [" in table and table.endswith("| alone | 48 | 100% | 70.0 | 70.0 |  |")
+
+
+def test_labels_are_left_out_for_a_share_of_the_images():
+    examples = [Example(None, number % 10) for number in range(100)]
+    recipe = benchmark_distill.LADDER["KL"]
+    fewer = benchmark_distill.with_fewer_labels(examples, trained("KL", share=0.1), recipe, [])
+    assert len(fewer) == 100 and sum(example.label != UNKNOWN for example in fewer) == 10
+    assert all(own.label in (UNKNOWN, example.label) for own, example in zip(fewer, examples))
+    alone = benchmark_distill.with_fewer_labels(examples, trained("alone", share=0.1), benchmark_distill.LADDER["alone"], [])
+    assert len(alone) == 10 and benchmark_distill.with_fewer_labels(examples, trained("KL"), recipe, []) is examples
+
+
+def test_the_ladder_is_drawn(tmp_path):
+    row = {"name": "alone", "epochs": 24, "labels": 1.0, "num_seeds": 2, "test": 0.5, "interval": [0.4, 0.6]}
+    benchmark_distill.plot_ladder([row, row | {"labels": 0.5, "interval": None}], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("distill --seeds 0 0", "--seeds must be different values, got 0 0"),
+        ("distill --output_file OUT/new.json", "--output_file must leave .*new.png free for the picture"),
         ("students --seeds 0 0", "--seeds must be different values, got 0 0"),
         ("students --seeds -1", "must lie between 0 and 2\\*\\*32 - 1, got -1"),
         ("students --learning_rate -1", "must be positive and finite, got -1"),

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, EvalPrediction
 
 from distill.compress.teachers import load_classifier
+from distill.data.examples import UNKNOWN
 from distill.data.normalisation import Normalisation
 from distill.data.targets import CLASSES
 from distill.data.transforms import BatchMix, BatchTransform, TransformSettings
@@ -34,13 +35,17 @@ class ImageClassification(Objective):
         self.register_buffer("class_weights", class_weights)
 
     def augment(self, pixels: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Classes (B,) become probabilities (B, K), which are mixed together with the images."""
-        probabilities = nn.functional.one_hot(targets, len(self.class_names)).to(pixels.dtype)
-        return self.mix(self.transform(pixels), probabilities)
+        """Classes (B,) become probabilities (B, K), which are mixed together with the images; those of `UNKNOWN` are 0."""
+        known = (targets != UNKNOWN).unsqueeze(1)
+        probabilities = nn.functional.one_hot(targets.clamp(min=0), len(self.class_names)) * known
+        return self.mix(self.transform(pixels), probabilities.to(pixels.dtype))
 
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
         logits = model(pixel_values=self.normalise(pixels)).logits
         smoothing, weight = self.label_smoothing, self.class_weights
+        if targets.is_floating_point():  # PyTorch would smooth the zeros of unknown classes too
+            even = targets.sum(dim=1, keepdim=True) / targets.shape[1]
+            targets, smoothing = targets.lerp(even, smoothing), 0.0
         loss = nn.functional.cross_entropy(logits.float(), targets, weight=weight, label_smoothing=smoothing)
         return Output(loss=loss, predictions=logits)
 

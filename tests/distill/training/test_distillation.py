@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from distill.compress.teachers import Classifier, TeacherError, Teachers
-from distill.data.examples import collate
+from distill.data.examples import UNKNOWN, collate
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.training.finetune import finetune
@@ -22,7 +22,7 @@ from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings
 from distill.training.tasks.segmentation import SemanticSegmentation
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint
-from swin_hf.distillation_losses import LOSSES, kl_divergence
+from swin_hf.distillation_losses import LOSSES, kl_divergence, nkd
 
 PLAIN = {"randaugment_ops": 0, "color_jitter": 0, "random_erasing": 0, "mixup_alpha": 0, "cutmix_alpha": 0}
 NAMES = ["blue", "green", "red"]
@@ -76,6 +76,23 @@ def test_weights_fall_by_their_schedule(name, make_model):
         objective.progress = progress
         loss = objective(student, pixels, targets).loss
         torch.testing.assert_close(loss, 0.5 * cross_entropy(logits, targets) + 2 * share * distilled)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_images_of_unknown_classes_learn_from_the_teacher_alone(make_model, smoothing):
+    own = ImageClassification(PLAIN_PROCESSOR, NAMES, TransformSettings(**PLAIN), smoothing)
+    student, teacher = make_model(drop_path_rate=0.0).train(), Classifier(make_model(), PLAIN_PROCESSOR)
+    pixels, targets = torch.rand(4, 3, 16, 16), torch.tensor([0, UNKNOWN, 1, UNKNOWN])
+    for name in ("kl", "nkd"):
+        output = Distillation(own, teacher, DistillationSettings(kd_loss=name))(student, pixels, targets)
+        logits = student((pixels - 0.5) / 0.5).logits
+        labelled = cross_entropy(logits[[0, 2]], targets[[0, 2]], label_smoothing=smoothing, reduction="sum") / 4
+        torch.testing.assert_close(output.parts["task_loss"], labelled)
+        if name == "kl":
+            torch.testing.assert_close(output.parts["kd_loss"], kl_divergence(logits, teacher(pixels)))
+        else:
+            known = nkd(logits[[0, 2]], teacher(pixels)[[0, 2]], targets[[0, 2]])
+            torch.testing.assert_close(output.parts["kd_loss"], known)
 
 
 def test_evaluations_are_those_of_the_task(make_model):
