@@ -8,6 +8,7 @@ python scripts/benchmark.py edge --parts frontier                  # programs co
 python scripts/benchmark.py edge --parts grid                      # what choices of a student cost
 python scripts/benchmark.py students                               # accuracy and latency of small architectures (hours)
 python scripts/benchmark.py distill                                # what a teacher is worth (hours)
+python scripts/benchmark.py distill-steps                          # what a teacher costs in a step
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -30,6 +31,7 @@ from benchmark_distill import benchmark_distill, work_distill, work_teacher
 from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
+from benchmark_steps import benchmark_steps
 from benchmark_students import benchmark_students, work_student
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
@@ -115,6 +117,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill.json"), metavar="FILE")
     command.set_defaults(run=benchmark_distill)
+    command = commands.add_parser("distill-steps", help="steps of distillation against those of the student and the teacher")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads")
+    command.add_argument("--repeats", type=positive, default=10, help="timed steps of each kind")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill_steps.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_steps)
     add_workers(commands)
     return parser
 

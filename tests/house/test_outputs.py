@@ -19,7 +19,8 @@ FOLDERS = {
     "edge/__main__.py app android": "{edge} --output_dir {out}",
     "swin_hf/convert.py": "{checkpoint} {out}",
 }
-FILES = [f"scripts/benchmark.py {name}" for name in ("model", "train", "edge", "students", "weight-init")]
+BENCHMARKS = ("model", "train", "edge", "students", "distill", "distill-steps", "weight-init")
+FILES = [f"scripts/benchmark.py {name}" for name in BENCHMARKS]
 OWN = (  # what people have, some of it named like our files and folders
     *("thesis.txt", "data/thesis.txt", "report/final.docx", "checkpoint-5000/weights.bin", "samples/1.png", "model.pte/a"),
     *(

@@ -13,6 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import benchmark_distill
+import benchmark_steps
 import benchmark_students
 from benchmark import main
 from benchmark_edge import paired_difference
@@ -170,6 +171,17 @@ def test_labels_are_left_out_for_a_share_of_the_images():
     assert all(own.label in (UNKNOWN, example.label) for own, example in zip(fewer, examples))
     alone = benchmark_distill.with_fewer_labels(examples, trained("alone", share=0.1), benchmark_distill.LADDER["alone"], [])
     assert len(alone) == 10 and benchmark_distill.with_fewer_labels(examples, trained("KL"), recipe, []) is examples
+
+
+def test_steps_of_distillation_are_those_of_the_training(tmp_path):
+    """All four kinds run; with the cache the loss is that with the teacher."""
+    case = benchmark_steps.CASES["hybrids of the digit scenes"]
+    steps = benchmark_steps.steps_of(case[0](), case[1](), SIDE, 4, torch.device("cpu"), tmp_path)
+    times = benchmark_steps.interleaved(steps, 1, torch.device("cpu"))
+    assert list(times) == ["teacher", "student", "distillation", "cache"] and min(times.values()) > 0
+    row = {"name": "both", "side": 64, "batch_size": 4, "over_sum": 1.02, "cache_speed_up": 1.5}
+    table = benchmark_steps.described([row | {f"{name}_ms": 2.0 for name in times}])
+    assert table.endswith("| both | 4 x 64 px | 2.0 | 2.0 | 2.0 | 1.02 | 2.0 (1/1.5) |")
 
 
 def test_the_ladder_is_drawn(tmp_path):
