@@ -28,6 +28,7 @@ from benchmark_students import (
     STUDENTS,
     described,
     plot_students,
+    rates_to_try,
     settled_rates,
 )
 from benchmark_trainings import mean_and_interval
@@ -114,6 +115,15 @@ def test_neither_half_nor_twice_of_a_settled_learning_rate_is_better(monkeypatch
     of_middle = [rate for name, rate, seed in trained if name == MIDDLE]
     assert of_middle == [0.002, 0.001, 0.004, 0.0005, 0.00025] and {seed for *_, seed in trained} == {5}
     assert [rate for name, rate, _ in trained if name == STUDENTS[0].name] == [0.002, 0.001, 0.004, 0.008]
+
+
+def test_learning_rates_are_tried_as_long_as_they_gain_a_point():
+    assert rates_to_try({}, 0.002) == [0.002]
+    assert rates_to_try({0.002: 0.5}, 0.002) == [0.001, 0.004]
+    assert rates_to_try({0.002: 0.5, 0.001: 0.4, 0.004: 0.505}, 0.002) == []
+    assert rates_to_try({0.002: 0.5, 0.001: 0.4, 0.004: 0.52}, 0.002) == [0.008]
+    assert rates_to_try({0.002: 0.5, 0.001: 0.53, 0.004: 0.52}, 0.002) == [0.0005]
+    assert rates_to_try({0.002: 0.5, 0.001: 0.53, 0.004: 0.4, 0.0005: 0.5}, 0.002) == []
 
 
 def rows_of(students):
