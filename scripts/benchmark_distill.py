@@ -1,7 +1,8 @@
 """What is a teacher worth? A student trained alone and in every way of distillation, for the same steps, on digit scenes.
 
-All trainings of a seed see the same augmented images. A recipe counts by its test accuracy, over several seeds, against the
-student trained alone with the same seeds; the best combination is chosen by the validation images.
+All trainings of a seed see the same augmented images, but for those with fewer labels and no teacher, which see fewer images
+more often. A recipe counts by its test accuracy, over several seeds, against the student trained alone with the same seeds.
+The best combination is chosen by the validation images.
 """
 
 import argparse
@@ -15,21 +16,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from benchmark_outputs import picture_beside
-from benchmark_students import CONFIG, NUM_CLASSES, PROCESSOR, hybrid, resnet
+from benchmark_students import CONFIG, PROCESSOR, hybrid, resnet
 from benchmark_trainings import mean_and_interval, run_all
 from transformers import PreTrainedModel, set_seed
 
-from distill.compress.teachers import Teachers, load_classifier
+from distill.compress.teachers import Classifier, Teachers, load_classifier
 from distill.compress.weight_selection import select_weights
 from distill.data.examples import UNKNOWN, Example, to_tensor
 from distill.training.cache_writing import cache_teacher
 from distill.training.finetune import (
     METRICS,
     RECORD,
+    TrainingData,
     build_model,
     find_training_images,
     finetune,
     look_through,
+    open_cache,
     train_model,
 )
 from distill.training.settings import FinetuneSettings, parse_finetune_settings, settled
@@ -65,6 +68,12 @@ class Recipe:
     def uses_maps(self) -> bool:
         return "feature_loss" in self.options
 
+    def __str__(self) -> str:
+        options = [f"{name} {value}" for name, value in self.options.items()]
+        return ", ".join(
+            [*options, *(["selected weights"] if self.selected else []), *(f"from the {own}" for own in self.teachers)]
+        )
+
 
 OF_LOGITS = {  # by name, with the weights that their papers or common practice give them
     "KL": {"kd_loss": "kl"},
@@ -90,6 +99,7 @@ class Training:
     """A training to run.
 
     recipe: as JSON values. share: of the training images that have labels. folder: with teachers and caches.
+    teaching: how long and at which learning rate the teachers were trained.
     """
 
     name: str
@@ -99,27 +109,30 @@ class Training:
     share: float
     learning_rate: float
     folder: str
+    teaching: str
 
     @property
     def key(self) -> str:
         labels = "" if self.share == 1 else f", labels {self.share:g}"
-        return f"{self.name}{labels}, seed {self.seed}, learning rate {self.learning_rate:g}, {self.epochs} epochs"
+        taught = f" ({recipe_of(self)}; teachers of {self.teaching})" if self.name != ALONE else ""
+        return f"{self.name}{taught}{labels}, seed {self.seed}, learning rate {self.learning_rate:g}, {self.epochs} epochs"
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher to train, or to ask about the images of a seed if `seed` is given."""
+    """A teacher to train, or to ask about the images of a training of `epochs` epochs, if `seed` is given."""
 
     teacher: str
     epochs: int
     learning_rate: float
     folder: str
+    teaching: str
     seed: int | None = None
 
     @property
     def key(self) -> str:
-        what = f"teacher {self.teacher}, learning rate {self.learning_rate:g}, {self.epochs} epochs"
-        return what if self.seed is None else f"{what}, asked for seed {self.seed}"
+        asked = "" if self.seed is None else f", asked for {self.epochs} epochs of seed {self.seed}"
+        return f"teacher {self.teacher} of {self.teaching}{asked}"
 
 
 def benchmark_distill(arguments: argparse.Namespace) -> None:
@@ -154,7 +167,8 @@ def benchmark_distill(arguments: argparse.Namespace) -> None:
 
 def teach(arguments: argparse.Namespace, folder: Path, done: dict, report: dict) -> None:
     """Train the teachers, and write what they say of the images of each seed and length."""
-    teachings = [Teaching(name, arguments.teacher_epochs, arguments.learning_rate / 2, str(folder)) for name in TEACHERS]
+    rate, length = arguments.learning_rate / 2, arguments.teacher_epochs
+    teachings = [Teaching(name, length, rate, str(folder), teaching_of(arguments)) for name in TEACHERS]
     run_all("teacher-worker", teachings, done, arguments, report)
     lengths = (arguments.epochs, 2 * arguments.epochs)
     asked = [
@@ -170,7 +184,7 @@ def run_ladder(
     trainings = []
     for seed in arguments.seeds:
         for name, recipe in ladder.items():
-            own = Training(name, asdict(recipe), seed, arguments.epochs, 1.0, arguments.learning_rate, str(folder))
+            own = training_of(name, recipe, seed, arguments, folder)
             trainings.append(own)
             if name in (ALONE, BEST):
                 trainings += [replace(own, share=share) for share in SHARES if share or name == BEST]
@@ -179,14 +193,25 @@ def run_ladder(
     return trainings
 
 
+def training_of(name: str, recipe: Recipe, seed: int, arguments: argparse.Namespace, folder: Path) -> Training:
+    """A training of usual length with all labels."""
+    rate, teaching = arguments.learning_rate, teaching_of(arguments)
+    return Training(name, asdict(recipe), seed, arguments.epochs, 1.0, rate, str(folder), teaching)
+
+
+def teaching_of(arguments: argparse.Namespace) -> str:
+    return f"{arguments.teacher_epochs} epochs at {arguments.learning_rate / 2:g}"
+
+
+def recipe_of(training: Training) -> Recipe:
+    return Recipe(**training.recipe | {"teachers": tuple(training.recipe["teachers"])})
+
+
 def best_of(ladder: dict[str, Recipe], arguments: argparse.Namespace, folder: Path, done: dict) -> Recipe:
     """What is best on the validation images of all seeds: a loss of logits, with maps and selected weights if they help."""
 
     def judged(name: str) -> float:
-        own = [
-            Training(name, asdict(ladder[name]), seed, arguments.epochs, 1.0, arguments.learning_rate, str(folder))
-            for seed in arguments.seeds
-        ]
+        own = [training_of(name, ladder[name], seed, arguments, folder) for seed in arguments.seeds]
         return float(np.mean([done[training.key]["validation"] for training in own]))
 
     logits = max(OF_LOGITS, key=judged)
@@ -217,9 +242,9 @@ def save_start(model: PreTrainedModel, folder: Path) -> None:
 def work_teacher(arguments: argparse.Namespace) -> None:
     """Train a teacher, or write its cache for a seed; prints figures as JSON."""
     own = Teaching(**arguments.teaching)
-    teacher = Path(own.folder) / "teachers" / own.teacher
+    teacher = teacher_folder(own, own.teacher)
     if own.seed is not None:
-        cache = cache_folder(own.folder, own.teacher, own.seed, own.epochs)
+        cache = cache_folder(own, own.teacher)
         options = {"teacher": teacher, "teacher_cache": cache}
         print(json.dumps(cache_teacher(settings_of(cache, teacher, own.seed, own.epochs, own.learning_rate, **options))))
         return
@@ -234,14 +259,18 @@ def work_teacher(arguments: argparse.Namespace) -> None:
     )
 
 
-def cache_folder(folder: str, teacher: str, seed: int, epochs: int) -> Path:
-    return Path(folder) / "caches" / f"{teacher}-seed{seed}-{epochs}"
+def teacher_folder(own: Training | Teaching, teacher: str) -> Path:
+    return Path(own.folder) / own.teaching / teacher
+
+
+def cache_folder(own: Training | Teaching, teacher: str) -> Path:
+    return Path(own.folder) / own.teaching / f"{teacher}, seed {own.seed}, {own.epochs} epochs"
 
 
 def work_distill(arguments: argparse.Namespace) -> None:
     """Train the student by one recipe; prints figures as JSON."""
     own = Training(**arguments.training)
-    recipe = Recipe(**own.recipe | {"teachers": tuple(own.recipe["teachers"])})
+    recipe = recipe_of(own)
     set_seed(own.seed)
     with tempfile.TemporaryDirectory() as work_dir:
         start, trained = Path(work_dir) / "start", Path(work_dir) / "trained"
@@ -255,10 +284,11 @@ def work_distill(arguments: argparse.Namespace) -> None:
         data = look_through(settings, stream, found, known=False)
         model = build_model(settings, data.class_names)
         if recipe.selected:
-            select_weights(model, teacher_of(own.folder, HYBRID, data.class_names).model)
+            select_weights(model, teacher_of(own, HYBRID, data.class_names).model)
+        teacher = teachers_of(own, recipe, settings, data)
         examples = with_fewer_labels(data.examples["train"], own, recipe, data.class_names)
         data = replace(data, examples=data.examples | {"train": examples})
-        figures = train_model(settings, model, data, teacher=teachers_of(own, recipe, data.class_names))
+        figures = train_model(settings, model, data, teacher=teacher)
         history = json.loads((trained / METRICS).read_text())["history"]
     by_epoch = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
     print(
@@ -268,17 +298,21 @@ def work_distill(arguments: argparse.Namespace) -> None:
     )
 
 
-def teacher_of(folder: str, name: str, class_names: list[str]):
-    return load_classifier(Path(folder) / "teachers" / name, class_names)
+def teacher_of(own: Training, name: str, class_names: list[str]) -> Classifier:
+    return load_classifier(teacher_folder(own, name), class_names)
 
 
-def teachers_of(own: Training, recipe: Recipe, class_names: list[str]) -> Teachers | TeacherCache | None:
+def teachers_of(
+    own: Training, recipe: Recipe, settings: FinetuneSettings, data: TrainingData
+) -> Teachers | TeacherCache | None:
     """What the recipe learns from: a cache where one teacher's logits are enough."""
     if not recipe.teachers:
         return None
     if len(recipe.teachers) == 1 and not recipe.uses_maps:
-        return TeacherCache(cache_folder(own.folder, recipe.teachers[0], own.seed, own.epochs), NUM_CLASSES, own.epochs)
-    return Teachers([teacher_of(own.folder, name, class_names) for name in recipe.teachers])
+        (name,) = recipe.teachers
+        cached = replace(settings, teacher=str(teacher_folder(own, name)), teacher_cache=str(cache_folder(own, name)))
+        return open_cache(cached, data)
+    return Teachers([teacher_of(own, name, data.class_names) for name in recipe.teachers])
 
 
 def with_fewer_labels(examples: list[Example], own: Training, recipe: Recipe, class_names: list[str]) -> list[Example]:
@@ -289,7 +323,7 @@ def with_fewer_labels(examples: list[Example], own: Training, recipe: Recipe, cl
     if own.share == 1:
         return examples
     if own.share == 0:
-        teacher = teacher_of(own.folder, recipe.teachers[0], class_names)
+        teacher = teacher_of(own, recipe.teachers[0], class_names)
         with torch.no_grad():
             found = [int(teacher(to_tensor(example.source.load())[None].float() / 255).argmax()) for example in examples]
         return [replace(example, label=label) for example, label in zip(examples, found)]

@@ -23,7 +23,7 @@ from distill.training.optimisation import parameter_groups
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings
 from distill.training.tasks.task import Objective
-from distill.training.teacher_cache import Shard, TeacherCache, finish_epoch, folder_of
+from distill.training.teacher_cache import Shard, TeacherCache, begin_epoch, finish_epoch, folder_of
 from edge.device.environment import describe_machine, installed_versions
 from swin_hf import SwinHfForImageClassification, SwinHfImageProcessorPil
 from swin_hf.output_folders import write_json
@@ -82,8 +82,9 @@ def steps_of(
     with torch.no_grad():
         shard = Shard(0)
         shard.add(crops, teachers(pixels))
+    begin_epoch(folder, 0)
     shard.write(folder_of(folder, 0), 0)
-    finish_epoch(folder, 0)
+    finish_epoch(folder, 0, num_processes=1)
     cache = TeacherCache(folder, NUM_CLASSES, 1)
     objectives = {
         "student": own,

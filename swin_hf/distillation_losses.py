@@ -54,14 +54,14 @@ def nkd(
 
         -t_c log s_c - gamma T^2 sum over i != c of N(t)_i log N(s)_i
 
-    targets: classes, (B,) or (B, H, W), where `ignored` counts for nothing; or probabilities (B, K) of at most two classes, as
+    targets: classes (B,), or (B, H, W), where `ignored` counts for nothing; or probabilities (B, K) of at most two classes, as
         mixup makes them, with the mean of both losses.
     """
     student, teacher = _rows(student_logits).float(), _rows(teacher_logits).float()
     if targets.is_floating_point():
         shares, labels = targets.float().topk(min(2, targets.shape[1]), dim=1)
     else:
-        known = targets.flatten() != ignored
+        known = targets.flatten() != (ignored if targets.ndim > 1 else -1)
         shares, labels = known.float()[:, None], (targets.flatten() * known)[:, None]
     loss = student.new_zeros(())
     for share, label in zip(shares.T, labels.T):

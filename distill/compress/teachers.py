@@ -168,7 +168,7 @@ def _load(
         raise TeacherError(
             f"{checkpoint} must have an image processor with a size, got none; correct preprocessor_config.json"
         )
-    order = None if class_names is None else _class_order(config, class_names, checkpoint)
+    order = _class_order(config, class_names, checkpoint)
     return kind(model, processor, order).eval().requires_grad_(False)
 
 
@@ -203,12 +203,14 @@ def distinct_names(config: PreTrainedConfig) -> list[str]:
     return names
 
 
-def _class_order(config: PreTrainedConfig, class_names: list[str], checkpoint: str | Path) -> list[int] | None:
-    """The index of each of the data's classes in the model's output; None if the order is the same."""
+def _class_order(config: PreTrainedConfig, class_names: list[str] | None, checkpoint: str | Path) -> list[int] | None:
+    """The index of each of the data's classes in the model's output; None if the order is the same, or any will do."""
     try:
         model_names = distinct_names(config)
     except ValueError as error:
         raise TeacherError(f"{checkpoint}: {error}") from error
+    if class_names is None:
+        return None
     unnamed = model_names == [f"LABEL_{index}" for index in range(len(model_names))]
     if model_names == class_names or (unnamed and len(model_names) == len(class_names)):
         return None

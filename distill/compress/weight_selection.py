@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from distill.compress.teachers import distinct_names
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfModel
-from swin_hf.configuration_swin_hf import SwinHfConfig, class_names
+from swin_hf.configuration_swin_hf import SwinHfConfig
 from swin_hf.convolutions_swin_hf import SwinHfConvDownsample, SwinHfConvStem, SwinHfMBConv
 from swin_hf.layers_swin_hf import (
     SwinHfAttention,
@@ -44,16 +45,22 @@ class Selection:
         sizes = [(parameter.data_ptr() in taken, parameter.numel()) for parameter in model.parameters()]
         return sum(size for was_taken, size in sizes if was_taken) / sum(size for _, size in sizes)
 
-    def take(self, own: torch.Tensor, other: torch.Tensor) -> None:
+    def take(self, own: torch.Tensor, other: torch.Tensor) -> bool:
         """Take one tensor, already selected; it is left out if the shapes differ, as those of kernels may."""
-        if own.shape == other.shape:
-            own.data.copy_(other)
-            self.taken.append(own.data)
+        if own.shape != other.shape:
+            return False
+        own.data.copy_(other)
+        self.taken.append(own.data)
+        return True
 
     def take_layer(
         self, own: nn.Module, other: nn.Module, outputs: torch.Tensor | None = None, inputs: torch.Tensor | None = None
-    ) -> None:
-        """Take the weights and statistics of a linear layer, a convolution or a norm, at these channels; None: at all."""
+    ) -> bool:
+        """Take the weights and statistics of a linear layer, a convolution or a norm, at these channels; None: at all.
+
+        Returns whether all were taken.
+        """
+        taken = True
         others = dict(other.named_parameters()) | dict(other.named_buffers())
         for name, tensor in [*own.named_parameters(), *own.named_buffers()]:
             source = others.get(name)
@@ -63,7 +70,8 @@ class Selection:
                 source = source[outputs]
             if inputs is not None and source.ndim > 1:
                 source = source[:, inputs]
-            self.take(tensor, source)
+            taken &= self.take(tensor, source)
+        return taken
 
 
 def evenly(count: int, total: int) -> torch.Tensor:
@@ -159,9 +167,9 @@ def _take_embeddings(
 def _take_conv(
     selection: Selection, own: nn.Module, other: nn.Module, outputs: torch.Tensor, inputs: torch.Tensor | None = None
 ) -> None:
-    """A convolution with its norm; `inputs` of None: all, or the one of a depthwise convolution."""
-    selection.take_layer(own.conv, other.conv, outputs, inputs)
-    selection.take_layer(own.norm, other.norm, outputs)
+    """A convolution with its norm, or neither; `inputs` of None: all, or the one of a depthwise convolution."""
+    if selection.take_layer(own.conv, other.conv, outputs, inputs):
+        selection.take_layer(own.norm, other.norm, outputs)
 
 
 def _take_block(
@@ -256,7 +264,10 @@ def _take_classifier(selection: Selection, student: nn.Module, larger: nn.Module
     head, larger_head = getattr(student, "classifier", None), getattr(larger, "classifier", None)
     if not (isinstance(head, nn.Linear) and isinstance(larger_head, nn.Linear)):
         return
-    names, larger_names = class_names(student.config), class_names(larger.config)
+    try:
+        names, larger_names = distinct_names(student.config), distinct_names(larger.config)
+    except ValueError:  # one of them does not name its classes
+        return
     if sorted(names) == sorted(larger_names):
         order = torch.tensor([larger_names.index(name) for name in names])
         selection.take_layer(head, larger_head, order, channels)

@@ -16,7 +16,7 @@ from edge.device.image import UnreadableImageError
 
 UNKNOWN = -1  # the label of a training image whose class is not known, of which a student learns from its teacher alone
 T = TypeVar("T")
-KEPT_BYTES = 2**29  # of decoded images, in each process
+KEPT_BYTES = 2**29  # of the decoded images of each split, in each process
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def has_no_classes(dataset: str) -> bool:
     return False
 
 
-def files_behind(dataset: str) -> list[Path]:
-    """The files that are read for the images of `--dataset` and their classes; none if it is embedded or on the Hub."""
+def files_behind(dataset: str, targets: Targets = CLASSES) -> list[Path]:
+    """The files that are read for the images of `--dataset` and their targets; none if it is embedded or on the Hub."""
     path = Path(dataset)
     if is_table(path):
         return [path, *paths_in_table(path)]
@@ -122,7 +122,7 @@ def files_behind(dataset: str) -> list[Path]:
     if any((path / name).is_file() for name in SAVED) or holds_parquet(listing):
         return [path / file for file in stored if not any(is_hidden(part) for part in file.parts)]
     try:
-        found = CLASSES.in_folder(listing, None)
+        found = targets.in_folder(listing, None)
     except DataError:  # said when the images are needed
         return [path / image for image in listing.images]
     return [source.open() for images in found.images.values() for source in images]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.finding import files_behind
+from distill.data.targets import CLASSES, Targets
 from edge.device.names import as_utf8
 
 TEXTS = (".csv", ".jsonl", ".json", ".txt", ".py")
@@ -22,10 +23,10 @@ WEIGHTS = (".safetensors", ".bin", ".index.json", ".py")
 Facts = list[list]  # name, size, and SHA-256 or time of change, for each file
 
 
-def data_files(dataset: str) -> Facts:
+def data_files(dataset: str, targets: Targets = CLASSES) -> Facts:
     """The files of `--dataset` that are read; none if it is embedded or on the Hub."""
     folder = Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent
-    return _facts(files_behind(dataset), folder)
+    return _facts(files_behind(dataset, targets), folder)
 
 
 def checkpoint_files(name: str) -> Facts:

@@ -14,7 +14,7 @@ from distill.pipeline.settings import OWN_TEACHER, Settings
 from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.training.finetune import build_model
-from distill.training.models import ModelChoice, ModelError, load_processor, start_with
+from distill.training.models import ModelChoice, ModelError, load_larger, load_processor, start_with
 from distill.training.optimisation import parameter_groups
 from swin_hf import SwinHfForImageClassification
 from swin_hf.output_folders import check_apart
@@ -62,7 +62,7 @@ def check(run: Run, stages: list[Stage]) -> None:
     if "teacher" in to_build:
         choice = settings.teacher.choice
         if is_used_unchanged(choice, names):
-            teacher = load_classifier(choice.name, names).model
+            load_classifier(choice.name, names)
         else:
             teacher = check_model(run, choice, names)
     if {"student", "prune", "recover"} & set(to_build):
@@ -75,7 +75,12 @@ def check(run: Run, stages: list[Stage]) -> None:
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
         if starts_with_teacher:
-            start_with(student, teacher or run.classifier("teacher").model, choice, announce=False)
+            source = settings.teacher.choice
+            larger = teacher if "teacher" in to_build and source.is_preset else None
+            if larger is None:
+                checkpoint = source.name if "teacher" in to_build else str(run.folder / "teacher")
+                larger = load_larger(replace(choice, init_from=checkpoint))
+            start_with(student, larger, choice, announce=False)
         if "prune" in to_build:
             check_prunable(student, settings.prune.prune_heads, settings.prune.prune_mlp)
 

@@ -172,7 +172,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         labelled_by_teacher=data_facts.get("labels") == "teacher",
-        probabilities=[trust(step) for step in top],
+        probabilities=[] if data_facts.get("labels") == "teacher" else [trust(step) for step in top],
         robustness=[robustness_of(step, answer, some) for step, answer in answers.items()],
         changes=changes_of(top, labels, class_names),
     )

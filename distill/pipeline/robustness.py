@@ -35,7 +35,7 @@ def blur(pixels: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def brighten(pixels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Every value 0.1 higher."""
+    """Every value of red, green and blue 0.1 higher; ImageNet-C raises the V of HSV."""
     return adjust_brightness(pixels, BRIGHTER)
 
 

@@ -87,8 +87,8 @@ class TeacherSettings:
     labels: str = field(
         default="auto",
         metadata={
-            "help": "given: the classes of the images; teacher: those that the teacher finds, which it teaches without any "
-            "other label; auto: the teacher's for a folder of images that are not in folders of classes."
+            "help": "given: the classes of the images; teacher: those that the teacher finds, so that no others "
+            "are needed; auto: the teacher's for a folder of images that are not in folders of classes."
         },
     )
     more_teachers: str = field(

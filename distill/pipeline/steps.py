@@ -14,6 +14,7 @@ from transformers import set_seed
 from distill.compress.pruning import make_plan, measure_importance, prune
 from distill.compress.teachers import Classifier, Teachers, knows_classes, load_classifier
 from distill.data.examples import EvaluationImages, Example
+from distill.data.targets import CLASSES, NOTHING
 from distill.pipeline.inputs import checkpoint_files, data_files
 from distill.pipeline.measure import classifier_logits, program_logits
 from distill.pipeline.report import make_report, write_report
@@ -94,7 +95,8 @@ def build_recovered(run: Run, work_dir: Path) -> None:
 def build_edge(run: Run, work_dir: Path) -> None:
     """Quantize, lower to ExecuTorch, and run the program."""
     data = run.folder / "data"
-    settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=data / "validation")
+    held_out = None if run.data().labelled_by_teacher else data / "validation"  # whose accuracy would be an agreement
+    settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=held_out)
     manifest = export_into(work_dir, run.folder / "recovered", run.folder / "edge", settings)
     parity = manifest.parity["program"]
     print(
@@ -190,7 +192,8 @@ def _of_images(settings: Settings) -> dict[str, Any]:
     own = {name: value for name, value in asdict(settings.images).items() if name != "dataset_name"}
     if settings.is_unlabelled:
         own |= {"labels": "teacher", "labeller": [settings.teacher.teacher, checkpoint_files(settings.teacher.teacher)]}
-    return own | {"image_size": settings.task.image_size, "files": data_files(settings.images.dataset)}
+    files = data_files(settings.images.dataset, NOTHING if settings.is_unlabelled else CLASSES)
+    return own | {"image_size": settings.task.image_size, "files": files}
 
 
 def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:

@@ -99,8 +99,9 @@ def _write_examples(dataset: datasets.Dataset, class_names: list[str], count: in
     No two classes share a name, not even where the file system takes capitals for small letters.
     """
     folder.mkdir(exist_ok=True)
-    labels = dataset["label"]
-    by_class = [[index for index in range(len(labels)) if labels[index] == label] for label in range(len(class_names))]
+    labels, by_class = list(dataset["label"]), [[] for _ in class_names]
+    for index, label in enumerate(labels):
+        by_class[label].append(index)
     turns = (indices[turn] for turn in range(count) for indices in by_class if turn < len(indices))
     numbers = Counter()
     for index in list(turns)[:count]:

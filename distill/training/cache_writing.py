@@ -27,6 +27,7 @@ from distill.training.settings import FinetuneSettings, settled
 from distill.training.teacher_cache import (
     RECORD,
     Shard,
+    begin_epoch,
     check_facts,
     facts_of,
     finish_epoch,
@@ -53,7 +54,7 @@ def cache_teacher(settings: FinetuneSettings) -> dict[str, float]:
     require(bool(settings.teacher_cache), "teacher_cache", "name the folder to write", "none")
     settings.images.require_dataset()
     folder = Path(settings.teacher_cache)
-    settings = settled(settings).changed(output_dir=str(folder))
+    settings = settled(settings).changed(output_dir=str(folder), push_to_hub=False)
     for teacher in settings.teachers:
         check_apart(folder, "--teacher_cache", dataset=settings.images.dataset, teacher=teacher)
     with _claimed(settings, folder), explained_full_disk(folder, "free some space and call this again, which goes on"):
@@ -77,17 +78,20 @@ def _cache_teacher(settings: FinetuneSettings, folder: Path) -> dict[str, float]
     data = look_through(settings, stream, found, known=False)
     epochs = num_epochs_of(settings, len(data.examples["train"]))
     facts = facts_of(settings, data.class_names, data.examples["train"], epochs)
+    trainer, images = _loader_of(settings, data)
     if is_begun(folder):
         check_facts(folder, facts)
     elif arguments.process_index == 0:
         write_json(folder / RECORD, {"files": {}, "facts": facts})
-    trainer, images = _loader_of(settings, data)
     objective = trainer.objective.to(arguments.device)
     missing = [epoch for epoch in range(epochs) if why_incomplete(folder, epoch)]
     loader = trainer.get_train_dataloader()
     is_hidden = arguments.disable_tqdm or arguments.process_index > 0
     bar = tqdm(total=len(missing) * len(loader), unit="batch", disable=is_hidden)
     for epoch in missing:
+        if arguments.process_index == 0:
+            begin_epoch(folder, epoch)
+        trainer.accelerator.wait_for_everyone()
         shard = Shard(settings.distillation.kd_top_k)
         images.begin_epoch(epoch)
         for batch in _batches(loader, images, epoch, settings):
@@ -99,7 +103,7 @@ def _cache_teacher(settings: FinetuneSettings, folder: Path) -> dict[str, float]
         shard.write(folder_of(folder, epoch), arguments.process_index)
         trainer.accelerator.wait_for_everyone()
         if arguments.process_index == 0:
-            finish_epoch(folder, epoch)
+            finish_epoch(folder, epoch, arguments.world_size)
         trainer.accelerator.wait_for_everyone()
     bar.close()
     size = sum(size for name, size in list_files(folder).items() if name.endswith(".safetensors"))

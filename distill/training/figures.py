@@ -53,6 +53,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     probabilities: (n, K). labels: (n,).
     """
+    if not np.isfinite(probabilities).all():
+        return float("nan")
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=right - confidence, minlength=NUM_CALIBRATION_BINS)

@@ -33,7 +33,7 @@ from distill.training.stream_trainer import StreamTrainer
 from distill.training.tasks.distillation import Distillation, compare_features
 from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.teacher_cache import TeacherCache, check_facts, facts_of
-from distill.training.trainer import TaskTrainer, last_whole_checkpoint
+from distill.training.trainer import TaskTrainer, last_whole_checkpoint, steps_of_epoch
 from edge.device.errors import ExplainedError
 from swin_hf.model_card import as_markdown, figure_text, read_metrics
 from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
@@ -196,17 +196,20 @@ def train_model(
     if validated:
         kept_best = arguments.load_best_model_at_end and arguments.metric_for_best_model.removeprefix("eval_") == best
         figures[f"validation_{best}"] = trainer.state.best_metric if kept_best else validated[-1]
-    for name, value in objective.calibrate(trainer.predict(validation, metric_key_prefix="validation")).items():
-        setattr(model.config, name, value)
+    if objective.is_calibrated and not data.labelled_by_teacher:  # a teacher is always right about its own classes
+        for name, value in objective.calibrate(trainer.predict(validation, metric_key_prefix="validation")).items():
+            setattr(model.config, name, value)
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
         share = largest_class_share(prediction.label_ids) if best == "accuracy" else None
         metric = AGREEMENT if data.labelled_by_teacher else best
         evaluation = evaluation_of(metric, figures[f"test_{best}"], len(test), settings.images, share)
-        record = figures | objective.details(prediction)
+        record, history = figures | objective.details(prediction), trainer.state.log_history
         if data.labelled_by_teacher:
-            record = {name.replace("accuracy", AGREEMENT): value for name, value in record.items()}
-        write_metrics(output_dir, record | {"evaluation": evaluation, "history": trainer.state.log_history})
+            record, *history = (
+                {name.replace("accuracy", AGREEMENT): value for name, value in own.items()} for own in (record, *history)
+            )
+        write_metrics(output_dir, record | {"evaluation": evaluation, "history": history})
     return figures
 
 
@@ -296,9 +299,7 @@ def num_epochs_of(settings: FinetuneSettings, num_images: int) -> int:
     arguments = settings.trainer
     if arguments.max_steps <= 0:
         return math.ceil(arguments.num_train_epochs)
-    number = settings.transforms.repeated_augmentation * num_images
-    steps = number / _images_of_step(settings)
-    return math.ceil(arguments.max_steps / max(math.floor(steps) if arguments.dataloader_drop_last else math.ceil(steps), 1))
+    return math.ceil(arguments.max_steps / steps_of_epoch(arguments, settings.transforms.repeated_augmentation * num_images))
 
 
 def make_objective(settings: FinetuneSettings, config: PreTrainedConfig | None, processor, data: TrainingData) -> Objective:

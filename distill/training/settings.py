@@ -209,8 +209,9 @@ def check_together(settings: FinetuneSettings) -> None:
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
     split = sharded and settings.distillation.maps_weight > 0
     require(not split, "feature_loss", "be none where FSDP or DeepSpeed split the weights", settings.distillation.feature_loss)
-    partial = trainer.save_only_model and optimisation.ema_decay > 0
-    require(not partial, "save_only_model", "be false with --ema_decay, whose weights are saved besides the model's", True)
+    besides = optimisation.ema_decay > 0 or settings.distillation.maps_weight > 0
+    rule = "be false with --ema_decay and --feature_loss, whose weights are saved besides the model's"
+    require(not (trainer.save_only_model and besides), "save_only_model", rule, True)
     require(
         transforms.initial_image_size <= settings.task.image_size,
         "initial_image_size",
@@ -221,6 +222,8 @@ def check_together(settings: FinetuneSettings) -> None:
         taught = [name for name, task in TASKS.items() if task.load_teacher]
         require(settings.kind.load_teacher is not None, "teacher", f"come with {' or '.join(taught)}", settings.kind.name)
         require(all(settings.teachers), "teacher", "name checkpoints, separated by commas", settings.teacher)
+        teaches = settings.distillation.logits_weight or settings.distillation.maps_weight
+        require(bool(teaches), "teacher", "have something to teach, a --kd_loss or a --feature_loss with a weight", "neither")
     if settings.teacher_cache:
         rule = "come with a --teacher of image-classification and a --kd_loss, without --feature_loss and --streaming"
         own, is_segmented = settings.distillation, settings.kind.targets.have_masks

@@ -38,11 +38,11 @@ class CacheError(ExplainedError):
 def facts_of(settings: "FinetuneSettings", class_names: list[str], examples: list[Example], num_epochs: int) -> dict[str, Any]:
     """Everything that the logits in a cache depend on, as JSON values by the flags that decide them."""
     trainer, transforms = settings.trainer, settings.transforms
-    images = json.dumps([class_names, [(example.source.name, example.label) for example in examples]])
+    images = json.dumps([class_names, [(_content_of(example), example.label) for example in examples]])
     drops = trainer.dataloader_drop_last
     facts = {
         "teacher": [teacher_facts(name) for name in settings.teachers],
-        "dataset": sha256(images.encode("utf-8", "surrogatepass")).hexdigest(),
+        "dataset": {"sha256": sha256(images.encode()).hexdigest()},
         "image_size": settings.task.image_size,
         "augmentation": asdict(transforms),
         "seed": trainer.seed,
@@ -56,6 +56,12 @@ def facts_of(settings: "FinetuneSettings", class_names: list[str], examples: lis
     return facts
 
 
+def _content_of(example: Example) -> str:
+    """The sha256 of an image's file or bytes."""
+    opened = example.source.open()
+    return sha256(opened.read_bytes() if isinstance(opened, Path) else opened.getvalue()).hexdigest()
+
+
 def teacher_facts(name: str) -> dict[str, str]:
     """A teacher's name and, if it lies on this disk, the sha256 of its weights and configurations."""
     path = Path(name)
@@ -66,9 +72,9 @@ def teacher_facts(name: str) -> dict[str, str]:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a cache, if only of no epoch yet."""
+    """Whether a folder holds a cache of an epoch or more."""
     record = read_record(folder, RECORD)
-    return record is not None and "facts" in record
+    return record is not None and "facts" in record and any(folder.glob(f"*/{EPOCH}"))
 
 
 def check_facts(folder: Path, facts: dict[str, Any]) -> None:
@@ -143,14 +149,21 @@ class Shard:
         if self.top_k:
             classes = torch.cat(self.classes)
             tensors["classes"] = classes.short() if classes.max() < 2**15 else classes
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / f"process-{process}.safetensors")
 
 
-def finish_epoch(folder: Path, epoch: int) -> None:
-    """Record that the files of an epoch are complete."""
+def begin_epoch(folder: Path, epoch: int) -> None:
+    """An empty folder for an epoch; files of one that was not finished, or was damaged, are removed."""
     own = folder_of(folder, epoch)
-    names = sorted(path.name for path in own.glob("process-*.safetensors"))
+    own.mkdir(exist_ok=True)
+    for file in [own / EPOCH, *own.glob("process-*.safetensors")]:
+        file.unlink(missing_ok=True)
+
+
+def finish_epoch(folder: Path, epoch: int, num_processes: int) -> None:
+    """Record that the files of an epoch, one of each process, are complete."""
+    own = folder_of(folder, epoch)
+    names = [f"process-{process}.safetensors" for process in range(num_processes)]
     write_record(own, EPOCH, {"sha256": hashes_of(own, names)})
 
 

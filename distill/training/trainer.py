@@ -1,6 +1,7 @@
 """The training loop: `transformers.Trainer` for any task, with layer-wise rates, averaged weights and safe stops."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from pytorch_optimizer import Lamb
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
@@ -50,10 +51,9 @@ class TaskTrainer(Trainer):
         self.average = WeightAverage(self.model, optimisation.ema_decay) if optimisation.ema_decay else None
         self.diverged_at = torch.full((1,), -1, device=self.args.device)  # the first step whose loss was NaN or infinite
         self.loss_parts: dict[str, list[torch.Tensor]] = {}
-        # Of one image whose map is one token, batch normalisation has no statistics.
-        batch_size = self.args.train_batch_size * self.args.world_size
-        leaves_one = has_length(self.train_dataset) and len(self.train_dataset) % batch_size == 1
-        self._drop_last = self.args.dataloader_drop_last or leaves_one
+        self._drop_last = self.args.dataloader_drop_last
+        if has_length(self.train_dataset):
+            self._drop_last = drops_last(self.args, len(self.train_dataset))
         self._watch = AfterEveryStep(self)
         self.add_callback(self._watch)
         for callback in (PrinterCallback, ProgressCallback):
@@ -98,6 +98,14 @@ class TaskTrainer(Trainer):
             for name, value in output.parts.items():
                 self.loss_parts.setdefault(name, []).append(value.detach())
         return (output.loss, output) if return_outputs else output.loss
+
+    def training_step(self, *args, **kwargs):
+        loss, learned = super().training_step(*args, **kwargs), self.objective.learned
+        if learned is not None and self.args.world_size > 1 and self.accelerator.sync_gradients:
+            for parameter in learned.parameters():  # DistributedDataParallel averages the gradients of the model alone
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.args.world_size
+        return loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -247,13 +255,6 @@ class AfterEveryStep(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         torch.manual_seed(args.seed + args.process_index)  # each process drops other branches
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        learned = self.trainer.objective.learned
-        if learned is not None and args.world_size > 1:  # DistributedDataParallel averages the gradients of the model alone
-            for parameter in learned.parameters():
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= args.world_size
-
     def on_step_end(self, args, state, control, **kwargs):
         interruption.check()
         if self.trainer.objective.learned is not None:
@@ -273,6 +274,21 @@ class AfterEveryStep(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         self.trainer.check_loss()
+
+
+def drops_last(arguments: TrainingArguments, number: int) -> bool:
+    """Whether the last, smaller batch of so many training images is left out: if asked for, or if it has one image.
+
+    Of one image whose map is one token, batch normalisation has no statistics.
+    """
+    return arguments.dataloader_drop_last or number % (arguments.train_batch_size * arguments.world_size) == 1
+
+
+def steps_of_epoch(arguments: TrainingArguments, number: int) -> int:
+    """Steps of an epoch of so many training images, as the Trainer counts them."""
+    batch_size = arguments.train_batch_size * arguments.world_size
+    batches = number // batch_size if drops_last(arguments, number) else math.ceil(number / batch_size)
+    return max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

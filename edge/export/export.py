@@ -29,7 +29,7 @@ from edge.lower.lowering import Lowered, lower, trace
 from edge.lower.recipes import find_recipe
 from edge.lower.self_test import NUM_IMAGES, bundle
 from edge.lower.sensitivity import Sensitivity
-from swin_hf.calibration import fit_temperature
+from swin_hf.calibration import MIN_LABELLED_IMAGES, fit_temperature
 from swin_hf.output_folders import check_apart, check_free, check_holds_only, new_folder
 
 
@@ -76,7 +76,7 @@ def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings
     if of_graph.misses and not prepared.recipe.executable:  # no program will be run that could tell
         raise ExportError(f"recipe {prepared.recipe.name} {of_graph.misses}; nothing was written")
     temperature = float(getattr(prepared.model.config, "calibration_temperature", 1.0))
-    if prepared.held_out is not None:
+    if prepared.held_out is not None and len(prepared.held_out.classes) >= MIN_LABELLED_IMAGES:
         temperature = fit_temperature(chosen.held_out_logits, prepared.held_out.classes)
     constants = {
         "labels": tuple(prepared.labels),

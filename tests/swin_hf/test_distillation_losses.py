@@ -95,6 +95,12 @@ def test_nkd_of_images_of_mixtures_and_of_pixels(temperature):
     assert nkd(*maps, classes, temperature).item() == pytest.approx(np.mean(each[:5]), rel=1e-5)
 
 
+def test_class_255_of_images_is_a_class():
+    student, teacher, label = *torch.randn(2, 1, 300), torch.tensor([255])
+    one_hot = torch.nn.functional.one_hot(label, 300).float()
+    torch.testing.assert_close(nkd(student, teacher, label), nkd(student, teacher, one_hot))
+
+
 def test_nkd_without_any_known_pixel_is_nothing():
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
     loss = nkd(logits, torch.randn(1, 3, 2, 2), torch.full((1, 2, 2), 255))

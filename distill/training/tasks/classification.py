@@ -20,6 +20,8 @@ from swin_hf.calibration import fit_temperature
 class ImageClassification(Objective):
     """Cross-entropy with smoothed and mixed labels; in evaluation with the plain label."""
 
+    is_calibrated = True
+
     def __init__(
         self,
         processor,

@@ -54,6 +54,11 @@ class DistillationSettings:
             require(getattr(self, name) in SCHEDULES, name, f"be one of {', '.join(SCHEDULES)}", getattr(self, name))
         require(self.kd_top_k >= 0, "kd_top_k", "not be negative", self.kd_top_k)
         require(self.kd_temperature > 0, "kd_temperature", "be positive", self.kd_temperature)
+        softens = self.kd_loss not in ("hard", "none") or self.kd_temperature == 1
+        require(softens, "kd_temperature", "come with a --kd_loss that softens probabilities: kl, dist or nkd", self.kd_loss)
+        for name, value in (("feature_weight", 1.0), ("feature_schedule", "constant")):
+            has_effect = self.feature_loss != "none" or getattr(self, name) == value
+            require(has_effect, name, "come with a --feature_loss", getattr(self, name))
         weights = self.label_weight, self.logits_weight, self.maps_weight
         require(any(weights), "label_weight", "be positive where kd_loss and feature_loss have no weight", self.label_weight)
 
@@ -86,6 +91,7 @@ class Distillation(Objective):
     ):
         super().__init__()
         self.objective, self.settings, self.features = objective, settings, features
+        self.is_calibrated = objective.is_calibrated
         self.teacher = teacher.eval().requires_grad_(False) if isinstance(teacher, nn.Module) else teacher
 
     @property
@@ -102,7 +108,7 @@ class Distillation(Objective):
         return self.objective.augment(pixels, targets)
 
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
-        settings, student = self.settings, model if self.features is None else WithMaps(model)
+        settings, student = self.settings, model if self.features is None else WithMaps(model, self.features.indices)
         output = self.objective.learn(student, pixels, targets)
         logits, maps = self.ask(pixels, crops)
         parts, loss = {"task_loss": output.loss}, settings.label_weight * output.loss
@@ -158,4 +164,4 @@ def compare_features(
     student = WithMaps(model.eval())
     student(pixel_values=normalise(pixels))
     model.train(was_training)
-    return FeatureDistillation(FEATURE_LOSSES[kind], student.maps, teacher.with_maps(pixels)[1])
+    return FeatureDistillation(FEATURE_LOSSES[kind], student.maps, teacher.with_maps(pixels)[1], student.indices)

@@ -44,11 +44,18 @@ class FeatureDistillation(nn.Module):
     """The feature loss of a student and its teachers, with projectors that are trained with it and do not become part of it.
 
     student_maps, teachers_maps: of a batch, the latter for each teacher; they show the sizes.
+    indices: of the student's maps among its hidden states.
     """
 
-    def __init__(self, kind: FeatureLoss, student_maps: list[torch.Tensor], teachers_maps: list[list[torch.Tensor]]):
+    def __init__(
+        self,
+        kind: FeatureLoss,
+        student_maps: list[torch.Tensor],
+        teachers_maps: list[list[torch.Tensor]],
+        indices: list[int] | None = None,
+    ):
         super().__init__()
-        self.kind = kind
+        self.kind, self.indices = kind, indices
         self.pairs = [pairs_of_maps(student_maps, maps, kind.every_stage) for maps in teachers_maps]
         self.projectors = nn.ModuleList(
             nn.ModuleList(kind.projector(student_maps[own].shape[1], maps[other].shape[1]) for own, other in pairs)

@@ -48,11 +48,13 @@ class Objective(nn.Module, ABC):
     A batch is augmented once, so that a student and its teacher get the same pixels.
 
     seed: of the augmentation; the trainer sets it.
+    is_calibrated: whether `calibrate` finds anything.
     progress: share of the training that is done, from 0 to 1; the trainer sets it.
     """
 
     seed = 0
     progress = 0.0
+    is_calibrated = False
 
     @property
     def learned(self) -> nn.Module | None:

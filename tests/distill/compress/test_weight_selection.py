@@ -158,6 +158,26 @@ def test_heads_are_taken_for_the_same_classes_in_any_order():
     assert torch.equal(other.classifier.weight, before)
 
 
+def test_heads_of_unnamed_or_twice_named_classes():
+    twice = {"id2label": {0: "crane", 1: "crane", 2: "tench"}}
+    larger, student = (random_weights(SwinHfForImageClassification(config_of(twice))) for _ in range(2))
+    select_weights(student, larger)
+    assert torch.equal(student.classifier.weight, larger.classifier.weight)
+    larger.config.id2label = {1: "a", 2: "b", 3: "c"}
+    fresh = SwinHfForImageClassification(config_of(twice))
+    before = fresh.classifier.weight.clone()
+    select_weights(fresh, larger)
+    assert torch.equal(fresh.classifier.weight, before)
+
+
+def test_statistics_are_taken_with_their_convolution_alone():
+    larger = random_weights(SwinHfForImageClassification(config_of(KINDS["TinyViT"] | {"local_conv": 5})))
+    student = SwinHfForImageClassification(config_of(KINDS["TinyViT"]))
+    select_weights(student, larger)
+    norms = [student.state_dict()[name] for name in student.state_dict() if "local_conv" in name and "running_var" in name]
+    assert norms and all(torch.equal(norm, torch.ones_like(norm)) for norm in norms)
+
+
 def test_a_backbone_and_masked_images_start_with_a_classifiers_weights():
     larger = random_weights(SwinHfForImageClassification(config_of({}, 2)))
     config = config_of({"out_features": ["stage1", "stage2"], "encoder_stride": 4})

@@ -69,6 +69,7 @@ def test_calibration_error_is_that_of_its_definition():
             expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-9)
     assert calibration_error(np.eye(4), np.arange(4)) == 0
+    assert np.isnan(calibration_error(np.full((2, 2), np.nan), np.arange(2)))
 
 
 def test_temperatures_are_fitted_on_the_validation_images():

@@ -8,7 +8,13 @@ import pytest
 import torch
 from conftest import PLAIN_PROCESSOR
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
 from distill.compress.pruning import PruningError
 from distill.compress.teachers import TeacherError, Teachers
@@ -79,6 +85,16 @@ def test_a_student_starts_with_weights_of_the_runs_teacher(image_folder, make_mo
     with pytest.raises(ModelError, match="--student_init_from teacher: the larger model must have every stage"):
         run(image_folder, tmp_path / "other", *arguments, *narrow)
     assert not (tmp_path / "other" / "run" / "teacher").exists()
+
+
+def test_a_student_starts_with_weights_of_a_stock_teacher(image_folder, tmp_path, capsys):
+    names = {0: "blue", 1: "green", 2: "red"}
+    sizes = {"image_size": 16, "patch_size": 2, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    SwinForImageClassification(SwinConfig(**sizes, id2label=names)).save_pretrained(tmp_path / "stock")
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "stock")
+    arguments = ["--teacher", str(tmp_path / "stock"), "--student_init_from", "teacher", "--stages", "data,teacher,student"]
+    run(image_folder, tmp_path, *arguments)
+    assert "swin_edge_small starts with weights of teacher: 2 of 2 blocks" in capsys.readouterr().out
 
 
 def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):

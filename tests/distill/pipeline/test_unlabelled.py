@@ -1,6 +1,7 @@
 """Images without classes: the teacher finds them, and agreements take the place of accuracies up to the report."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.report import read_report, table
 from distill.pipeline.run_folder import Run, stored_examples
 from distill.pipeline.settings import parse_settings
+from distill.pipeline.steps import stages_of
 from swin_hf.model_card import read_metrics
 
 SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
@@ -64,6 +66,9 @@ def test_a_folder_and_a_teacher_are_enough(unlabelled, checkpoint, tmp_path, cap
         assert evaluation.metric == "teacher_agreement" and evaluation.low is not None
         assert evaluation.row[0].startswith("teacher agreement, ") and "%" in evaluation.row[1]
         assert not any("accuracy" in name for name in numbers)
+        assert "accuracy" not in (folder / stage / "metrics.json").read_text()
+    assert json.loads((folder / "edge" / "edge.json").read_text())["accuracy"] == {}
+    assert not report.probabilities  # the teacher's own classes say nothing about them
     assert json.loads((folder / "data" / "data.json").read_text())["class_names"] == ["blue", "green", "red"]
 
 
@@ -95,6 +100,26 @@ def test_classes_of_one_name_are_told_apart(unlabelled, make_model, tmp_path):
     PLAIN_PROCESSOR.save_pretrained(tmp_path / "birds")
     run_pipeline(settings_of(unlabelled, tmp_path / "birds", tmp_path, "--stages", "data,teacher"))
     assert Run(settings_of(unlabelled, tmp_path / "birds", tmp_path)).class_names == ["crane", "crane (2)", "tench"]
+
+
+def numbered_from_one(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"id2label": {"1": "a", "2": "b", "3": "c"}}))
+
+
+def test_a_teacher_that_misnames_its_classes_is_explained(unlabelled, checkpoint, tmp_path):
+    numbered_from_one(checkpoint)
+    with pytest.raises(TeacherError, match="id2label must name the classes 0 to 2"):
+        run_pipeline(settings_of(unlabelled, checkpoint, tmp_path))
+
+
+def test_images_outside_of_class_folders_count_too(image_folder, checkpoint, tmp_path):
+    loose = image_folder / "loose.png"
+    shutil.copy(next(image_folder.rglob("*.png")), loose)
+    Image.open(loose).rotate(90).save(loose)
+    settings = [image_folder, checkpoint, tmp_path, "--labels", "teacher", "--stages", "data"]
+    files = stages_of(Run(settings_of(*settings)))[0].settings["files"]
+    assert "loose.png" in {name for name, *_ in files} and len(files) == len(list(image_folder.rglob("*.png")))
 
 
 def test_a_teacher_without_classes_is_refused(unlabelled, checkpoint, tmp_path):

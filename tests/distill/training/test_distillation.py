@@ -67,11 +67,13 @@ def test_several_teachers_teach_the_mean_of_their_probabilities(make_model):
 def test_weights_fall_by_their_schedule(name, make_model):
     own = ImageClassification(PLAIN_PROCESSOR, NAMES, TransformSettings(**PLAIN))
     student, teacher = make_model(drop_path_rate=0.0).train(), Classifier(make_model(), PLAIN_PROCESSOR)
-    settings = DistillationSettings(kd_loss=name, kd_weight=2.0, kd_schedule="cosine", label_weight=0.5, kd_temperature=2.0)
+    temperature = 1.0 if name == "hard" else 2.0
+    weights = {"kd_weight": 2.0, "kd_schedule": "cosine", "label_weight": 0.5}
+    settings = DistillationSettings(kd_loss=name, kd_temperature=temperature, **weights)
     objective, pixels, targets = Distillation(own, teacher, settings), torch.rand(4, 3, 16, 16), torch.tensor([0, 2, 1, 0])
     one_hot = torch.nn.functional.one_hot(targets, 3).float()
     logits, expected = student((pixels - 0.5) / 0.5).logits, teacher.model((pixels - 0.5) / 0.5).logits
-    distilled = LOSSES[name](logits, expected, one_hot, 2.0)
+    distilled = LOSSES[name](logits, expected, one_hot, temperature)
     for progress, share in ((0, 1), (1 / 3, 0.75), (0.5, 0.5), (1, 0)):
         objective.progress = progress
         loss = objective(student, pixels, targets).loss
@@ -224,6 +226,10 @@ def test_mistakes_with_a_teacher_are_named_before_any_training(taught, image_fol
         (["--feature_loss", "l2"], "--feature_loss must be one of vkd, hints, none, got 'l2'"),
         (["--kd_schedule", "step"], "--kd_schedule must be one of constant, linear, cosine, got 'step'"),
         (["--label_weight", "0", "--kd_weight", "0"], "--label_weight must be positive where kd_loss and feature_loss"),
+        (["--kd_loss", "hard", "--kd_temperature", "2"], "--kd_temperature must come with a --kd_loss that softens"),
+        (["--feature_weight", "2"], "--feature_weight must come with a --feature_loss, got 2.0"),
+        (["--teacher", "x", "--kd_weight", "0"], "--teacher must have something to teach, a --kd_loss or a --feature_loss"),
+        (["--teacher", "x", "--kd_loss", "none"], "--teacher must have something to teach, a --kd_loss or a --feature_loss"),
         (["--feature_loss", "hints"], "--teacher must name a model to distil from with --feature_loss, got 'none'"),
         (["--kd_weight", "-1"], "--kd_weight must not be negative"),
         (["--kd_temperature", "0"], "--kd_temperature must be positive"),

@@ -13,6 +13,8 @@ from transformers import (
     ConvNextForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
+    HieraConfig,
+    HieraForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     SwinConfig,
@@ -66,6 +68,27 @@ def test_maps_of_any_architecture(kind):
     model(pixel_values=torch.rand(2, 3, 16, 16))
     assert [(own.shape[1], own.shape[2]) for own in model.maps] == SIZES[kind]
     assert all(own.shape[2] == own.shape[3] for own in model.maps)
+
+
+def test_maps_with_their_channels_last_are_turned():
+    config = HieraConfig(image_size=[64, 64], embed_dim=8, num_heads=[1, 2, 2, 4], depths=[1, 1, 1, 1], id2label=NAMES)
+    model = HieraForImageClassification(config).eval()
+    recorded, pixels = WithMaps(model), torch.rand(2, 3, 64, 64)
+    recorded(pixel_values=pixels)
+    states = model(pixels, output_hidden_states=True).reshaped_hidden_states
+    assert [tuple(own.shape[1:]) for own in recorded.maps] == [(8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
+    assert torch.equal(recorded.maps[-1], states[-1].permute(0, 3, 1, 2))
+    maps = torch.rand(1, 16, 16, 8)
+    assert as_map(maps, 64, 64).shape == (1, 8, 16, 16) and as_map(maps, 64, 32, tokens=torch.rand(1, 128, 16)) is maps
+    with pytest.raises(FeatureError, match="Odd must return feature maps of its images"):
+        as_map(torch.rand(1, 5, 7, 9), 64, 64, "Odd")
+
+
+@pytest.mark.parametrize("kind", FEATURE_LOSSES)
+def test_images_may_grow_though_small_ones_have_stages_of_one_size(kind, featured, tmp_path):
+    config = "{patch_size: 4, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1], embed_dim: 8, window_size: 2}"
+    arguments = [*featured, "--image_size", "32", "--initial_image_size", "16", "--model_args", config]
+    assert finetune(settings_for(tmp_path, *arguments, "--feature_loss", kind))["num_test_images"] > 0
 
 
 def test_tokens_lie_in_rows_after_the_token_of_the_class():
@@ -189,6 +212,11 @@ def test_a_teacher_of_other_classes_teaches_features(featured, make_model, tmp_p
         finetune(settings_for(tmp_path / "a", *arguments))
     figures = finetune(settings_for(tmp_path / "b", *arguments, "--kd_loss", "none"))
     assert figures["num_test_images"] > 0
+
+
+def test_a_checkpoint_of_the_model_alone_is_refused_with_projectors(featured, tmp_path):
+    with pytest.raises(SettingsError, match="--save_only_model must be false with --ema_decay and --feature_loss"):
+        settings_for(tmp_path, *featured, "--save_only_model", "true")
 
 
 def test_features_are_refused_where_a_launcher_splits_the_weights(featured, tmp_path, monkeypatch):

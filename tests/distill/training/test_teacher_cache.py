@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HELD_OUT, settings_for
+from PIL import Image
 from safetensors.torch import load_file
 
 from distill.compress.teachers import Classifier
@@ -18,6 +19,7 @@ from distill.errors import SettingsError
 from distill.training.cache_writing import cache_teacher
 from distill.training.finetune import finetune
 from distill.training.teacher_cache import CacheError
+from distill.training.trainer import steps_of_epoch
 from swin_hf.output_folders import OutputError
 
 AUGMENTED = ["--randaugment_ops", "1", "--mixup_alpha", "0.4", "--rotation_degrees", "10", "--random_erasing", "0.3"]
@@ -52,6 +54,12 @@ def test_compressed_logits_keep_the_largest_probabilities():
     assert restored[1, 3] > 0.998 and restored.isfinite().all()
     assert torch.equal(rounded(logits, 0), logits)
     torch.testing.assert_close(rounded(logits, 9).softmax(dim=1), expected, atol=1e-3, rtol=0)
+
+
+def test_compressed_logits_of_pixels_are_those_of_each_pixel():
+    logits = torch.randn(2, 5, 3, 4)
+    pixels = rounded(logits.permute(0, 2, 3, 1).reshape(-1, 5), 2).view(2, 3, 4, 5).permute(0, 3, 1, 2)
+    assert torch.equal(rounded(logits, 2), pixels)
 
 
 @pytest.mark.parametrize("top_k", ["0", "2"])
@@ -90,6 +98,62 @@ def test_an_interrupted_cache_goes_on_and_grows(taught, cached, tmp_path, monkey
     longer = [*taught, *cached, "--num_train_epochs", "3"]
     assert cache_teacher(settings_for(tmp_path, *longer))["epochs_written"] == 1
     finetune(settings_for(tmp_path / "b", *longer))
+
+
+@pytest.mark.parametrize(
+    ("number", "batch_size", "accumulated", "drop_last", "steps"),
+    [
+        (13, 4, 1, False, 3),  # a last batch of one image is left out
+        (14, 4, 1, False, 4),
+        (14, 4, 1, True, 3),
+        (20, 4, 2, True, 3),  # the Trainer steps after the last batch too
+        (100, 8, 8, True, 2),
+        (3, 4, 1, True, 1),
+    ],
+)
+def test_epochs_are_counted_as_the_trainer_does(number, batch_size, accumulated, drop_last, steps, tmp_path):
+    arguments = settings_for(
+        *(tmp_path, "--per_device_train_batch_size", str(batch_size), "--dataloader_drop_last", str(drop_last)),
+        *("--gradient_accumulation_steps", str(accumulated)),
+    ).trainer
+    assert steps_of_epoch(arguments, number) == steps
+
+
+def test_the_cache_of_a_training_by_steps_is_long_enough(taught, cached, image_folder, tmp_path):
+    for file in sorted(image_folder.rglob("*.png"))[37:]:  # of which 25 are trained on
+        file.unlink()
+    arguments = [*taught, *cached, "--dataloader_drop_last", "false", "--max_steps", "7", "--eval_strategy", "no"]
+    arguments += ["--load_best_model_at_end", "false", "--test_share", "0.16", "--validation_share", "0.16"]
+    settings = settings_for(tmp_path, *arguments)
+    assert cache_teacher(settings)["epochs"] == 3
+    finetune(settings)
+
+
+def test_other_pixels_under_the_same_names_are_noticed(taught, cached, image_folder, tmp_path):
+    cache_teacher(settings_for(tmp_path, *taught, *cached))
+    relative = [os.path.relpath(image_folder) if word == str(image_folder) else word for word in taught]
+    finetune(settings_for(tmp_path / "same", *relative, *cached))  # the same images by another path
+    for file in image_folder.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(file))[::-1].copy()).save(file)
+    with pytest.raises(CacheError, match="was written with another dataset; call"):
+        finetune(settings_for(tmp_path / "other", *taught, *cached))
+
+
+def test_a_call_that_failed_leaves_nothing_that_binds(taught, cached, tmp_path):
+    with pytest.raises(SettingsError, match="--global_batch_size must be at most the .* images, got 64"):
+        cache_teacher(settings_for(tmp_path, *taught, *cached, "--per_device_train_batch_size", "64"))
+    assert cache_teacher(settings_for(tmp_path, *taught, *cached))["epochs_written"] == 2
+
+
+def test_files_of_an_interrupted_epoch_do_not_become_part_of_it(taught, cached, tmp_path):
+    settings = settings_for(tmp_path, *taught, *cached)
+    cache_teacher(settings)
+    epoch = tmp_path / "cache" / "epoch-0001"
+    (epoch / "epoch.json").unlink()
+    (epoch / "process-1.safetensors").write_bytes(b"half of a file")  # of a second process that was killed
+    assert cache_teacher(settings)["epochs_written"] == 1
+    assert not (epoch / "process-1.safetensors").exists()
+    finetune(settings)
 
 
 def test_damage_is_found_before_the_training(taught, cached, tmp_path):
@@ -137,8 +201,9 @@ def test_mistakes_with_a_cache_are_named(taught, cached, image_folder, tmp_path)
     with pytest.raises(CacheError, match="must name a folder that scripts/cache_teacher.py wrote, got .*cache; call that"):
         finetune(settings_for(tmp_path, *taught, *cached))
     segmentation = ["--task", "semantic-segmentation"]
+    rule = "--teacher_cache must come with a --teacher of|--teacher must have something to teach"
     for more in (["--feature_loss", "vkd"], ["--kd_loss", "none"], ["--kd_weight", "0"], segmentation):
-        with pytest.raises(SettingsError, match="--teacher_cache must come with a --teacher of image-classification and a"):
+        with pytest.raises(SettingsError, match=rule):
             settings_for(tmp_path, *taught, *cached, *more)
     with pytest.raises(SettingsError, match="--teacher_cache must name the folder to write, got 'none'"):
         cache_teacher(settings_for(tmp_path, *taught))

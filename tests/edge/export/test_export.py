@@ -49,6 +49,13 @@ def test_temperature_is_that_of_the_config_where_no_images_are_held_out(make_mod
     assert runner.classify(image)[0].probability == pytest.approx((scaled / scaled.sum()).max(), rel=1e-5)
 
 
+def test_few_held_out_images_do_not_undo_the_temperature(make_model, checkpoint, image_folder, tmp_path):
+    names = {0: "blue", 1: "green", 2: "red"}
+    make_model(calibration_temperature=1.75, id2label=names).save_pretrained(checkpoint)
+    manifest = export(checkpoint, tmp_path / "edge", settings("fp32", image_folder, validation=image_folder))
+    assert manifest.accuracy["num_images"] < 50 and manifest.temperature == 1.75
+
+
 def test_pruned_single_head_model_runs_on_the_runtime(make_model, checkpoint, image_folder, tmp_path):
     # A bias of one head keeps odd strides through `contiguous`; the program was then built but failed when run.
     make_model(block_num_heads=[[1], [3, 1]], block_head_dim=[[8], [8, 8]], block_mlp_dim=[[24], [40, 8]]).save_pretrained(
