@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.training.figures import calibration_error
 from edge.device.parity import log_softmax
-from swin_hf.calibration import fit_temperature
+from edge.device.temperature import fit_temperature
 
 
 @dataclass(frozen=True, kw_only=True)

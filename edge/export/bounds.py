@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.device.parity import Parity
+from edge.device.temperature import MIN_LABELLED_IMAGES
 from edge.lower.recipes import Recipe
-from swin_hf.calibration import MIN_LABELLED_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)

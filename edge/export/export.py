@@ -19,6 +19,7 @@ from edge.device.artefact import (
 from edge.device.environment import installed_versions
 from edge.device.json_text import json_text
 from edge.device.runner import Runner
+from edge.device.temperature import MIN_LABELLED_IMAGES, fit_temperature
 from edge.export.checkpoint import task_of
 from edge.export.form_choice import ChosenForm, choose_form, deployed_form, rank_layers
 from edge.export.judgement import Judgement, judge_graph, judge_program
@@ -29,7 +30,6 @@ from edge.lower.lowering import Lowered, lower, trace
 from edge.lower.recipes import find_recipe
 from edge.lower.self_test import NUM_IMAGES, bundle
 from edge.lower.sensitivity import Sensitivity
-from swin_hf.calibration import MIN_LABELLED_IMAGES, fit_temperature
 from swin_hf.output_folders import check_apart, check_free, check_holds_only, new_folder
 
 

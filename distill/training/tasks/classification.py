@@ -14,7 +14,7 @@ from distill.data.targets import CLASSES
 from distill.data.transforms import BatchMix, BatchTransform, TransformSettings
 from distill.training.figures import calibration_error
 from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
-from swin_hf.calibration import fit_temperature
+from edge.device.temperature import fit_temperature
 
 
 class ImageClassification(Objective):

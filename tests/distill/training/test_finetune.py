@@ -133,7 +133,7 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
 
 
 def test_the_temperature_is_fitted_on_the_validation_images(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("swin_hf.calibration.MIN_LABELLED_IMAGES", 5)
+    monkeypatch.setattr("edge.device.temperature.MIN_LABELLED_IMAGES", 5)
     finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL, "--validation_share", "0.3"))
     out = tmp_path / "out"
     model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)

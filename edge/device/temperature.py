@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .parity import log_softmax
+
 MIN_LABELLED_IMAGES = 50
 LOWEST, HIGHEST = 0.25, 8.0
 GOLDEN = (5**0.5 - 1) / 2
@@ -16,9 +18,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        return (np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]).mean()
+        return -log_softmax(logits / np.exp(log_temperature))[np.arange(len(labels)), labels].mean()
 
     low, high = np.log(LOWEST), np.log(HIGHEST)  # the loss is unimodal: golden-section search
     while high - low > 1e-4:

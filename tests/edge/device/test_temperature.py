@@ -9,8 +9,8 @@ from conftest import PROCESSOR
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from edge.device.temperature import fit_temperature
 from swin_hf import SwinHfConfig
-from swin_hf.calibration import fit_temperature
 
 
 def test_temperature_by_hand():
