@@ -9,23 +9,21 @@ import argparse
 import json
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from benchmark_outputs import picture_beside
-from benchmark_students import CONFIG, PROCESSOR, hybrid, resnet
-from benchmark_trainings import mean_and_interval, run_all
+from benchmark_students import hybrid, resnet, save_start, settings_of, validation_by_epoch
+from benchmark_trainings import begin_report, mean_and_interval, run_all
 from transformers import PreTrainedModel, set_seed
 
 from distill.compress.teachers import Classifier, Teachers, load_classifier
 from distill.compress.weight_selection import select_weights
-from distill.data.examples import UNKNOWN, Example, to_tensor
+from distill.data.examples import UNKNOWN, Example
+from distill.pipeline.measure import classifier_logits
 from distill.training.cache_writing import cache_teacher
 from distill.training.finetune import (
-    METRICS,
     RECORD,
     TrainingData,
     build_model,
@@ -35,10 +33,9 @@ from distill.training.finetune import (
     open_cache,
     train_model,
 )
-from distill.training.settings import FinetuneSettings, parse_finetune_settings, settled
+from distill.training.settings import FinetuneSettings
 from distill.training.tasks.distillation import DistillationSettings
 from distill.training.teacher_cache import TeacherCache
-from edge.device.environment import describe_machine, installed_versions
 from swin_hf.output_folders import write_json
 
 CONVOLUTIONAL, HYBRID = "ResNet", "hybrid"
@@ -142,15 +139,9 @@ def benchmark_distill(arguments: argparse.Namespace) -> None:
         OutputError: the picture would replace a file of somebody's own.
     """
     picture = picture_beside(arguments.output_file)
-    report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
-    report |= {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "transformers"),
-        "epochs": arguments.epochs,
-        "num_seeds": len(arguments.seeds),
-    }
-    done = report.setdefault("trainings", {})
+    report = begin_report(arguments, "torch", "transformers")
+    report["num_seeds"] = len(arguments.seeds)
+    done = report["trainings"]
     folder = arguments.output_file.with_suffix("")
     teach(arguments, folder, done, report)
     ladder = dict(LADDER)
@@ -227,18 +218,6 @@ def best_of(ladder: dict[str, Recipe], arguments: argparse.Namespace, folder: Pa
 # -- workers -------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(folder: Path, start: Path, seed: int, epochs: int, learning_rate: float, **more: object) -> FinetuneSettings:
-    options = {"model": start, "output_dir": folder, "seed": seed, "num_train_epochs": epochs, "learning_rate": learning_rate}
-    options |= {"num_pictures": 0, "disable_tqdm": True} | more
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return settled(parse_finetune_settings(["--config", CONFIG, *flags]))
-
-
-def save_start(model: PreTrainedModel, folder: Path) -> None:
-    model.save_pretrained(folder)
-    PROCESSOR.save_pretrained(folder)
-
-
 def work_teacher(arguments: argparse.Namespace) -> None:
     """Train a teacher, or write its cache for a seed; prints figures as JSON."""
     own = Teaching(**arguments.teaching)
@@ -289,8 +268,7 @@ def work_distill(arguments: argparse.Namespace) -> None:
         examples = with_fewer_labels(data.examples["train"], own, recipe, data.class_names)
         data = replace(data, examples=data.examples | {"train": examples})
         figures = train_model(settings, model, data, teacher=teacher)
-        history = json.loads((trained / METRICS).read_text())["history"]
-    by_epoch = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
+        by_epoch = validation_by_epoch(trained)
     print(
         json.dumps(
             {"validation": figures["validation_accuracy"], "test": figures["test_accuracy"], "validation_by_epoch": by_epoch}
@@ -324,9 +302,8 @@ def with_fewer_labels(examples: list[Example], own: Training, recipe: Recipe, cl
         return examples
     if own.share == 0:
         teacher = teacher_of(own, recipe.teachers[0], class_names)
-        with torch.no_grad():
-            found = [int(teacher(to_tensor(example.source.load())[None].float() / 255).argmax()) for example in examples]
-        return [replace(example, label=label) for example, label in zip(examples, found)]
+        found = classifier_logits(teacher, examples).argmax(axis=1)
+        return [replace(example, label=int(label)) for example, label in zip(examples, found)]
     chosen = np.random.default_rng(0).permutation(len(examples))[: round(own.share * len(examples))]
     known = set(chosen.tolist())
     if not recipe.teachers:

@@ -10,7 +10,6 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,7 +19,7 @@ from benchmark_edge import split_examples
 from benchmark_frontier import on_the_frontier
 from benchmark_outputs import picture_beside
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
-from benchmark_trainings import mean_and_interval, run_all
+from benchmark_trainings import begin_report, mean_and_interval, run_all
 from matplotlib.axes import Axes
 from torch import nn
 from transformers import (
@@ -36,10 +35,9 @@ from transformers import (
 from distill.data.finding import find_images
 from distill.data.targets import CLASSES
 from distill.training.finetune import METRICS, finetune
-from distill.training.settings import parse_finetune_settings
+from distill.training.settings import FinetuneSettings, parse_finetune_settings, settled
 from edge.compare.engines import open_executorch
 from edge.compare.peers import rows_of
-from edge.device.environment import describe_machine, installed_versions
 from edge.device.errors import ExplainedError
 from edge.device.labelled import LabelledImage
 from edge.export.checkpoint import input_contract
@@ -166,14 +164,8 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
         OutputError: the picture would replace a file of somebody's own.
     """
     picture = picture_beside(arguments.output_file)
-    report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
-    report |= {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
-        "epochs": arguments.epochs,
-    }
-    done = report.setdefault("trainings", {})
+    report = begin_report(arguments, "torch", "executorch", "transformers", "torchao")
+    done = report["trainings"]
     rates = settled_rates(arguments, done, report)
     trainings = [
         Training(student.name, seed, rates[student.name], arguments.epochs) for seed in arguments.seeds for student in STUDENTS
@@ -228,13 +220,9 @@ def work_student(arguments: argparse.Namespace) -> None:
     model = BY_NAME[training.student].build()
     with tempfile.TemporaryDirectory() as folder:
         start, trained, program = (Path(folder) / name for name in ("start", "trained", "model.pte"))
-        model.save_pretrained(start)
-        PROCESSOR.save_pretrained(start)
-        options = {"model": start, "output_dir": trained, "seed": training.seed, "learning_rate": training.learning_rate}
-        options |= {"num_train_epochs": training.epochs, "num_pictures": 0, "disable_tqdm": True}
-        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        figures = finetune(parse_finetune_settings(["--config", CONFIG, *flags]))
-        history = json.loads((trained / METRICS).read_text())["history"]
+        save_start(model, start)
+        figures = finetune(settings_of(trained, start, training.seed, training.epochs, training.learning_rate))
+        by_epoch = validation_by_epoch(trained)
         model = type(model).from_pretrained(trained).eval()
         found, record = find_images(DATASET, CLASSES), json.loads((trained / "data.json").read_text())
         train, test = (split_examples(found, record, split) for split in ("train", "test"))
@@ -246,13 +234,33 @@ def work_student(arguments: argparse.Namespace) -> None:
         json.dumps(
             {
                 "validation": figures["validation_accuracy"],
-                "validation_by_epoch": [row["eval_accuracy"] for row in history if "eval_accuracy" in row],
+                "validation_by_epoch": by_epoch,
                 "model": figures["test_accuracy"],
                 "program": float(np.mean(right)),
                 "num_test_images": len(right),
             }
         )
     )
+
+
+def settings_of(folder: Path, start: Path, seed: int, epochs: int, learning_rate: float, **more: object) -> FinetuneSettings:
+    """The settings of a training on the scenes; `more` by the names of flags."""
+    options = {"model": start, "output_dir": folder, "seed": seed, "num_train_epochs": epochs, "learning_rate": learning_rate}
+    options |= {"num_pictures": 0, "disable_tqdm": True} | more
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return settled(parse_finetune_settings(["--config", CONFIG, *flags]))
+
+
+def save_start(model: PreTrainedModel, folder: Path) -> None:
+    """Write the model that a training starts with."""
+    model.save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+
+
+def validation_by_epoch(trained: Path) -> list[float]:
+    """The accuracies on the validation images, from the folder of a finished training."""
+    history = json.loads((trained / METRICS).read_text())["history"]
+    return [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
 
 
 class Logits(nn.Module):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from scipy import stats
 
-from edge.device.environment import environment_of_child
+from edge.device.environment import describe_machine, environment_of_child, installed_versions
 from edge.device.errors import ExplainedError
 from swin_hf.output_folders import write_json
 
@@ -22,6 +23,19 @@ class Training(Protocol):
     """What a worker trains: a dataclass of JSON values. key: its name in a report."""
 
     key: str
+
+
+def begin_report(arguments: argparse.Namespace, *packages: str) -> dict:
+    """The report in `arguments.output_file`, or a new one, with this machine and today's date; "trainings" are kept."""
+    report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
+    report |= {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "versions": installed_versions(*packages),
+        "epochs": arguments.epochs,
+    }
+    report.setdefault("trainings", {})
+    return report
 
 
 def run_all(worker: str, trainings: list, done: dict[str, dict], arguments: argparse.Namespace, report: dict) -> None:

@@ -257,7 +257,7 @@ def table(report: Report) -> list[dict[str, str]]:
             return ""
         return f" (1/{reference / value:.1f})" if value < reference else f" ({value / reference:.1f}x)"
 
-    rows = [
+    return [
         {
             "step": row.step,
             report.figure: f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
@@ -271,7 +271,6 @@ def table(report: Report) -> list[dict[str, str]]:
         }
         for row in report.rows
     ]
-    return rows
 
 
 def text_table(report: Report) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ class Settings:
         dataset = self.images.dataset
         return Path("runs") / ("demo" if dataset == "digits" else Path(dataset).resolve().name)
 
-    @property
+    @cached_property
     def is_unlabelled(self) -> bool:
         """Whether the classes of the images are those that the teacher finds."""
         return lacks_labels(self.teacher.labels, self.images.dataset)

@@ -23,7 +23,7 @@ from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, Te
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.public_names import public_name
-from distill.training.figures import AGREEMENT, accuracy_with_interval
+from distill.training.figures import accuracy_with_interval, as_agreement
 from distill.training.finetune import build_model, make_objective, train_model, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.settings import FinetuneSettings
@@ -136,7 +136,7 @@ def train(settings: FinetuneSettings, run: Run, teacher: Teachers | None = None)
         shutil.rmtree(left)
     for name in (f"validation_{best}", f"test_{best}"):
         if name in figures:
-            shown = name.replace("accuracy", AGREEMENT) if data.labelled_by_teacher else name
+            shown = as_agreement(name) if data.labelled_by_teacher else name
             print(f"      {shown.replace('_', ' ')} {figures[name]:.1%}")
 
 

@@ -29,10 +29,10 @@ from distill.training.teacher_cache import (
     Shard,
     begin_epoch,
     check_facts,
+    facts_in,
     facts_of,
     finish_epoch,
     folder_of,
-    is_begun,
     why_incomplete,
 )
 from distill.training.trainer import TaskTrainer
@@ -79,7 +79,7 @@ def _cache_teacher(settings: FinetuneSettings, folder: Path) -> dict[str, float]
     epochs = num_epochs_of(settings, len(data.examples["train"]))
     facts = facts_of(settings, data.class_names, data.examples["train"], epochs)
     trainer, images = _loader_of(settings, data)
-    if is_begun(folder):
+    if facts_in(folder) is not None:
         check_facts(folder, facts)
     elif arguments.process_index == 0:
         write_json(folder / RECORD, {"files": {}, "facts": facts})

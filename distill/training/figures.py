@@ -14,6 +14,11 @@ NUM_CALIBRATION_BINS = 15
 AGREEMENT = "teacher_agreement"  # an accuracy, where the labels are the classes that the teacher found
 
 
+def as_agreement(name: str) -> str:
+    """The name of a figure where the labels are the classes that the teacher found."""
+    return name.replace("accuracy", AGREEMENT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Share of correct answers for n images with its 95 % interval (Wilson 1927).

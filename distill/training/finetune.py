@@ -24,7 +24,7 @@ from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
 from distill.public_names import public_name
-from distill.training.figures import AGREEMENT, evaluation_of, largest_class_share
+from distill.training.figures import as_agreement, evaluation_of, largest_class_share
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages
 from distill.training.pictures import PredictionPictures
@@ -202,13 +202,11 @@ def train_model(
     trainer.save_averaged_model(output_dir)
     if arguments.should_save:
         share = largest_class_share(prediction.label_ids) if best == "accuracy" else None
-        metric = AGREEMENT if data.labelled_by_teacher else best
+        metric = as_agreement(best) if data.labelled_by_teacher else best
         evaluation = evaluation_of(metric, figures[f"test_{best}"], len(test), settings.images, share)
         record, history = figures | objective.details(prediction), trainer.state.log_history
         if data.labelled_by_teacher:
-            record, *history = (
-                {name.replace("accuracy", AGREEMENT): value for name, value in own.items()} for own in (record, *history)
-            )
+            record, *history = ({as_agreement(name): value for name, value in own.items()} for own in (record, *history))
         write_metrics(output_dir, record | {"evaluation": evaluation, "history": history})
     return figures
 

@@ -71,10 +71,10 @@ def teacher_facts(name: str) -> dict[str, str]:
     return {"name": path.name if files else name} | hashes_of(path, files)
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a cache of an epoch or more."""
+def facts_in(folder: Path) -> dict[str, Any] | None:
+    """What a cache was written for, or None if a folder holds none of an epoch or more."""
     record = read_record(folder, RECORD)
-    return record is not None and "facts" in record and any(folder.glob(f"*/{EPOCH}"))
+    return record.get("facts") if record is not None and any(folder.glob(f"*/{EPOCH}")) else None
 
 
 def check_facts(folder: Path, facts: dict[str, Any]) -> None:
@@ -84,18 +84,18 @@ def check_facts(folder: Path, facts: dict[str, Any]) -> None:
         CacheError: there is none, or it was written for others.
         OutputError: its record is damaged.
     """
-    if not is_begun(folder):
+    found = facts_in(folder)
+    if found is None:
         raise CacheError(
             f"--teacher_cache must name a folder that scripts/cache_teacher.py wrote, got {folder}; call that with the same "
             "flags"
         )
-    record = read_record(folder, RECORD)
     expected = json.loads(json.dumps(facts))
-    differing = [name for name in expected if record["facts"].get(name) != expected[name]]
-    differing += [name for name in record["facts"] if name not in expected]
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    differing += [name for name in found if name not in expected]
     if differing:
         shown = [name for name in differing if isinstance(expected.get(name), str | int | bool)]
-        details = "".join(f"; {name} was {record['facts'].get(name)}, is {expected[name]}" for name in shown)
+        details = "".join(f"; {name} was {found.get(name)}, is {expected[name]}" for name in shown)
         raise CacheError(
             f"--teacher_cache {folder} was written with another {', '.join(differing)}{details}; call "
             "scripts/cache_teacher.py with the flags of this training and another --teacher_cache"
