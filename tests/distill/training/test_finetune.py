@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.metrics import top_k_accuracy_score
-from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction
+from test_processes import judged_anew
+from transformers import AutoModelForImageClassification, EvalPrediction
 
 from distill.data.examples import Example
-from distill.data.finding import find_images
 from distill.data.sources import DataError
-from distill.data.targets import CLASSES
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.launch import launch
@@ -136,19 +135,14 @@ def test_the_temperature_is_fitted_on_the_validation_images(image_folder, tmp_pa
     monkeypatch.setattr("edge.device.temperature.MIN_LABELLED_IMAGES", 5)
     finetune(settings_for(tmp_path, "--dataset", str(image_folder), *STILL, "--validation_share", "0.3"))
     out = tmp_path / "out"
-    model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)
-    found = find_images(str(image_folder), CLASSES)
-    numbers = json.loads((out / "data.json").read_text())["split"]["validation"]
-    images = [found.images[found.whole][number].load() for number in numbers]
-    labels = np.array([found.labels[found.whole][number] for number in numbers])
-    with torch.no_grad():
-        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits.numpy()
+    logits, labels = (values.numpy() for values in judged_anew(out, image_folder, "validation"))
+    fitted = SwinHfForImageClassification.from_pretrained(out).config.calibration_temperature
 
     def loss(temperature: float) -> float:
         return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
 
     best = minimize_scalar(loss, bounds=(0.25, 8)).x
-    assert model.config.calibration_temperature == pytest.approx(best, rel=1e-2) and model.config.calibration_temperature != 1
+    assert fitted == pytest.approx(best, rel=1e-2) and fitted != 1
 
 
 def test_the_best_checkpoint_is_the_most_accurate_one(image_folder, tmp_path, monkeypatch):

@@ -28,6 +28,18 @@ def finetune_with_processes(number: int, dataset: Path, out: Path, config: dict,
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+def judged_anew(out: Path, dataset: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the model that a training saved for the images of a split, and their labels."""
+    model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)
+    found = find_images(str(dataset), CLASSES)
+    numbers = json.loads((out / "data.json").read_text())["split"][split]
+    images = [found.images[found.whole][number].load() for number in numbers]
+    labels = torch.tensor([found.labels[found.whole][number] for number in numbers])
+    with torch.no_grad():
+        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    return logits, labels
+
+
 def test_two_processes_take_the_steps_of_one(image_folder, tmp_path):
     config = TINY | {"weight_init": "fan_in", "drop_path_rate": 0.0}
     # Not AdamW: it would amplify rounding errors in gradients that are zero, those of the keys' biases.
@@ -47,12 +59,6 @@ def test_figures_of_two_processes_are_those_of_the_saved_model(image_folder, tmp
     arguments = ["--num_train_epochs", "3", "--validation_share", "0.25", "--test_share", "0.25"]
     arguments += ["--per_device_eval_batch_size", "6", "--ema_decay", "0", "--load_best_model_at_end", "false"]
     finetune_with_processes(2, image_folder, out, config, *arguments)
-    model, processor = SwinHfForImageClassification.from_pretrained(out).eval(), AutoImageProcessor.from_pretrained(out)
-    found = find_images(str(image_folder), CLASSES)
-    numbers = json.loads((out / "data.json").read_text())["split"]["test"]
-    images = [found.images[found.whole][number].load() for number in numbers]
-    labels = torch.tensor([found.labels[found.whole][number] for number in numbers])
-    with torch.no_grad():
-        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    logits, labels = judged_anew(out, image_folder, "test")
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["test_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
