@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("students", help="accuracy against latency of small architectures, trained here")
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=36)
-    command.add_argument("--learning_rate", type=positive_number, default=2e-3, help="the first to be tried")
+    command.add_argument("--settle_rates", action="store_true", help="settle the learning rates anew, by more trainings")
     command.add_argument(
         "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
     )

@@ -110,11 +110,11 @@ def test_neither_half_nor_twice_of_a_settled_learning_rate_is_better(monkeypatch
             done[training.key] = {"validation": 0.8 - abs(np.log2(training.learning_rate / best[training.student]))}
 
     monkeypatch.setattr(benchmark_students, "run_all", train)
-    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6, learning_rate=0.002), {}, {})
+    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6), {}, {})
     assert rates == best | {student.name: 0.0005 for student in STUDENTS if student.kind == CHANGED}
     of_middle = [rate for name, rate, seed in trained if name == MIDDLE]
-    assert of_middle == [0.002, 0.001, 0.004, 0.0005, 0.00025] and {seed for *_, seed in trained} == {5}
-    assert [rate for name, rate, _ in trained if name == STUDENTS[0].name] == [0.002, 0.001, 0.004, 0.008]
+    assert of_middle == [0.004, 0.002, 0.008, 0.001, 0.0005, 0.00025] and {seed for *_, seed in trained} == {5}
+    assert [rate for name, rate, _ in trained if name == STUDENTS[0].name] == [0.001, 0.0005, 0.002, 0.004, 0.008]
 
 
 def test_learning_rates_are_tried_as_long_as_they_gain_a_point():
