@@ -12,12 +12,13 @@ import torch
 from benchmark_frontier import PICTURE, measure_frontier
 from benchmark_grid import measure_grid
 from benchmark_outputs import picture_beside
-from benchmark_programs import NUM_CROPS, closeness, make_program, processor_of, random_classifier
+from benchmark_programs import NUM_CROPS, closeness, make_program
 
 from distill.data.finding import find_images
 from distill.data.sources import FoundImages, ImageSource
 from distill.data.targets import CLASSES
 from distill.errors import require
+from edge.compare.candidates import processor_of, random_classifier
 from edge.compare.macs import count_macs
 from edge.compare.peers import prepare_limits, prepare_peers, rows_of, with_limits
 from edge.device.environment import describe_machine, installed_versions

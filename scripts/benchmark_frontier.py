@@ -8,12 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from benchmark_outputs import picture_beside
-from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
+from benchmark_programs import lower_ordinarily, make_program, photograph_crops, size_of
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
 
+from edge.compare.candidates import program_contender, random_classifier
 from edge.compare.peers import rows_of
 from edge.device.image import to_pixel_values
 from edge.lower.recipes import RECIPES

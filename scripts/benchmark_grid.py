@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmark_frontier import REFERENCE
-from benchmark_programs import make_program, random_classifier, size_of
+from benchmark_programs import make_program, size_of
 
+from edge.compare.candidates import random_classifier
 from edge.compare.peers import rows_of
 from edge.lower.recipes import RECIPES
 from swin_hf import SwinHfConfig

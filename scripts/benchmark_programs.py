@@ -1,6 +1,5 @@
 """Programs that benchmarks compare: ours, by a recipe, and models of others, lowered as ExecuTorch's tutorials do."""
 
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +16,15 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from edge.compare.candidates import lower_unchecked, processor_of, program_contender
 from edge.compare.engines import Contender
 from edge.compare.macs import count_macs
-from edge.deploy.form import deploy
 from edge.device.labelled import LabelledImage
 from edge.device.parity import Parity, compare
-from edge.export.checkpoint import input_contract, input_view, model_outputs
+from edge.export.checkpoint import input_contract, model_outputs
 from edge.export.images import method_inputs
-from edge.lower.lowering import lower, trace
-from edge.lower.quantize import in_precision
 from edge.lower.recipes import Recipe
-from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf import SwinHfForImageClassification
 
 NUM_CROPS = 16  # of scikit-learn's photographs
 
@@ -42,34 +39,13 @@ class Made:
     num_delegates: int
 
 
-def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
-    """A model with random weights and no tensor of zeros, since equal tensors would be stored only once."""
-    torch.manual_seed(0)
-    config = copy.deepcopy(config)
-    config.zero_init_residual = False
-    model = SwinHfForImageClassification(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "relative_position_bias_table" in name:
-                parameter.normal_()
-        for part in model.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                nn.init.uniform_(part.weight, 0.5, 1.5)
-                part.running_mean.uniform_(-0.1, 0.1)
-                part.running_var.uniform_(0.5, 1.5)
-    return model
-
-
 def make_program(
     model: SwinHfForImageClassification, recipe: Recipe, file: Path, calibration: list[LabelledImage] | None = None
 ) -> Made:
     """Lower a model by a recipe, with scales found on some images, by default crops of photographs; nothing is checked."""
-    processor = processor_of(model.config)
-    contract = input_contract(model.config, processor)
+    contract = input_contract(model.config, processor_of(model.config))
     arrays = method_inputs(calibration or photograph_crops(), contract, contract.one_image)
-    images = [torch.from_numpy(array) for array in arrays]
-    deployed = deploy(model, input_view(processor, contract, **contract.one_image), compact=recipe.is_quantized)
-    lowered = lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, {})
+    lowered = lower_unchecked(model, recipe, [torch.from_numpy(array) for array in arrays])
     file.write_bytes(lowered.program)
     return Made(
         contender=program_contender(recipe.name, file, contract.shape()),
@@ -142,14 +118,3 @@ def photograph_crops() -> list[LabelledImage]:
         top, left = (int(rng.integers(0, length - side + 1)) for length in photograph.shape[:2])
         crops.append(LabelledImage(Image.fromarray(photograph[top : top + side, left : left + side]), None))
     return crops
-
-
-def program_contender(name: str, file: Path, shape: tuple[int, ...]) -> Contender:
-    """A program to be timed, with its input's shape."""
-    return Contender(name=name, engine="executorch", file=str(file), shape=shape)
-
-
-def processor_of(config: SwinHfConfig) -> SwinHfImageProcessorPil:
-    """An image processor for images of the model's size."""
-    height, width = config.image_height_width
-    return SwinHfImageProcessorPil(size={"height": height, "width": width})

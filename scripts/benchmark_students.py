@@ -18,7 +18,7 @@ import torch
 from benchmark_edge import split_examples
 from benchmark_frontier import on_the_frontier
 from benchmark_outputs import picture_beside
-from benchmark_programs import lower_ordinarily, make_program, photograph_crops, program_contender, random_classifier, size_of
+from benchmark_programs import lower_ordinarily, make_program, photograph_crops, size_of
 from benchmark_trainings import begin_report, mean_and_interval, run_all
 from matplotlib.axes import Axes
 from torch import nn
@@ -36,6 +36,7 @@ from distill.data.finding import find_images
 from distill.data.targets import CLASSES
 from distill.training.finetune import METRICS, finetune
 from distill.training.settings import FinetuneSettings, parse_finetune_settings, settled
+from edge.compare.candidates import program_contender, random_classifier
 from edge.compare.engines import open_executorch
 from edge.compare.peers import rows_of
 from edge.device.errors import ExplainedError

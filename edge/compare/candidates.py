@@ -1,0 +1,139 @@
+"""Programs of models that nobody trained: what a shape costs on this machine does not depend on its weights."""
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge.compare.engines import Contender, Engine, EngineError
+from edge.deploy.form import deploy
+from edge.device.errors import ExplainedError
+from edge.export.checkpoint import input_contract, input_view
+from edge.lower.lowering import Lowered, lower, trace
+from edge.lower.quantize import in_precision
+from edge.lower.recipes import Recipe
+from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+
+ROUNDS = 10
+
+
+class CandidateError(ExplainedError):
+    """A program cannot be timed; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramCost:
+    """What a program costs. latency_ms: the median. ratio: of the latency to that of the program that it was timed beside."""
+
+    latency_ms: float
+    ratio: float
+    size_mb: float
+
+
+def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
+    """A model with random weights and no tensor of zeros, since equal tensors would be stored only once."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    config.zero_init_residual = False
+    model = SwinHfForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_position_bias_table" in name:
+                parameter.normal_()
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                part.running_mean.uniform_(-0.1, 0.1)
+                part.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def processor_of(config: SwinHfConfig) -> SwinHfImageProcessorPil:
+    """An image processor for images of the model's size."""
+    height, width = config.image_height_width
+    return SwinHfImageProcessorPil(size={"height": height, "width": width})
+
+
+def lower_unchecked(model: SwinHfForImageClassification, recipe: Recipe, images: list[torch.Tensor] | None = None) -> Lowered:
+    """Lower a classifier by a recipe, with scales found on inputs of its program, by default on noise; nothing is checked."""
+    processor = processor_of(model.config)
+    contract = input_contract(model.config, processor)
+    if images is None:
+        images = [torch.rand(contract.shape(), generator=torch.Generator().manual_seed(0))]
+    deployed = deploy(model, input_view(processor, contract, **contract.one_image), compact=recipe.is_quantized)
+    return lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, {})
+
+
+def program_contender(name: str, file: Path, shape: tuple[int, ...]) -> Contender:
+    """A program to be timed, with its input's shape."""
+    return Contender(name=name, engine="executorch", file=str(file), shape=shape)
+
+
+class ProgramCosts:
+    """Measures programs of other shapes, each timed in turns with the program of the shape `before`.
+
+    A shape is lowered and timed once; `before` is itself at a ratio of 1. To be closed, or used in a `with`.
+    """
+
+    def __init__(self, before: SwinHfConfig, recipe: Recipe, repeats: int, threads: int):
+        self._recipe, self._repeats, self._threads = recipe, repeats, threads
+        self._folder = tempfile.TemporaryDirectory(prefix="swin-hf-programs-")
+        self._known: dict[str, ProgramCost] = {}
+        self._before, self._before_key = None, before.to_json_string()
+        self._before_config = before
+
+    def __enter__(self) -> "ProgramCosts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._before is not None:
+            self._before.close()
+        self._folder.cleanup()
+
+    def __call__(self, config: SwinHfConfig) -> ProgramCost:
+        """What the program of a shape costs.
+
+        Raises:
+            CandidateError: it cannot be run.
+        """
+        key = config.to_json_string()
+        if key not in self._known:
+            if self._before is None:
+                self._before, self._before_bytes = self._open(self._before_config)
+            self._known[key] = self._timed(config) if key != self._before_key else self._timed_alone()
+        return self._known[key]
+
+    def _open(self, config: SwinHfConfig) -> tuple[Engine, int]:
+        file = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}.pte"
+        file.write_bytes(lower_unchecked(random_classifier(config), self._recipe).program)
+        shape = (1, config.num_channels, *config.image_height_width)
+        return Engine(program_contender("program", file, shape), self._threads), file.stat().st_size
+
+    def _timed_alone(self) -> ProgramCost:
+        latency = float(np.median([time for times in self._turns([self._before]) for time in times[0]]))
+        return ProgramCost(latency_ms=latency, ratio=1.0, size_mb=self._before_bytes / 1e6)
+
+    def _timed(self, config: SwinHfConfig) -> ProgramCost:
+        own, size_bytes = self._open(config)
+        try:
+            pairs = self._turns([self._before, own])
+        finally:
+            own.close()
+        before, latency = (float(np.median([time for times in pairs for time in times[number]])) for number in (0, 1))
+        return ProgramCost(latency_ms=latency, ratio=latency / before, size_mb=size_bytes / 1e6)
+
+    def _turns(self, engines: list[Engine]) -> list[list[list[float]]]:
+        runs = max(self._repeats // ROUNDS, 1)
+        try:
+            for engine in engines:
+                engine.turn(runs)  # a warm-up
+            return [[engine.turn(runs) for engine in engines] for _ in range(ROUNDS)]
+        except EngineError as error:
+            raise CandidateError(f"a program cannot be timed on this machine: {error}") from error
