@@ -94,6 +94,9 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
         TinyViT; 0 for none.
     shift_windows:
         Whether every second block moves its windows by half. False in TinyViT, whose convolutions connect windows.
+    block_shifts:
+        One list per stage with a truth value per block: whether it moves its windows. `None` is the rule of `shift_windows`,
+        which a model no longer follows after blocks were pruned.
     stage_windows:
         The window of each stage, one integer or (height, width). `None` is `window_size` everywhere.
     padding:
@@ -168,6 +171,7 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     downsample: str = "merge"
     local_conv: int = 0
     shift_windows: bool = True
+    block_shifts: list[list[bool]] | None = None
     stage_windows: WindowOfEachStage | None = None
     padding: str = "swin"
     norm_after_pooling: bool = False
@@ -228,6 +232,10 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
     def is_convolutional(self, stage: int) -> bool:
         """Whether the blocks of a stage are inverted residuals."""
         return bool(self.stage_blocks) and self.stage_blocks[stage] == "conv"
+
+    def is_shifted(self, stage: int, block: int) -> bool:
+        """Whether a block moves its windows by half."""
+        return self.block_shifts[stage][block] if self.block_shifts else self.shift_windows and block % 2 == 1
 
     def dense_hidden_dim(self, stage: int) -> int:
         """Hidden channels of the blocks of `stage` by the dense rule."""
@@ -314,12 +322,14 @@ class SwinHfConfig(ReadsStockConfigs, BackboneConfigMixin, PreTrainedConfig):
                 )
 
     def validate_block_widths(self):
-        for name in BLOCK_WIDTHS:
+        for name in (*BLOCK_WIDTHS, "block_shifts"):
             widths = getattr(self, name)
             if widths is None:
                 continue
             if [len(stage) for stage in widths] != list(self.depths):
                 raise ValueError(f"{name} must have one entry per block like depths {self.depths}, got {widths}")
+            if name == "block_shifts":
+                continue
             counted = [own for stage, own in enumerate(widths) if name == "block_mlp_dim" or not self.is_convolutional(stage)]
             if min((min(own) for own in counted), default=1) < 1:
                 raise ValueError(f"{name} must be positive everywhere, got {widths}")

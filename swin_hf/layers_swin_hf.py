@@ -298,7 +298,7 @@ class SwinHfBlock(SwinHfCheckpointedLayer):
         super().__init__()
         dim = config.stage_dim(stage)
         self.window = config.stage_window(stage)
-        self.shifted = config.shift_windows and block % 2 == 1
+        self.shifted = config.is_shifted(stage, block)
         self.mask_padding, self.pads_first = config.mask_padding, config.padding == "tiny_vit"
         self.post_norm, self.norm_kind = config.version == 2, config.norm
         self.layernorm_before = make_norm(config, dim, config.layer_norm_eps)

@@ -30,6 +30,7 @@ FIXED = {  # what makes one of our models a TinyViT
     "stem": "conv",
     "downsample": "conv",
     "shift_windows": False,
+    "block_shifts": None,
     "padding": "tiny_vit",
     "norm_after_pooling": True,
     "norm": "layer",

@@ -57,6 +57,7 @@ PURE_SWIN = {  # fields whose other values make a model no Swin of other impleme
     "downsample": "merge",
     "local_conv": 0,
     "shift_windows": True,
+    "block_shifts": None,
     "padding": "swin",
     "norm_after_pooling": False,
 }
