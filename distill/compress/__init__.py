@@ -1,1 +1,1 @@
-"""Making models small: teachers and pruning."""
+"""What makes a student of a larger model: teachers, feature maps, weight selection."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from distill.claim import claimed
-from distill.compress.pruning import check_prunable
 from distill.compress.teachers import load_classifier
 from distill.pipeline.layout import RECORD, check_layout, lay_out
+from distill.pipeline.prune_stage import check_prunable
 from distill.pipeline.report import read_report, text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import OWN_TEACHER, Settings
@@ -82,7 +82,7 @@ def check(run: Run, stages: list[Stage]) -> None:
                 larger = load_larger(replace(choice, init_from=checkpoint))
             start_with(student, larger, choice, announce=False)
         if "prune" in to_build:
-            check_prunable(student, settings.prune.prune_heads, settings.prune.prune_mlp)
+            check_prunable(run, student)
 
 
 def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTrainedModel:

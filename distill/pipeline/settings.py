@@ -9,7 +9,8 @@ from typing import Any
 from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
-from distill.errors import require
+from distill.errors import SettingsError, require
+from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, Target, TargetError, parse_scopes, parse_targets
 from distill.training.command_line import CommandLine
 from distill.training.models import ModelChoice
 from distill.training.optimisation import OptimisationSettings
@@ -145,14 +146,40 @@ class StudentSettings:
 class PruneSettings:
     heading = 'stage "prune"'
 
-    prune_heads: float = field(default=0.2, metadata={"help": "Share of all attention heads to remove."})
-    prune_mlp: float = field(default=0.4, metadata={"help": "Share of all hidden MLP channels to remove."})
+    target: str = field(
+        default="macs=0.7",
+        metadata={
+            "help": "What the pruned student may cost: macs=0.5, params=2M, latency=0.5x (of its program on this machine), "
+            "latency_ms=5 or size_mb=1.5, several joined by commas. A number up to 1 is a share; 1 prunes nothing."
+        },
+    )
+    scopes: str = field(
+        default="bottleneck",
+        metadata={"help": f"What may be removed: {', '.join(SCOPES)}, joined by commas; bottleneck: the first four."},
+    )
+    criterion: str = field(default="taylor", metadata={"help": f"Importance of channels: {', '.join(CRITERIA)}."})
+    round_to: int = field(default=ROUND_TO, metadata={"help": "Widths stay multiples of it, as kernels like them."})
     prune_batches: int = field(default=20, metadata={"help": "Batches over which importance is averaged."})
+    prune_steps: int = field(default=1, metadata={"help": "Steps in which the target is reached, with training between them."})
+    prune_step_epochs: float = field(default=5, metadata={"help": "Passes over the training images between two steps."})
 
     def __post_init__(self):
-        for name in ("prune_heads", "prune_mlp"):
-            require(0 <= getattr(self, name) < 1, name, "lie in [0, 1)", getattr(self, name))
-        require(self.prune_batches >= 1, "prune_batches", "be positive", self.prune_batches)
+        require(self.criterion in CRITERIA, "criterion", f"be one of {', '.join(CRITERIA)}", self.criterion)
+        for name in ("round_to", "prune_batches", "prune_steps", "prune_step_epochs"):
+            require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        for name, parse in (("target", parse_targets), ("scopes", parse_scopes)):
+            try:
+                parse(getattr(self, name))
+            except TargetError as error:
+                raise SettingsError(f"--{name}: {error}") from error
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return parse_targets(self.target)
+
+    @property
+    def scope_names(self) -> tuple[str, ...]:
+        return parse_scopes(self.scopes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,38 +1,28 @@
 """The seven stages of a run, from images to a report: a function each, and the table of them."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import set_seed
-
-from distill.compress.pruning import make_plan, measure_importance, prune
-from distill.compress.teachers import Classifier, Teachers, knows_classes, load_classifier
-from distill.data.examples import EvaluationImages, Example
+from distill.compress.teachers import load_classifier
 from distill.data.targets import CLASSES, NOTHING
 from distill.pipeline.inputs import checkpoint_files, data_files
-from distill.pipeline.measure import classifier_logits, program_logits
+from distill.pipeline.measure import program_logits
+from distill.pipeline.models import evaluate, is_used_unchanged, save_classifier, train
+from distill.pipeline.prune_stage import build_pruned
 from distill.pipeline.report import make_report, write_report
 from distill.pipeline.run_folder import Run, read_data_facts
 from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.public_names import public_name
-from distill.training.figures import accuracy_with_interval, as_agreement
-from distill.training.finetune import build_model, make_objective, train_model, write_metrics
+from distill.training.finetune import write_metrics
 from distill.training.models import ModelChoice
-from distill.training.settings import FinetuneSettings
-from distill.training.tasks.distillation import Distillation, DistillationSettings
-from distill.training.trainer import last_whole_checkpoint
 from edge.device.runner import Runner
 from edge.export.export import ExportSettings, export_into
 from edge.export.prepare import images_to_compare_on
-from swin_hf.output_folders import OutputError
 
 
 def build_data(run: Run, work_dir: Path) -> None:
@@ -67,24 +57,6 @@ def build_student(run: Run, work_dir: Path) -> None:
     train(settings, run, run.teachers())
 
 
-def build_pruned(run: Run, work_dir: Path) -> None:
-    """Remove the heads and MLP channels of the student that matter least to what it has learned."""
-    own = run.settings.prune
-    set_seed(run.settings.trainer.seed)
-    student = run.classifier("student")
-    student.requires_grad_(True)
-    importance = measure_importance(student.model, losses(run, student, run.teachers()))
-    plan = make_plan(importance, own.prune_heads, own.prune_mlp)
-    figures = plan.removed_shares(importance)
-    print(
-        f"      removed {figures['removed_heads']:.0%} of the heads (asked {own.prune_heads:.0%}) and "
-        f"{figures['removed_mlp']:.0%} of the MLP channels (asked {own.prune_mlp:.0%})"
-    )
-    pruned = Classifier(prune(student.model, plan), student.processor, student.class_order).eval()
-    save_classifier(work_dir, pruned)
-    write_metrics(work_dir, figures | {"evaluation": evaluate(run, pruned)})
-
-
 def build_recovered(run: Run, work_dir: Path) -> None:
     """Distill again, to win back what pruning cost."""
     own, choice = run.settings.recover, ModelChoice(name=str(run.folder / "pruned"), flag="student")
@@ -111,65 +83,6 @@ def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
     names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
     write_report(make_report(run.folder, run.settings.report, **names), work_dir)
-
-
-# -- what the stages share ---------------------------------------------------------------------------------------------
-
-
-def is_used_unchanged(choice: ModelChoice, class_names: list[str]) -> bool:
-    """Whether a teacher needs no training: a checkpoint of these classes whose config is not changed."""
-    return not choice.is_preset and not choice.args and knows_classes(choice.name, class_names)
-
-
-def train(settings: FinetuneSettings, run: Run, teacher: Teachers | None = None) -> None:
-    """Train one model of the run, resuming an interrupted training, and print its figures."""
-    folder, best = Path(settings.trainer.output_dir), settings.kind.best_by.name
-    data, checkpoint = run.data(), None
-    try:
-        checkpoint = last_whole_checkpoint(folder)
-    except OutputError as damage:
-        print(f"      starting anew: {damage}", flush=True)
-    announce = settings.model.flag == "teacher" or bool(settings.model.init_from)
-    model = build_model(settings, data.class_names, announce)
-    figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint)
-    for left in folder.glob("checkpoint-*"):
-        shutil.rmtree(left)
-    for name in (f"validation_{best}", f"test_{best}"):
-        if name in figures:
-            shown = as_agreement(name) if data.labelled_by_teacher else name
-            print(f"      {shown.replace('_', ' ')} {figures[name]:.1%}")
-
-
-def losses(run: Run, student: Classifier, teachers: Teachers) -> Iterator[torch.Tensor]:
-    """The distillation loss of the student's logits on batches of training images as they are."""
-    settings, data = run.settings, run.data()
-    own = settings.distillation
-    own = own if own.label_weight or own.logits_weight else DistillationSettings()  # of feature maps alone, none is left
-    training = settings.training(settings.student.choice, 1, 1, run.folder)
-    objective = Distillation(make_objective(training, student.model.config, student.processor, data), teachers, own)
-    images = EvaluationImages(data.examples["train"], student.processor)
-    batch_size = min(settings.trainer.per_device_train_batch_size, len(images))
-    order = np.random.default_rng(settings.trainer.seed).permutation(len(images))
-    num_batches = min(settings.prune.prune_batches, len(images) // batch_size)
-    for start in range(0, num_batches * batch_size, batch_size):
-        batch = training.kind.collate([images[number] for number in order[start : start + batch_size]])
-        yield objective.learn(student.model, batch["pixels"].float() / 255, batch["targets"]).loss
-
-
-def save_classifier(folder: Path, classifier: Classifier) -> None:
-    """Write an ordinary `from_pretrained` folder with its processor."""
-    classifier.model.save_pretrained(folder)
-    classifier.processor.save_pretrained(folder)
-
-
-def evaluate(run: Run, classifier: Classifier | Callable[[list[Example]], np.ndarray]) -> dict[str, Any]:
-    """The accuracy of a classifier, or of what gives logits (n, K) for images, on the test images."""
-    data = run.data()
-    test = data.examples["test"]
-    logits = classifier_logits(classifier, test) if isinstance(classifier, Classifier) else classifier(test)
-    labels = np.array([example.label for example in test])
-    measured = accuracy_with_interval(logits.argmax(axis=1), labels)
-    return measured.as_evaluation(run.settings.images, data.labelled_by_teacher)
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -237,10 +150,10 @@ STEPS = (
     ),
     Step(
         name="prune",
-        title="remove the least important heads and MLP channels",
+        title="remove what matters least, until the target is met",
         folder="pruned",
         inputs=("data", "teacher", "student"),
-        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.prune)},
+        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.prune), "recipe": settings.edge.recipe},
         build=build_pruned,
     ),
     Step(

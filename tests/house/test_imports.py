@@ -63,9 +63,16 @@ ROOMS = {
         loads=TRAINING,
         asks_for=TRACKERS,
     ),
+    "distill.pruning": Room(
+        rooms=(
+            *("distill", "distill.data", "distill.compress", "swin_hf"),
+            *("edge", "edge.device", "edge.deploy", "edge.lower", "edge.export", "edge.compare"),
+        ),
+        loads=IMAGES | LOWERING | {"torch_pruning"},
+    ),
     "distill.pipeline": Room(
         rooms=(
-            *("distill", "distill.data", "distill.compress", "distill.training", "swin_hf"),
+            *("distill", "distill.data", "distill.compress", "distill.training", "distill.pruning", "swin_hf"),
             *("edge", "edge.device", "edge.deploy", "edge.lower", "edge.export", "edge.compare"),
         ),
         loads=TRAINING | LOWERING | {"torch_pruning", "jinja2"},

@@ -8,7 +8,9 @@ import torch
 from conftest import TINY_VIT
 from torch import nn
 
-from distill.compress.pruning import PruningError, PruningPlan, prune
+from distill.pruning.apply import apply_plan
+from distill.pruning.plan import whole_plan
+from distill.pruning.targets import PruningError
 from edge.deploy.form import DeployError, deploy
 from edge.deploy.view import InputView
 from swin_hf import (
@@ -161,11 +163,11 @@ def test_normalised_weights_compute_the_same(make_model, normalise):
 def test_what_reads_weights_refuses_replaced_layers_by_name(make_model):
     model = replaced(make_model(), (nn.Conv2d,), Adapter)
     view = InputView(height=16, width=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-    plan = PruningPlan(heads=[[0]] * 3, mlp_channels=[[0]] * 3)
+    plan = whole_plan(model.config)
     for work, error in (
         (lambda: model.resize(32), ValueError),
         (lambda: deploy(model, view), DeployError),
-        (lambda: prune(model, plan), PruningError),
+        (lambda: apply_plan(model, plan), PruningError),
         (lambda: to_transformers(model), ConversionError),
         (lambda: to_timm(model), ConversionError),
     ):

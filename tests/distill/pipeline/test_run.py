@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from distill.pruning.plan import PruningPlan
+
 ROOT = Path(__file__).parents[3]
 RUN = [sys.executable, str(ROOT / "distill" / "run.py")]
 TINY_CONFIG = """
@@ -28,8 +30,9 @@ student_learning_rate: 0.003
 recover_epochs: 8
 recover_learning_rate: 0.001
 per_device_train_batch_size: 8
-prune_heads: 0.25
-prune_mlp: 0.4
+target: params=0.7
+prune_steps: 2
+prune_step_epochs: 4
 repeats: 10
 num_pictures: 0
 load_best_model_at_end: false
@@ -47,7 +50,7 @@ STAGES = {  # folder, and what in its working folder shows that the stage has be
     "data": ("data", ""),
     "teacher": ("teacher", "checkpoint-*/trainer_state.json"),
     "student": ("student", "checkpoint-*/trainer_state.json"),
-    "prune": ("pruned", ""),
+    "prune": ("pruned", "step1/recovered/checkpoint-*/trainer_state.json"),
     "recover": ("recovered", "checkpoint-*/trainer_state.json"),
     "edge": ("edge", ""),
     "report": ("report", ""),
@@ -100,11 +103,15 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
     teacher, _, pruned, _, program = report["rows"]
     assert teacher["accuracy"] > 0.9  # the colours are easy to tell apart
     assert program["accuracy"] > 0.9
-    assert pruned["parameters"] < report["rows"][1]["parameters"]
+    assert pruned["parameters"] == pytest.approx(0.7 * report["rows"][1]["parameters"], rel=0.03)
+    metrics = json.loads((whole / "pruned" / "metrics.json").read_text())
+    shares = [step["params_share"] for step in metrics["steps"]]
+    assert shares == pytest.approx([0.7**0.5, 0.7], rel=0.03) and metrics["steps"][0]["recovered"]["value"] > 0.5
     for name in ("report.md", "report.html", "report.json"):
         assert "int8 .pte" in (whole / name).read_text()
+    plan = PruningPlan.load(whole / "pruned" / "pruning_plan_2.json")
     config = json.loads((whole / "recovered" / "config.json").read_text())
-    assert sum(map(sum, config["block_num_heads"])) == 3  # one of four heads went
+    assert config["block_mlp_dim"] == [[len(block.hidden_channels) for block in stage.blocks] for stage in plan.stages]
 
     again = subprocess.run(command("whole"), capture_output=True, text=True)
     assert again.stdout.count("up to date in") == 7

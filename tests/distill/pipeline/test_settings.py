@@ -88,7 +88,12 @@ def test_options_have_one_spelling():
             "unknown setting --learning_rate in the command line; did you mean --teacher_learning_rate",
         ),
         (["--ema_decay", "0.9", "--save_only_model", "true"], "--save_only_model must be false with --ema_decay"),
-        (["--prune_mlp", "1.5"], r"--prune_mlp must lie in \[0, 1\), got 1.5"),
+        (
+            ["--target", "macs=1.5"],
+            "--target: macs must be a share above 0 and up to 1, or a number with K, M or G, got '1.5'",
+        ),
+        (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
+        (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
         (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),
         (["--recipe", "int7"], "--recipe must be one of fp32, fp16, int8"),

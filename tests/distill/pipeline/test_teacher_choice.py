@@ -16,12 +16,12 @@ from transformers import (
     SwinForImageClassification,
 )
 
-from distill.compress.pruning import PruningError
 from distill.compress.teachers import TeacherError, Teachers
 from distill.data.sources import DataError
 from distill.errors import SettingsError
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.settings import parse_settings
+from distill.pruning.targets import PruningError
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError
 from distill.training.tasks.classification import ImageClassification
@@ -134,13 +134,7 @@ def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
             SettingsError,
             "--global_batch_size must be a mult",
         ),
-        (["--prune_heads", "0.9"], PruningError, "prune_heads must leave something in every block: at most 0.50 of the 4"),
-        (["--prune_mlp", "0.99"], PruningError, "prune_mlp must leave something in every block"),
-        (
-            ["--student_args", SMALL[:-1] + ", block_value_head_dim: [[4], [4]]}"],
-            PruningError,
-            "heads must have queries and values of the same width to be ranked, got widths of 8 and 4",
-        ),
+        (["--target", "macs=0.01"], PruningError, r"the target macs=0.01x cannot be met: .* the model still costs \d+"),
         (["--frozen_stages", "2"], LayerError, "--frozen_stages must be below the 2 stages"),
         (["--class_names", "names.txt"], SettingsError, "unknown setting --class_names"),
     ],

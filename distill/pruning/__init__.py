@@ -1,0 +1,1 @@
+"""Pruning of trained Swins: what matters, what is kept, and what the result may cost."""
