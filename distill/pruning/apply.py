@@ -34,7 +34,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     config = encoder_of(model).config
     require_plain_layers(model, "pruned", PruningError)
     check_plan(plan, config)
-    pruned = _of_config(model, pruned_config(config, plan))
+    pruned = of_config(model, pruned_config(config, plan))
     pruned.load_state_dict(kept_weights(model, plan, pruned))
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     for name, weight in pruned.named_parameters():
@@ -42,7 +42,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return pruned.to(device=model.device, dtype=model.dtype).train(model.training)
 
 
-def _of_config(model: nn.Module, config: SwinHfConfig) -> nn.Module:
+def of_config(model: nn.Module, config: SwinHfConfig) -> nn.Module:
     """A new model with the same parts as `model`, whose encoder has this config."""
     if hasattr(model, "empty_copy"):
         return model.empty_copy(config)

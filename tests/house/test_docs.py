@@ -35,6 +35,7 @@ ARGPARSE_PROGRAMS = {  # first words of a command: the module whose `main` reads
     ("python", "-m", "device"): "edge.device.__main__",
     ("python", "-m", "swin_hf.convert"): "swin_hf.convert",
     ("python", "-m", "swin_hf.publish"): "swin_hf.publish",
+    ("python", "-m", "distill.prune"): "distill.prune",
     ("python", "scripts/benchmark.py"): "scripts.benchmark",
     ("python", "tests/arm64/arm64.py"): "tests.arm64.arm64",
 }
@@ -133,6 +134,7 @@ def test_no_kind_of_command_is_overlooked():
         ("python -m swin_hf.publish ", 3),
         ("python -m pytest ", 2),
         ("python distill/run.py", 7),
+        ("python -m distill.prune ", 1),
         ("python scripts/benchmark.py ", 7),
         ("python tests/arm64/arm64.py", 1),
         ("accelerate launch ", 9),

@@ -11,6 +11,7 @@ WORKING = (
     "-m swin_hf.convert checkpoint converted",
     "-m swin_hf.publish checkpoint org/name",
     "-m edge export checkpoint --recipe int8 --dataset photos --output_dir exported",
+    "-m distill.prune checkpoint pruned --target macs=0.7 --round_to 4 --dataset photos --num_images 8",
 )
 HELP = ("-m swin_hf.publish --help", "-m edge export --help", "distill/run.py --help")
 REFUSED = {  # with their exit codes

@@ -1,0 +1,78 @@
+"""Prune a checkpoint to a budget, without a run.
+
+python -m distill.prune CHECKPOINT OUT --target macs=0.5 --dataset my_photos
+python -m distill.prune CHECKPOINT OUT --target latency=0.5x --dataset my_photos --scopes bottleneck,stages
+python -m distill.prune CHECKPOINT OUT --plan OTHER/pruning_plan.json
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installing the package
+
+from distill.launch import launch
+from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, parse_scopes, parse_targets
+from edge.device.commands import positive
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prune; returns 0 on success, otherwise as `launch`."""
+    options = vars(make_parser().parse_args(argv))
+
+    def work() -> None:
+        from distill.pruning.checkpoints import CheckpointPruning, prune_checkpoint
+
+        target, scopes = options.pop("target"), parse_scopes(options.pop("scopes"))
+        targets = () if target is None else parse_targets(target)
+        figures = prune_checkpoint(CheckpointPruning(**options, targets=targets, scopes=scopes))
+        print(described(figures, options))
+
+    return launch(work, "nothing was written; start again")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.prune", description="Prune a checkpoint of ours to a budget.", allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", help="folder or Hub id of a classifier or a segmenter")
+    parser.add_argument("output_dir", type=Path, help="folder to write; it must be empty or not exist yet")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--target",
+        help="what the pruned model may cost: macs=0.5, params=2M, latency=0.5x (of its program on this machine), "
+        "latency_ms=5 or size_mb=1.5, several joined by commas",
+    )
+    what.add_argument("--plan", type=Path, help="apply the plan of an earlier pruning", metavar="FILE")
+    parser.add_argument("--dataset", help="images that importance is measured on: a folder, a data set of the Hub, digits")
+    parser.add_argument("--num_images", type=positive, default=640, help="of them; as many others show what changed")
+    parser.add_argument(
+        "--scopes", default="bottleneck", help=f"what may be removed: {', '.join(SCOPES)}; bottleneck: the first four"
+    )
+    parser.add_argument("--criterion", default="taylor", choices=CRITERIA, help="importance of channels")
+    parser.add_argument("--round_to", type=positive, default=ROUND_TO, help="widths stay multiples of it")
+    parser.add_argument("--recipe", default="int8", help="of programs, for targets of latency and size")
+    parser.add_argument("--threads", type=positive, default=1, help="of programs")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def described(figures: dict, options: dict) -> str:
+    """What came out, and what to type next."""
+    out, checkpoint = options["output_dir"], options["checkpoint"]
+    lines = [figures["described"]] if "described" in figures else []
+    if "agreement" in figures:
+        lines.append(f"before recovery it agrees with the model before on {figures['agreement']:.1%} of what both answer")
+    if "accuracy_after" in figures:
+        lines[-1] += f"; accuracy {figures['accuracy_before']:.1%} -> {figures['accuracy_after']:.1%}"
+    data = options["dataset"] or "DATA"
+    lines += [
+        f"-> {out}",
+        f"Recover: accelerate launch scripts/finetune.py --model {out} --teacher {checkpoint} --dataset {data} "
+        f"--output_dir {out}-recovered",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
