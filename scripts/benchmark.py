@@ -109,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=benchmark_students)
     command = commands.add_parser("distill", help="a student trained alone and with teachers, for the same steps")
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
-    command.add_argument("--epochs", type=positive, default=24, help="of a student; some are also trained for twice as many")
+    command.add_argument("--epochs", type=positive, default=12, help="of a student; some are also trained for twice as many")
     command.add_argument("--teacher_epochs", type=positive, default=36)
     command.add_argument("--learning_rate", type=positive_number, default=4e-3, help="of students; teachers have half of it")
     command.add_argument(

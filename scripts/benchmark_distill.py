@@ -41,7 +41,7 @@ from swin_hf.output_folders import write_json
 CONVOLUTIONAL, HYBRID = "ResNet", "hybrid"
 TEACHERS = {
     CONVOLUTIONAL: lambda: resnet([32, 64, 128, 256], [2, 2, 2, 2]),
-    HYBRID: lambda: hybrid([48, 96, 192], [6, 2, 4]),
+    HYBRID: lambda: hybrid([24, 48, 96], [6, 1, 2]),
 }
 ALONE, BEST = "alone", "the best combination"
 
@@ -74,10 +74,8 @@ class Recipe:
 
 OF_LOGITS = {  # by name, with the weights that their papers or common practice give them
     "KL": {"kd_loss": "kl"},
-    "KL alone": {"kd_loss": "kl", "label_weight": 0.0},
     "DIST": {"kd_loss": "dist", "kd_weight": 2.0},
     "NKD": {"kd_loss": "nkd"},
-    "hard labels": {"kd_loss": "hard", "kd_weight": 0.5, "label_weight": 0.5},
 }
 OF_MAPS = {"VkD": {"feature_loss": "vkd"}, "hints": {"feature_loss": "hints"}}
 LADDER = {

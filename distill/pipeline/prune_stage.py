@@ -17,7 +17,8 @@ from distill.data.examples import EvaluationImages
 from distill.pipeline.models import evaluate, save_classifier, train
 from distill.pipeline.run_folder import Run
 from distill.pruning.apply import apply_plan
-from distill.pruning.budgets import Costs, plan_pruning, require_reachable
+from distill.pruning.budgets import plan_pruning, require_reachable
+from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, measure_blocks, measure_importance
 from distill.pruning.targets import Target, steps_towards
 from distill.training.finetune import make_objective, write_metrics

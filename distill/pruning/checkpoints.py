@@ -20,7 +20,8 @@ from distill.data.examples import UNKNOWN, EvaluationImages, Example
 from distill.data.finding import find_images, has_no_classes
 from distill.data.targets import CLASSES, NOTHING
 from distill.pruning.apply import apply_plan, of_config
-from distill.pruning.budgets import Achieved, Costs, plan_pruning, require_reachable
+from distill.pruning.budgets import Achieved, plan_pruning, require_reachable
+from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, measure_blocks, measure_importance
 from distill.pruning.plan import PruningPlan
 from distill.pruning.targets import MEASURED, PruningError, Target

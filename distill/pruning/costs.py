@@ -1,0 +1,57 @@
+"""What models of other shapes cost: multiply-accumulates and parameters are counted, latency and size those of programs."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from distill.pruning.targets import COUNTED, PruningError, Target
+from edge.compare.candidates import ProgramCost
+from edge.compare.macs import count_macs
+from swin_hf.configuration_swin_hf import SwinHfConfig
+
+
+class Costs:
+    """What models of other shapes cost beside the one before; each shape is counted or measured once.
+
+    make: a model of a config, on the meta device. size: (height, width) of the images. measure: of programs, see
+    `edge.compare.candidates.ProgramCosts`; without it latency and size cannot be asked for.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[SwinHfConfig], nn.Module],
+        before: SwinHfConfig,
+        size: tuple[int, int],
+        measure: Callable[[SwinHfConfig], ProgramCost] | None = None,
+    ):
+        self._make, self._size, self._measure, self._known = make, size, measure, {}
+        self.before_config = before
+
+    def of(self, config: SwinHfConfig, measure: str) -> float:
+        key = (config.to_json_string(), measure)
+        if key not in self._known:
+            self._known[key] = self._find(config, measure)
+        return self._known[key]
+
+    def _find(self, config: SwinHfConfig, measure: str) -> float:
+        if measure in COUNTED:
+            with torch.device("meta"):
+                model = self._make(config)
+                example = torch.zeros(1, config.num_channels, *self._size)
+            if measure == "macs":
+                return float(count_macs(model, example))
+            return float(sum(parameter.numel() for parameter in model.parameters()))
+        if self._measure is None:
+            raise PruningError(f"{measure} is that of a lowered program, which this kind of model does not have yet")
+        program = self._measure(config)
+        return {"latency": program.ratio, "latency_ms": program.latency_ms, "size_mb": program.size_mb}[measure]
+
+    def excess(self, config: SwinHfConfig, targets: Iterable[Target]) -> float:
+        """The largest excess over the targets."""
+        return max(
+            target.excess(
+                self.of(config, target.measure), self.of(self.before_config, target.measure) if target.is_share else 1
+            )
+            for target in targets
+        )

@@ -1,0 +1,125 @@
+"""The search for the shape that meets a target, among shapes in a row of which each costs less than the one before."""
+
+import math
+from collections.abc import Callable
+
+from distill.pruning.costs import Costs
+from distill.pruning.targets import MEASURED, PruningError, Target
+from swin_hf.configuration_swin_hf import SwinHfConfig
+
+TOLERANCE = 0.03  # of a target
+CLOSE_ENOUGH = 0.01  # at which the search for a measured target ends
+MAX_PROGRAMS = 10  # lowered and timed in a search
+EXPONENT, MIN_EXPONENT = 0.8, 0.2  # of the multiply-accumulates, to which costs are taken to be proportional at first
+
+
+class MissedError(PruningError):
+    """No shape in the row comes close enough to the target. before: the place of the last one that costs too much."""
+
+    def __init__(self, message: str, before: int):
+        super().__init__(message)
+        self.before = before
+
+
+class Search:
+    """The place in a row of shapes, from 0 to `last`, where the targets are met.
+
+    config_at: the shape at a place. advice: how an error ends that says what can be reached.
+    """
+
+    def __init__(
+        self,
+        config_at: Callable[[int], SwinHfConfig],
+        last: int,
+        targets: tuple[Target, ...],
+        costs: Costs,
+        advice: str,
+    ):
+        self.config_at, self.last, self.targets, self.costs, self._advice = config_at, last, targets, costs, advice
+        self._wanted = ", ".join(map(str, targets))
+
+    def place(self) -> int:
+        """The first place where all targets are met, or one where they are missed by less than 3 %.
+
+        Raises:
+            PruningError: the last shape costs too much.
+            MissedError: the steps between shapes are too large.
+        """
+        start = self.excess(0)
+        if start <= 1:
+            return 0
+        if any(target.measure in MEASURED for target in self.targets):
+            return self._by_measuring(start)
+        return self._by_counting(start)
+
+    def excess(self, place: int) -> float:
+        """What a shape costs, over what it may cost."""
+        return self.costs.excess(self.config_at(place), self.targets)
+
+    def require_reachable(self) -> None:
+        """Raise an error if the last shape costs too much."""
+        self._require(self.excess(self.last))
+
+    def _require(self, end: float) -> None:
+        if end > 1 + TOLERANCE:
+            raise PruningError(
+                f"the target {self._wanted} cannot be met: the smallest model in reach costs {end:.2f} of it; {self._advice}"
+            )
+
+    def _macs(self, place: int) -> float:
+        return self.costs.of(self.config_at(place), "macs")
+
+    def _by_counting(self, start: float) -> int:
+        """Bisection."""
+        low, high = (0, start), (self.last, self.excess(self.last))
+        self._require(high[1])
+        while high[0] - low[0] > 1:
+            place = (low[0] + high[0]) // 2
+            middle = (place, self.excess(place))
+            low, high = (low, middle) if middle[1] <= 1 else (middle, high)
+        for place, excess in (high, low):
+            if abs(excess - 1) <= TOLERANCE:
+                return place
+        raise self._missed(low, high)
+
+    def _by_measuring(self, start: float) -> int:
+        """Few measurements: the next is where the costs so far, as a power of the multiply-accumulates, meet the target."""
+        points = {0: (self._macs(0), start)}
+        exponent = EXPONENT
+        while len(points) <= MAX_PROGRAMS:
+            above = [place for place, (_, excess) in points.items() if excess > 1]
+            below = [place for place, (_, excess) in points.items() if excess <= 1]
+            low, high = max(above), min(below, default=self.last + 1)
+            if high - low <= 1 and (below or self.last in points):
+                break
+            macs, excess = points[low]
+            if below:
+                other_macs, other_excess = points[high]
+                exponent = math.log(excess / other_excess) / max(math.log(macs / other_macs), 1e-9)
+            wanted = macs * excess ** (-1 / max(exponent, MIN_EXPONENT))
+            place = min(max(self._place_of(wanted), low + 1), high - 1)
+            points[place] = (self._macs(place), self.excess(place))
+            if abs(points[place][1] - 1) <= CLOSE_ENOUGH:
+                return place
+        if self.last in points:
+            self._require(points[self.last][1])
+        excesses = sorted(((place, excess) for place, (_, excess) in points.items()), key=lambda point: abs(point[1] - 1))
+        if abs(excesses[0][1] - 1) <= TOLERANCE:
+            return excesses[0][0]
+        raise self._missed(*excesses[:2])
+
+    def _place_of(self, macs: float) -> int:
+        """The first place with no more multiply-accumulates; the last, if there is none."""
+        low, high = 0, self.last
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._macs(middle) <= macs else (middle, high)
+        return high
+
+    def _missed(self, *nearest: tuple[int, float]) -> MissedError:
+        shown = " and ".join(f"{excess:.3f}" for excess in sorted({excess for _, excess in nearest}))
+        message = (
+            f"the target {self._wanted} cannot be met within {TOLERANCE:.0%}: the nearest steps cost {shown} of it; take one "
+            f"of these as the target, or {self._advice}"
+        )
+        return MissedError(message, max((place for place, excess in nearest if excess > 1), default=0))
