@@ -13,6 +13,7 @@ from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import OWN_TEACHER, Settings
 from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
+from distill.pipeline.student_shape import check_shape
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_larger, load_processor, start_with
 from distill.training.optimisation import parameter_groups
@@ -81,7 +82,9 @@ def check(run: Run, stages: list[Stage]) -> None:
                 checkpoint = source.name if "teacher" in to_build else str(run.folder / "teacher")
                 larger = load_larger(replace(choice, init_from=checkpoint))
             start_with(student, larger, choice, announce=False)
-        if "prune" in to_build:
+        if settings.student.is_auto:
+            check_shape(run, len(names))
+        elif "prune" in to_build:
             check_prunable(run, student)
 
 

@@ -50,6 +50,7 @@ WITHOUT_EFFECT = {
 }
 LABELS = ("auto", "given", "teacher")
 OWN_TEACHER = "teacher"
+AUTO, AUTO_PRESETS = "auto", ("swin_edge_small", "swin_edge_medium", "swin_edge_large")
 CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), checkpoint folder or Hub id"
 ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 
@@ -122,7 +123,13 @@ class TeacherSettings:
 class StudentSettings:
     heading = 'stage "student"'
 
-    student: str = field(default="swin_edge_medium", metadata={"help": f"{CHOICE_HELP}; must be a swin_hf model."})
+    student: str = field(
+        default="swin_edge_medium",
+        metadata={
+            "help": f"{CHOICE_HELP}; must be a swin_hf model. {AUTO}: the swin_edge whose size meets --target, which must "
+            "be a number, such as latency_ms=5."
+        },
+    )
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
     student_init_from: str = field(
         default="",
@@ -138,8 +145,14 @@ class StudentSettings:
         check_schedule("student", self.student_epochs, self.student_learning_rate)
 
     @property
+    def is_auto(self) -> bool:
+        return self.student == AUTO
+
+    @property
     def choice(self) -> ModelChoice:
-        return ModelChoice.parse("student", self.student, self.student_args, init_from=self.student_init_from)
+        """The student; for "auto" one of its family, whose shape is not settled yet."""
+        name = AUTO_PRESETS[0] if self.is_auto else self.student
+        return ModelChoice.parse("student", name, self.student_args, init_from=self.student_init_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +332,9 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         edge=edge,
         report=report,
     )
+    if student.is_auto:
+        shares = [str(target) for target in prune.targets if target.is_share]
+        require(not shares, "target", f"be a number for --student {AUTO}, such as latency_ms=5", ", ".join(shares))
     streams = settings.is_unlabelled and images.streaming
     require(not streams, "labels", "be given where there is a stream of images", teacher.labels)
     for choice in (teacher.choice, student.choice):

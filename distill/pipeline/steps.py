@@ -17,6 +17,8 @@ from distill.pipeline.run_folder import Run, read_data_facts
 from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
+from distill.pipeline.student_shape import student_choice
+from distill.pruning.targets import MEASURED
 from distill.public_names import public_name
 from distill.training.finetune import write_metrics
 from distill.training.models import ModelChoice
@@ -50,7 +52,7 @@ def build_teacher(run: Run, work_dir: Path) -> None:
 
 def build_student(run: Run, work_dir: Path) -> None:
     """Distill the teacher into a small model."""
-    own, choice = run.settings.student, run.settings.student.choice
+    own, choice = run.settings.student, student_choice(run, work_dir)
     if choice.init_from == OWN_TEACHER:
         choice = replace(choice, init_from=str(run.folder / "teacher"))
     settings = run.settings.training(choice, own.student_epochs, own.student_learning_rate, work_dir)
@@ -123,6 +125,18 @@ def _distilled(settings: Settings) -> dict[str, Any]:
     return values | ({"more_teachers": [[name, checkpoint_files(name)] for name in others]} if others else {})
 
 
+def _sized(settings: Settings) -> dict[str, Any]:
+    """What the size of a student depends on that is to be found."""
+    return {"target": settings.prune.target} | _timed(settings) if settings.student.is_auto else {}
+
+
+def _timed(settings: Settings) -> dict[str, Any]:
+    """What the latency and the size of programs depend on, if the target names one."""
+    if not any(target.measure in MEASURED for target in settings.prune.targets):
+        return {}
+    return {"recipe": settings.edge.recipe, "threads": settings.report.threads}
+
+
 STEPS = (
     Step(
         name="data",
@@ -145,7 +159,7 @@ STEPS = (
         title="distill the teacher into a small model",
         folder="student",
         inputs=("data", "teacher"),
-        settings=lambda settings: _distilled(settings) | _with_model(settings.student),
+        settings=lambda settings: _distilled(settings) | _with_model(settings.student) | _sized(settings),
         build=build_student,
     ),
     Step(
@@ -153,7 +167,7 @@ STEPS = (
         title="remove what matters least, until the target is met",
         folder="pruned",
         inputs=("data", "teacher", "student"),
-        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.prune), "recipe": settings.edge.recipe},
+        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.prune)} | _timed(settings),
         build=build_pruned,
     ),
     Step(

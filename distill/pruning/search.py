@@ -46,7 +46,7 @@ class Search:
             MissedError: the steps between shapes are too large.
         """
         start = self.excess(0)
-        if start <= 1:
+        if start <= 1 + TOLERANCE:
             return 0
         if any(target.measure in MEASURED for target in self.targets):
             return self._by_measuring(start)

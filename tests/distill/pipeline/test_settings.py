@@ -93,6 +93,7 @@ def test_options_have_one_spelling():
             "--target: macs must be a share above 0 and up to 1, or a number with K, M or G, got '1.5'",
         ),
         (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
+        (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'macs=0.7x'"),
         (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
         (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),

@@ -25,6 +25,7 @@ from distill.pruning.targets import PruningError
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError
 from distill.training.tasks.classification import ImageClassification
+from swin_hf import SwinHfForImageClassification
 
 SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
 SHARED = ["--config", "digits", "--image_size", "16", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
@@ -174,6 +175,22 @@ def test_trainings_of_a_run_have_all_that_a_fine_tuning_has(image_folder, checkp
     assert list((folder / "student").rglob("events.out.*")) and list((folder / "student" / "predictions").glob("*.png"))
     history = json.loads((folder / "student" / "metrics.json").read_text())["history"]
     assert any("kd_loss" in row and "task_loss" in row for row in history)
+
+
+def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, capsys):
+    arguments = ["--teacher", str(checkpoint), "--student", "auto", "--stages", "data,teacher,student,prune"]
+    with pytest.raises(PruningError, match="params=1000 cannot be met: the smallest model in reach costs"):
+        run(image_folder, tmp_path, *arguments, "--target", "params=1K")
+    folder = run(image_folder, tmp_path, *arguments, "--target", "params=12K")
+    assert "params=12000: widths [" in capsys.readouterr().out
+    student, pruned = (SwinHfForImageClassification.from_pretrained(folder / name) for name in ("student", "pruned"))
+    assert student.num_parameters() == pytest.approx(12000, rel=0.03)
+    assert pruned.config.to_diff_dict() == student.config.to_diff_dict()  # nothing is left to be removed
+    shape = json.loads((folder / "student" / "student_shape.json").read_text())
+    assert shape["stage_dims"] == student.config.stage_dims
+    before = (folder / "student" / "model.safetensors").read_bytes()
+    run(image_folder, tmp_path, *arguments, "--target", "params=12K", "--recipe", "fp32")
+    assert (folder / "student" / "model.safetensors").read_bytes() == before  # a recipe changes no count
 
 
 def test_a_run_trains_on_a_stream(parquet_folder, tmp_path):

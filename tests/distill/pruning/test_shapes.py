@@ -1,0 +1,74 @@
+"""Students of any size: scaled widths, a row of shapes without gaps, and the shape that meets a target."""
+
+import itertools
+
+import pytest
+import torch
+
+from distill.pruning.costs import Costs
+from distill.pruning.search import Search
+from distill.pruning.shapes import family, scaled, shape_for
+from distill.pruning.targets import PruningError, TargetError, parse_targets
+from edge.compare.candidates import ProgramCost
+from swin_hf import SwinHfForImageClassification
+from swin_hf.presets_swin_hf import PRESETS
+
+EDGE = ("swin_edge_small", "swin_edge_medium")
+CONFIGS = [PRESETS["swin_edge_small"](num_labels=10, image_size=64, depths=[1, 1, depth, 1]) for depth in (1, 3)]
+
+
+def costs_of(config, measure=None) -> Costs:
+    return Costs(SwinHfForImageClassification, config, config.image_height_width, measure)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.55, 1.0, 1.4])
+@pytest.mark.parametrize("name", [*EDGE, "swin_tiny", "tiny_vit_5m"])
+def test_widths_are_scaled_and_heads_keep_theirs(name, factor):
+    config = PRESETS[name](num_labels=3)
+    shape = scaled(config, factor)
+    for stage, depth in enumerate(config.depths):
+        assert abs(shape.stage_dim(stage) - factor * config.stage_dim(stage)) <= 8 and shape.stage_dim(stage) % 8 == 0
+        for block in range(depth):
+            own, before = shape.block_widths(stage, block), config.block_widths(stage, block)
+            assert own.mlp_dim % 8 == 0 and abs(own.mlp_dim - factor * before.mlp_dim) <= 8
+            if before.num_heads > 1:
+                assert own.head_dim == before.head_dim and abs(own.num_heads - factor * before.num_heads) <= 1
+            elif before.num_heads == 1:
+                assert (own.num_heads, own.head_dim) == (1, shape.stage_dim(stage))
+    with torch.device("meta"):
+        assert SwinHfForImageClassification(shape).config.depths == config.depths
+
+
+def test_a_row_of_shapes_has_no_gaps():
+    costs = costs_of(CONFIGS[0])
+    macs = [costs.of(shape, "macs") for shape in family(CONFIGS, costs)]
+    assert macs == sorted(macs, reverse=True) and macs[0] > 3 * macs[-1]
+    assert max(before / after for before, after in itertools.pairwise(macs)) < 1.15
+
+
+@pytest.mark.parametrize("text", ["params=1M", "params=1.13M", "params=0.31M", "latency_ms=1"])
+def test_the_shape_that_meets_a_target_is_found(text):
+    counted = costs_of(CONFIGS[0])
+
+    def measure(shape) -> ProgramCost:
+        latency = 0.3 + 50e-9 * counted.of(shape, "macs")
+        return ProgramCost(latency_ms=latency, ratio=1.0, size_mb=1.0)
+
+    costs = costs_of(CONFIGS[0], measure)
+    shape = shape_for(CONFIGS, parse_targets(text), costs)
+    (target,) = parse_targets(text)
+    assert costs.of(shape, target.measure) == pytest.approx(target.value, rel=0.03)
+
+
+def test_targets_that_say_nothing_or_cannot_be_met_are_refused():
+    with pytest.raises(TargetError, match="targets that are numbers, such as latency_ms=5, .* got macs=0.5x"):
+        shape_for(CONFIGS, parse_targets("macs=0.5"), costs_of(CONFIGS[0]))
+    with pytest.raises(PruningError, match="params=2000 cannot be met: the smallest model in reach costs .*--student_args"):
+        shape_for(CONFIGS, parse_targets("params=2000"), costs_of(CONFIGS[0]))
+
+
+def test_a_search_that_falls_between_two_shapes_names_both():
+    small, large = (PRESETS["swin_edge_small"](num_labels=3, image_size=64, depths=[1, 1, depth, 1]) for depth in (1, 9))
+    search = Search([large, small].__getitem__, 1, parse_targets("params=1.5M"), costs_of(large), "give another")
+    with pytest.raises(PruningError, match=r"within 3%: the nearest steps cost 0\.\d+ and 1\.\d+ of it; .* or give another"):
+        search.place()
