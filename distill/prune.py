@@ -6,14 +6,21 @@ python -m distill.prune CHECKPOINT OUT --plan OTHER/pruning_plan.json
 """
 
 import argparse
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installing the package
 
+from distill.errors import SettingsError
 from distill.launch import launch
-from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, parse_scopes, parse_targets
+from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, TargetError, parse_scopes, parse_targets
 from edge.device.commands import positive
+from edge.lower.recipes import RECIPES
+
+Value = TypeVar("Value")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,12 +30,25 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         from distill.pruning.checkpoints import CheckpointPruning, prune_checkpoint
 
-        target, scopes = options.pop("target"), parse_scopes(options.pop("scopes"))
-        targets = () if target is None else parse_targets(target)
+        target = options.pop("target")
+        targets = () if target is None else read("target", parse_targets, target)
+        scopes = read("scopes", parse_scopes, options.pop("scopes"))
         figures = prune_checkpoint(CheckpointPruning(**options, targets=targets, scopes=scopes))
         print(described(figures, options))
 
     return launch(work, "nothing was written; start again")
+
+
+def read(flag: str, parse: Callable[[str], Value], text: str) -> Value:
+    """What a flag says.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    try:
+        return parse(text)
+    except TargetError as error:
+        raise SettingsError(f"--{flag}: {error}") from error
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,18 +63,31 @@ def make_parser() -> argparse.ArgumentParser:
         help="what the pruned model may cost: macs=0.5, params=2M, latency=0.5x (of its program on this machine), "
         "latency_ms=5 or size_mb=1.5, several joined by commas",
     )
-    what.add_argument("--plan", type=Path, help="apply the plan of an earlier pruning", metavar="FILE")
+    what.add_argument(
+        "--plan", type=Path, help="apply the plan of an earlier pruning; nothing is measured then", metavar="FILE"
+    )
     parser.add_argument("--dataset", help="images that importance is measured on: a folder, a data set of the Hub, digits")
-    parser.add_argument("--num_images", type=positive, default=640, help="of them; as many others show what changed")
+    parser.add_argument("--num_images", type=positive, default=640, help="to measure on; as many others show what changed")
     parser.add_argument(
         "--scopes", default="bottleneck", help=f"what may be removed: {', '.join(SCOPES)}; bottleneck: the first four"
     )
     parser.add_argument("--criterion", default="taylor", choices=CRITERIA, help="importance of channels")
     parser.add_argument("--round_to", type=positive, default=ROUND_TO, help="widths stay multiples of it")
-    parser.add_argument("--recipe", default="int8", help="of programs, for targets of latency and size")
+    parser.add_argument(
+        "--recipe",
+        default="int8",
+        choices=[name for name, recipe in RECIPES.items() if recipe.executable],
+        help="of programs, for targets of latency and size",
+    )
     parser.add_argument("--threads", type=positive, default=1, help="of programs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=not_negative, default=0)
     return parser
+
+
+def not_negative(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
 
 
 def described(figures: dict, options: dict) -> str:
@@ -65,12 +98,13 @@ def described(figures: dict, options: dict) -> str:
         lines.append(f"before recovery it agrees with the model before on {figures['agreement']:.1%} of what both answer")
     if "accuracy_after" in figures:
         lines[-1] += f"; accuracy {figures['accuracy_before']:.1%} -> {figures['accuracy_after']:.1%}"
-    data = options["dataset"] or "DATA"
-    lines += [
-        f"-> {out}",
-        f"Recover: accelerate launch scripts/finetune.py --model {out} --teacher {checkpoint} --dataset {data} "
-        f"--output_dir {out}-recovered",
-    ]
+    words = ["--model", out, "--teacher", checkpoint, "--dataset", options["dataset"] or "DATA"]
+    if figures["is_segmenter"]:
+        words += ["--task", "semantic-segmentation"]
+    if figures["image_size"]:
+        words += ["--image_size", figures["image_size"]]
+    command = shlex.join(map(str, [*words, "--output_dir", f"{out}-recovered"]))
+    lines += [f"-> {out}", f"Recover, with labelled images: accelerate launch scripts/finetune.py {command}"]
     return "\n".join(lines)
 
 

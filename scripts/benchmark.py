@@ -9,6 +9,7 @@ python scripts/benchmark.py edge --parts grid                      # what choice
 python scripts/benchmark.py students                               # accuracy and latency of small architectures (hours)
 python scripts/benchmark.py distill                                # what a teacher is worth (hours)
 python scripts/benchmark.py distill-steps                          # what a teacher costs in a step
+python scripts/benchmark.py prune                                  # pruned students against narrower ones (hours)
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -31,6 +32,7 @@ from benchmark_distill import benchmark_distill, work_distill, work_teacher
 from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
+from benchmark_prune import benchmark_prune, work_prune
 from benchmark_steps import benchmark_steps
 from benchmark_students import benchmark_students, work_student
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
@@ -123,6 +125,19 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=10, help="timed steps of each kind")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill_steps.json"), metavar="FILE")
     command.set_defaults(run=benchmark_steps)
+    command = commands.add_parser("prune", help="a student pruned to budgets against dense ones of the same latency")
+    command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["half", "budgets"])
+    command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
+    command.add_argument("--epochs", type=positive, default=24, help="of the student")
+    command.add_argument("--recovery_epochs", type=positive, default=12, help="after pruning, over all steps")
+    command.add_argument("--learning_rate", type=positive_number, default=2e-3, help="of the student; recovery has half of it")
+    command.add_argument(
+        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
+    )
+    command.add_argument("--threads", type=positive, default=1, help="of the programs, when they are timed")
+    command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/prune.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_prune)
     add_workers(commands)
     return parser
 
@@ -175,6 +190,9 @@ def add_workers(commands) -> None:
     command = commands.add_parser("distill-worker", help="one training by one recipe (internal)")
     command.add_argument("training", type=json.loads)
     command.set_defaults(run=work_distill)
+    command = commands.add_parser("prune-worker", help="one training, or pruning with recovery (internal)")
+    command.add_argument("training", type=json.loads)
+    command.set_defaults(run=work_prune)
 
 
 if __name__ == "__main__":

@@ -223,28 +223,30 @@ def work_student(arguments: argparse.Namespace) -> None:
     set_seed(training.seed)
     model = BY_NAME[training.student].build()
     with tempfile.TemporaryDirectory() as folder:
-        start, trained, program = (Path(folder) / name for name in ("start", "trained", "model.pte"))
+        start, trained = Path(folder) / "start", Path(folder) / "trained"
         save_start(model, start)
         figures = finetune(settings_of(trained, start, training.seed, training.epochs, training.learning_rate))
-        by_epoch = validation_by_epoch(trained)
-        model = type(model).from_pretrained(trained).eval()
-        found, record = find_images(DATASET, CLASSES), json.loads((trained / "data.json").read_text())
-        train, test = (split_examples(found, record, split) for split in ("train", "test"))
+        print(json.dumps(judged(type(model), trained, figures)))
+
+
+def judged(kind: type[PreTrainedModel], trained: Path, figures: dict[str, float]) -> dict:
+    """The accuracies of a training, whose folder this is, and of its int8 program, as JSON values."""
+    model = kind.from_pretrained(trained).eval()
+    found, record = find_images(DATASET, CLASSES), json.loads((trained / "data.json").read_text())
+    train, test = (split_examples(found, record, split) for split in ("train", "test"))
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "model.pte"
         make_student_program(model, [LabelledImage(image.load(), None) for image, _ in train], program)
         run = open_executorch(str(program), 1, {})
         inputs = student_inputs(model, [LabelledImage(image.load(), None) for image, _ in test])
         right = [int(run(x.numpy())[0].argmax()) == label for x, (_, label) in zip(inputs, test)]
-    print(
-        json.dumps(
-            {
-                "validation": figures["validation_accuracy"],
-                "validation_by_epoch": by_epoch,
-                "model": figures["test_accuracy"],
-                "program": float(np.mean(right)),
-                "num_test_images": len(right),
-            }
-        )
-    )
+    return {
+        "validation": figures["validation_accuracy"],
+        "validation_by_epoch": validation_by_epoch(trained),
+        "model": figures["test_accuracy"],
+        "program": float(np.mean(right)),
+        "num_test_images": len(right),
+    }
 
 
 def settings_of(folder: Path, start: Path, seed: int, epochs: int, learning_rate: float, **more: object) -> FinetuneSettings:

@@ -100,7 +100,9 @@ def encoder_of(model: nn.Module) -> SwinHfModel:
     for part in model.modules():
         if isinstance(part, SwinHfModel):
             return part
-    raise NotOursError(f"the model must be a Swin of ours, got {type(model).__name__}")
+    raise NotOursError(
+        f"the model must be a Swin of ours, got {type(model).__name__}; python -m swin_hf.convert makes one of others"
+    )
 
 
 def blocks_of(model: nn.Module) -> list[list[SwinHfBlock | SwinHfMBConv]]:
@@ -224,8 +226,7 @@ def _of_heads(model: nn.Module, last: Axis) -> Iterator[tuple[nn.Module, Axis | 
     if isinstance(model, SwinHfForSemanticSegmentation):
         yield from _of_uper_head(model.decode_head, maps)
         if isinstance(model.auxiliary_head, UperNetFCNHead):
-            first, *_ = (part for part in model.auxiliary_head.modules() if isinstance(part, nn.Conv2d))
-            yield first, None, maps[AUXILIARY_STAGE]
+            yield from _of_auxiliary_head(model.auxiliary_head, maps[AUXILIARY_STAGE])
 
 
 def _of_uper_head(head: UperNetHead, maps: list[Axis]) -> Iterator[tuple[nn.Module, Axis | None, Axis | None]]:
@@ -236,6 +237,15 @@ def _of_uper_head(head: UperNetHead, maps: list[Axis]) -> Iterator[tuple[nn.Modu
             yield pooled, None, maps[-1]
     others = head.bottleneck.conv.in_channels - head.in_channels[-1]
     yield head.bottleneck.conv, None, Axis(maps[-1].group, others=others)
+
+
+def _of_auxiliary_head(head: UperNetFCNHead, axis: Axis) -> Iterator[tuple[nn.Module, Axis | None, Axis | None]]:
+    """Its first layer reads the map; one that joins the map with what was made of it reads it too, first."""
+    convolutions = [part for part in head.convs.modules() if isinstance(part, nn.Conv2d)]
+    yield (convolutions[0] if convolutions else head.classifier), None, axis
+    if head.concat_input and convolutions:  # without any, no width of the map but the present one can be built
+        channels = head.conv_cat.conv.in_channels - head.in_channels
+        yield head.conv_cat.conv, None, Axis(axis.group, others=channels)
 
 
 def stage_of(name: str) -> int:

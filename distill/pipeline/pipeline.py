@@ -17,7 +17,7 @@ from distill.pipeline.student_shape import check_shape
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_larger, load_processor, start_with
 from distill.training.optimisation import parameter_groups
-from swin_hf import SwinHfForImageClassification
+from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import check_apart
 
 
@@ -85,7 +85,9 @@ def check(run: Run, stages: list[Stage]) -> None:
         if settings.student.is_auto:
             check_shape(run, len(names))
         elif "prune" in to_build:
-            check_prunable(run, student)
+            check_prunable(run, student.config)
+    elif "prune" in to_build:
+        check_prunable(run, SwinHfConfig.from_pretrained(run.folder / "student"))
 
 
 def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTrainedModel:

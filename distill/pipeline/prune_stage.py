@@ -19,9 +19,9 @@ from distill.pipeline.run_folder import Run
 from distill.pruning.apply import apply_plan
 from distill.pruning.budgets import plan_pruning, require_reachable
 from distill.pruning.costs import Costs
-from distill.pruning.importance import Importance, measure_blocks, measure_importance
+from distill.pruning.importance import Importance, importance_for
 from distill.pruning.targets import Target, steps_towards
-from distill.training.finetune import make_objective, write_metrics
+from distill.training.finetune import METRICS, make_objective, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.tasks.distillation import Distillation, DistillationSettings
 from edge.compare.candidates import ProgramCosts
@@ -33,19 +33,22 @@ PLAN, STEP = "pruning_plan_{}.json", "step.json"  # a plan is for what the step 
 LATENCY_REPEATS = 100  # timed runs of a program
 
 
-def check_prunable(run: Run, student: SwinHfForImageClassification) -> None:
-    """Find out before any training whether the target can be met with a student of this architecture.
+def check_prunable(run: Run, student: SwinHfConfig) -> None:
+    """Find out before any training whether the target can be met with a student of this config.
 
     Raises:
         PruningError: it cannot.
     """
     own = run.settings.prune
-    with program_costs(run, student.config) as measure:
-        require_reachable(costs_of(student.config, measure), own.targets, own.scope_names, own.round_to)
+    with program_costs(run, student) as measure:
+        require_reachable(costs_of(student, measure), own.targets, own.scope_names, own.round_to)
 
 
 def build_pruned(run: Run, work_dir: Path) -> None:
     """Remove what matters least to what the student has learned, until the target is met."""
+    if (work_dir / METRICS).is_file():  # a run that was interrupted while it removed the steps
+        remove_steps(work_dir)
+        return
     own, student = run.settings.prune, run.classifier("student")
     config = student.model.config
     with program_costs(run, config) as measure:
@@ -55,11 +58,15 @@ def build_pruned(run: Run, work_dir: Path) -> None:
         for number, targets in enumerate(steps[:-1], start=1):
             figures.append(take_step(run, student, targets, costs, work_dir / f"step{number}", work_dir / PLAN.format(number)))
             student = load_classifier(work_dir / f"step{number}" / "recovered", run.class_names)
-        student, last = prune_once(run, student, steps[-1], costs, work_dir / PLAN.format(len(steps)))
+        student, last = prune_once(run, student, steps[-1], costs, work_dir / PLAN.format(len(steps)), is_final=True)
     save_classifier(work_dir, student)
-    for number in range(1, len(steps)):
-        shutil.rmtree(work_dir / f"step{number}")
     write_metrics(work_dir, last | {"steps": [*figures, last]})
+    remove_steps(work_dir)
+
+
+def remove_steps(work_dir: Path) -> None:
+    for folder in work_dir.glob("step*"):
+        shutil.rmtree(folder)
 
 
 def take_step(
@@ -69,12 +76,12 @@ def take_step(
     if (folder / STEP).is_file():
         return json.loads((folder / STEP).read_text())
     folder.mkdir(exist_ok=True)
-    if not (folder / "pruned" / "metrics.json").is_file():
-        pruned, figures = prune_once(run, student, targets, costs, plan)
+    if not (folder / "pruned" / METRICS).is_file():
+        pruned, figures = prune_once(run, student, targets, costs, plan, is_final=False)
         (folder / "pruned").mkdir(exist_ok=True)
         save_classifier(folder / "pruned", pruned)
         write_metrics(folder / "pruned", figures)
-    figures = json.loads((folder / "pruned" / "metrics.json").read_text())
+    figures = json.loads((folder / "pruned" / METRICS).read_text())
     settings, choice = run.settings, ModelChoice(name=str(folder / "pruned"), flag="student")
     epochs, rate = settings.prune.prune_step_epochs, settings.recover.recover_learning_rate
     train(settings.training(choice, epochs, rate, folder / "recovered"), run, run.teachers())
@@ -84,12 +91,13 @@ def take_step(
 
 
 def prune_once(
-    run: Run, student: Classifier, targets: tuple[Target, ...], costs: Costs, plan: Path
+    run: Run, student: Classifier, targets: tuple[Target, ...], costs: Costs, plan: Path, is_final: bool
 ) -> tuple[Classifier, dict[str, Any]]:
     """The pruned student, and figures for `metrics.json`; what was kept is written to `plan`."""
     own, config = run.settings.prune, student.model.config
     set_seed(run.settings.trainer.seed)
-    achieved = plan_pruning(config, importance_of(run, student), targets, costs, own.scope_names, own.round_to)
+    importance = importance_of(run, student)
+    achieved = plan_pruning(config, importance, targets, costs, own.scope_names, own.round_to, is_final)
     achieved.plan.save(plan)
     pruned = Classifier(apply_plan(student.model, achieved.plan), student.processor, student.class_order).eval()
     removed = ", ".join(f"{share:.0%} of {scope}" for scope, share in achieved.removed_shares.items())
@@ -103,12 +111,9 @@ def importance_of(run: Run, student: Classifier) -> Importance:
     own = run.settings.prune
     student.requires_grad_(True)
     size = 1 if own.criterion == "hessian" else None  # which squares the gradients of single images
-    losses = distillation_losses(run, student, run.teachers(), size) if own.criterion != "magnitude" else ()
-    channels = measure_importance(student.model, losses, own.criterion)
-    blocks = {}
-    if "blocks" in own.scope_names:
-        blocks = measure_blocks(student.model, (batch["pixels"].float() / 255 for batch in batches(run, student)))
-    return Importance(channels=channels, blocks=blocks)
+    losses = distillation_losses(run, student, run.teachers(), size)
+    inputs = (student.pixel_values(batch["pixels"].float() / 255) for batch in batches(run, student))
+    return importance_for(student.model, own.scope_names, own.criterion, losses, inputs)
 
 
 def distillation_losses(

@@ -130,6 +130,16 @@ def _sized(settings: Settings) -> dict[str, Any]:
     return {"target": settings.prune.target} | _timed(settings) if settings.student.is_auto else {}
 
 
+def _pruned(settings: Settings) -> dict[str, Any]:
+    """What the outcome of pruning depends on; of trainings between steps, only if there are several steps."""
+    own = settings.prune
+    values = {"targets": [str(target) for target in own.targets], "scopes": list(own.scope_names)}
+    values |= {name: getattr(own, name) for name in ("criterion", "round_to", "prune_batches", "prune_steps")}
+    if own.prune_steps > 1:
+        values |= {"epochs": own.prune_step_epochs, "learning_rate": settings.recover.recover_learning_rate}
+    return {"own": values} | _timed(settings)
+
+
 def _timed(settings: Settings) -> dict[str, Any]:
     """What the latency and the size of programs depend on, if the target names one."""
     if not any(target.measure in MEASURED for target in settings.prune.targets):
@@ -167,7 +177,7 @@ STEPS = (
         title="remove what matters least, until the target is met",
         folder="pruned",
         inputs=("data", "teacher", "student"),
-        settings=lambda settings: _distilled(settings) | {"own": asdict(settings.prune)} | _timed(settings),
+        settings=lambda settings: _distilled(settings) | _pruned(settings),
         build=build_pruned,
     ),
     Step(

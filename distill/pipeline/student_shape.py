@@ -32,7 +32,8 @@ def student_choice(run: Run, work_dir: Path) -> ModelChoice:
     if not file.is_file():
         found = find_shape(run)
         write_json(file, {name: getattr(found, name) for name in FIELDS})
-    return replace(own.choice, args=own.choice.args | json.loads(file.read_text()))
+    found = json.loads(file.read_text())
+    return replace(own.choice, args=own.choice.args | {name: found[name] for name in FIELDS})
 
 
 def find_shape(run: Run) -> SwinHfConfig:

@@ -16,11 +16,14 @@ from distill.compress.channels import (
     axes_of,
     encoder_of,
     selected,
+    stage_of,
 )
 from distill.pruning.plan import BlockPlan, PruningPlan, check_plan
 from distill.pruning.targets import PruningError
 from swin_hf.configuration_swin_hf import BLOCK_WIDTHS, SwinHfConfig
+from swin_hf.modeling_swin_hf import SwinHfPreTrainedModel
 from swin_hf.plain_layers_swin_hf import require_plain_layers
+from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE, SwinHfForSemanticSegmentation
 
 
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -32,14 +35,20 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         NotOursError: the model is none of ours.
     """
     config = encoder_of(model).config
+    if not isinstance(model, SwinHfPreTrainedModel | SwinHfForSemanticSegmentation):
+        raise PruningError(f"the model must be one of swin_hf's own classes to be pruned, got {type(model).__name__}")
     require_plain_layers(model, "pruned", PruningError)
     check_plan(plan, config)
     pruned = of_config(model, pruned_config(config, plan))
-    pruned.load_state_dict(kept_weights(model, plan, pruned))
+    pruned.set_attn_implementation(model.config._attn_implementation)
+    kept = kept_weights(model, plan, pruned)
+    for name, weight in [*pruned.named_parameters(), *pruned.named_buffers()]:
+        weight.data = weight.data.to(kept[name])  # the type and the device, which may differ from layer to layer
+    pruned.load_state_dict(kept)
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     for name, weight in pruned.named_parameters():
         weight.requires_grad_(_name_before(name, plan) not in frozen)
-    return pruned.to(device=model.device, dtype=model.dtype).train(model.training)
+    return pruned.train(model.training)
 
 
 def of_config(model: nn.Module, config: SwinHfConfig) -> nn.Module:
@@ -48,6 +57,12 @@ def of_config(model: nn.Module, config: SwinHfConfig) -> nn.Module:
         return model.empty_copy(config)
     outer = copy.deepcopy(model.config)
     outer.backbone_config = config
+    if outer.use_auxiliary_head:
+        dim = config.stage_dim(stage_of(config.out_features[AUXILIARY_STAGE]))
+        if outer.auxiliary_in_channels is not None:
+            outer.auxiliary_in_channels = dim
+        if outer.auxiliary_num_convs == 0:  # then the classifier reads the map itself
+            outer.auxiliary_channels = dim
     return type(model)(outer)
 
 
@@ -88,7 +103,7 @@ def pruned_config(config: SwinHfConfig, plan: PruningPlan) -> SwinHfConfig:
     before = {name: value for name, value in config.to_dict().items() if name not in ("num_layers", "stage_names")}
     pruned = SwinHfConfig.from_dict(before | fields)
     for name in (*BLOCK_WIDTHS, "block_shifts", "stage_dims"):
-        if getattr(config, name) is not None:
+        if getattr(config, name) is not None and name != "block_shifts":
             continue
         try:
             without = SwinHfConfig.from_dict(before | fields | {name: None})

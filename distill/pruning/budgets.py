@@ -15,7 +15,7 @@ from distill.pruning.importance import Importance
 from distill.pruning.plan import PruningPlan
 from distill.pruning.search import TOLERANCE, MissedError, Search
 from distill.pruning.targets import BOTTLENECK, COUNTED, MEASURED, ROUND_TO, Target
-from distill.pruning.units import Unit, plan_without, removal_order, units_of
+from distill.pruning.units import KINDS, Unit, plan_without, removal_order, units_of
 from swin_hf.configuration_swin_hf import SwinHfConfig
 
 LOOK_AHEAD = 64  # units that are tried out of order at the end
@@ -24,7 +24,10 @@ ADVICE = "give more scopes, a smaller --round_to, a smaller model or a larger ta
 
 @dataclass(frozen=True, kw_only=True)
 class Achieved:
-    """A plan and what the pruned model costs by each measure that was asked for; `before`: what the model cost."""
+    """A plan and what the pruned model costs by each measure that was asked for.
+
+    before: what the model cost. removed_shares: of all that each scope names.
+    """
 
     plan: PruningPlan
     config: SwinHfConfig
@@ -44,8 +47,7 @@ class Achieved:
 
     def as_metrics(self) -> dict[str, float]:
         """JSON values, shares of what it cost before among them."""
-        own = {name: value for name, value in self.costs.items()}
-        return own | {f"{name}_share": self.costs[name] / self.before[name] for name in self.before}
+        return self.costs | {f"{name}_share": self.costs[name] / self.before[name] for name in self.before}
 
 
 def plan_pruning(
@@ -55,25 +57,28 @@ def plan_pruning(
     costs: Costs,
     scopes: tuple[str, ...] = BOTTLENECK,
     round_to: int = ROUND_TO,
+    is_final: bool = True,
 ) -> Achieved:
     """The plan that removes the least to meet all targets; the one that binds is met within 3 %.
+
+    is_final: otherwise it is a step towards other targets, which the nearest plan will do for.
 
     Raises:
         PruningError: a target cannot be met by removing what the scopes name, or no step comes close enough to it; the message
             says what can be reached.
     """
     order = removal_order(units_of(config, importance, scopes, round_to))
-    removed = _removed(config, importance, order, targets, costs)
+    removed = _removed(config, importance, order, targets, costs, is_final)
     plan = plan_without(config, importance, removed)
     measures = dict.fromkeys([*COUNTED, *(target.measure for target in targets)])
-    smaller, everything = pruned_config(config, plan), _sizes(order)
-    gone = _sizes(removed)
+    smaller = pruned_config(config, plan)
+    gone, everything = _sizes(removed), {scope: _total(config, scope) for scope in scopes}
     return Achieved(
         plan=plan,
         config=smaller,
         costs={measure: costs.of(smaller, measure) for measure in measures},
         before={measure: costs.of(costs.before_config, measure) for measure in measures},
-        removed_shares={scope: gone.get(scope, 0) / total for scope, total in everything.items()},
+        removed_shares={scope: gone.get(scope, 0) / total for scope, total in everything.items() if total},
     )
 
 
@@ -87,7 +92,11 @@ def require_reachable(costs: Costs, targets: tuple[Target, ...], scopes: tuple[s
     groups = {group: torch.ones(group_size(group, config)) for group in groups_of(config)}
     blocks = {(stage, block): 1.0 for stage, depth in enumerate(config.depths) for block in range(depth)}
     importance = Importance(channels=groups, blocks=blocks)
-    _search(config, importance, units_of(config, importance, scopes, round_to), targets, costs).require_reachable()
+    order = removal_order(units_of(config, importance, scopes, round_to))
+    search = _search(config, importance, order, targets, costs)
+    search.require_reachable()
+    if set(scopes) == {"stages"}:  # whose steps do not depend on scores
+        search.place()
 
 
 def _search(
@@ -100,12 +109,19 @@ def _search(
 
 
 def _removed(
-    config: SwinHfConfig, importance: Importance, order: list[Unit], targets: tuple[Target, ...], costs: Costs
+    config: SwinHfConfig,
+    importance: Importance,
+    order: list[Unit],
+    targets: tuple[Target, ...],
+    costs: Costs,
+    is_final: bool,
 ) -> list[Unit]:
     """The units to remove: the first ones, or, if the step across the target is too large, another one after these."""
     try:
         return order[: _search(config, importance, order, targets, costs).place()]
     except MissedError as missed:
+        if not is_final:
+            return order[: missed.before + 1]
         if any(target.measure in MEASURED for target in targets):
             raise
         seen = set()
@@ -118,6 +134,13 @@ def _removed(
             if abs(costs.excess(smaller, targets) - 1) <= TOLERANCE:
                 return removed
         raise
+
+
+def _total(config: SwinHfConfig, scope: str) -> int:
+    """All channels, heads or blocks of a scope; of queries, keys and values those of one head of each block."""
+    if scope == "blocks":
+        return sum(config.depths)
+    return sum(group_size(group, config)[-1] for group in groups_of(config) if group.kind == KINDS[scope])
 
 
 def _sizes(units: list[Unit]) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 # B images of a batch, H W pixels
 
+import itertools
+import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,21 +17,24 @@ from torch import nn
 from transformers import AutoConfig
 
 from distill.compress.channels import encoder_of
-from distill.compress.teachers import Classifier, load_classifier, load_segmenter
+from distill.compress.teachers import Classifier, Segmenter, load_classifier, load_segmenter
 from distill.data.examples import UNKNOWN, EvaluationImages, Example
 from distill.data.finding import find_images, has_no_classes
-from distill.data.targets import CLASSES, NOTHING
+from distill.data.sources import DataError, FoundImages
+from distill.data.targets import CLASSES, MASKS, NOTHING
 from distill.pruning.apply import apply_plan, of_config
 from distill.pruning.budgets import Achieved, plan_pruning, require_reachable
 from distill.pruning.costs import Costs
-from distill.pruning.importance import Importance, measure_blocks, measure_importance
+from distill.pruning.importance import Importance, importance_for
 from distill.pruning.plan import PruningPlan
 from distill.pruning.targets import MEASURED, PruningError, Target
+from distill.public_names import public_name
 from distill.published import loadable
 from edge.compare.candidates import ProgramCosts
+from edge.device.image import UnreadableImageError
 from edge.lower.recipes import find_recipe
 from swin_hf import SwinHfForImageClassification, SwinHfUperNetConfig
-from swin_hf.output_folders import new_folder, write_json
+from swin_hf.output_folders import check_apart, new_folder, write_json
 
 PLAN, FIGURES = "pruning_plan.json", "pruning.json"
 LATENCY_REPEATS, BATCH_SIZE = 100, 32
@@ -40,7 +45,7 @@ class CheckpointPruning:
     """How to prune a checkpoint.
 
     dataset: a folder, a data set or an embedded one, as of a training; None: only `plan`, or importance by magnitude.
-    num_images: of them, on which importance is measured; as many others show what pruning changed.
+    num_images: see `examples_of`.
     plan: a file of an earlier pruning, applied as it is; then there is no target.
     recipe, threads: of the programs whose latency or size a target names.
     """
@@ -67,26 +72,41 @@ def prune_checkpoint(settings: CheckpointPruning) -> dict[str, Any]:
         NotOursError: it is none of our models.
         PruningError, PlanError: the target cannot be met, or the plan is for another model.
         DataError: the images cannot be found.
-        OutputError: the folder is not free.
+        OutputError: the folder is not free, or is one of the inputs.
     """
-    before = load_prunable(settings.checkpoint)
+    inputs = {"checkpoint": settings.checkpoint, "dataset": settings.dataset, "plan": settings.plan}
+    check_apart(settings.output_dir, "OUT", **inputs)
     with new_folder(settings.output_dir) as work_dir:
-        images = examples_of(settings, before)
-        figures: dict[str, Any] = {"checkpoint": settings.checkpoint, "targets": [str(own) for own in settings.targets]}
-        if settings.plan is not None:
-            plan = PruningPlan.load(settings.plan)
-        else:
-            achieved = planned(settings, before, images)
-            plan, figures = achieved.plan, figures | achieved.as_metrics() | {"removed_shares": achieved.removed_shares}
+        plan = None if settings.plan is None else PruningPlan.load(settings.plan)
+        before = load_prunable(settings.checkpoint)
+        of_importance, of_comparison = examples_of(settings, before)
+        figures = record_of(settings)
+        if plan is None:
+            achieved = planned(settings, before, of_importance)
+            plan = achieved.plan
+            figures |= achieved.as_metrics() | {"removed_shares": achieved.removed_shares}
             figures["described"] = achieved.described()
         after = type(before)(apply_plan(before.model, plan), before.processor, before.class_order).eval()
-        if others := images[settings.num_images :]:
-            figures |= compared(before, after, others)
+        if of_comparison:
+            figures |= compared(before, after, of_comparison)
         after.model.save_pretrained(work_dir)
         after.processor.save_pretrained(work_dir)
         plan.save(work_dir / PLAN)
         write_json(work_dir / FIGURES, figures)
-    return figures
+    height, width = after.size
+    return figures | {"image_size": height if height == width else None, "is_segmenter": isinstance(after, Segmenter)}
+
+
+def record_of(settings: CheckpointPruning) -> dict[str, Any]:
+    """What was asked for, as JSON values, without folders of this machine."""
+    own = {"checkpoint": public_name(settings.checkpoint), "dataset": settings.dataset and public_name(settings.dataset)}
+    if settings.plan is not None:
+        return own | {"plan": settings.plan.name}
+    own |= {"targets": [str(target) for target in settings.targets], "scopes": list(settings.scopes)}
+    names = ("criterion", "round_to", "num_images", "seed")
+    if any(target.measure in MEASURED for target in settings.targets):
+        names += ("recipe", "threads")
+    return own | {name: getattr(settings, name) for name in names}
 
 
 def load_prunable(checkpoint: str) -> Classifier:
@@ -105,20 +125,48 @@ def load_prunable(checkpoint: str) -> Classifier:
     return classifier
 
 
-def examples_of(settings: CheckpointPruning, classifier: Classifier) -> list[Example]:
-    """Images in an order that the seed decides: those that importance is measured on, and as many others.
+def examples_of(settings: CheckpointPruning, classifier: Classifier) -> tuple[list[Example], list[Example]]:
+    """Images that importance is measured on, and others that show what changed: of the test split, if there is one.
 
-    Their labels are numbers of the model's classes where the data set has just these, otherwise unknown.
+    At most `num_images` each, in an order that the seed decides; of few images half are for importance. Images that cannot be
+    read are left out. Labels are numbers of the model's classes where the data set has just these, otherwise unknown.
     """
     if settings.dataset is None:
-        return []
-    found = find_images(settings.dataset, NOTHING if has_no_classes(settings.dataset) else CLASSES)
-    names = classifier.class_names
-    numbers = [names.index(name) if sorted(names) == sorted(found.class_names) else UNKNOWN for name in found.class_names]
-    split = found.whole
-    pairs = list(zip(found.images[split], found.labels[split]))
-    order = np.random.default_rng(settings.seed).permutation(len(pairs))[: 2 * settings.num_images]
-    return [Example(pairs[at][0], numbers[pairs[at][1]] if numbers else UNKNOWN) for at in order]
+        return [], []
+    found = _found(settings.dataset, isinstance(classifier, Segmenter))
+    names, numbers = classifier.class_names, None
+    if found.masks is None and found.class_names and sorted(names) == sorted(found.class_names):
+        numbers = [names.index(name) for name in found.class_names]
+    rng = np.random.default_rng(settings.seed)
+
+    def drawn(split: str) -> Iterator[Example]:
+        sources, labels = found.images[split], found.labels[split]
+        for at in rng.permutation(len(sources)):
+            try:
+                sources[at].load()
+            except UnreadableImageError as error:
+                warnings.warn(f"left out an image: {error}", stacklevel=2)
+                continue
+            yield Example(sources[at], UNKNOWN if numbers is None else numbers[labels[at]])
+
+    if settings.plan is not None:
+        return [], list(itertools.islice(drawn("test" if "test" in found.images else found.whole), settings.num_images))
+    if "test" in found.images:
+        return tuple(list(itertools.islice(drawn(split), settings.num_images)) for split in (found.whole, "test"))
+    every = list(itertools.islice(drawn(found.whole), 2 * settings.num_images))
+    return every[: (len(every) + 1) // 2], every[(len(every) + 1) // 2 :]
+
+
+def _found(dataset: str, has_masks: bool) -> FoundImages:
+    """With classes or masks if the data set has such, otherwise only images.
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    if has_masks or not has_no_classes(dataset):
+        with suppress(DataError):
+            return find_images(dataset, MASKS if has_masks else CLASSES)
+    return find_images(dataset, NOTHING)
 
 
 def planned(settings: CheckpointPruning, classifier: Classifier, images: list[Example]) -> Achieved:
@@ -139,7 +187,7 @@ def planned(settings: CheckpointPruning, classifier: Classifier, images: list[Ex
     with programs as measure:
         costs = Costs(partial(of_config, model), config, config.image_height_width, measure)
         require_reachable(costs, settings.targets, settings.scopes, settings.round_to)
-        importance = importance_of(settings, classifier, images[: settings.num_images])
+        importance = importance_of(settings, classifier, images)
         return plan_pruning(config, importance, settings.targets, costs, settings.scopes, settings.round_to)
 
 
@@ -147,24 +195,24 @@ def importance_of(settings: CheckpointPruning, classifier: Classifier, images: l
     """Of channels on the loss of the labels, or of the model's own answers where none are known; of blocks on outputs."""
     classifier.requires_grad_(True)
     losses = _losses(classifier, images, 1 if settings.criterion == "hessian" else BATCH_SIZE)
-    channels = measure_importance(classifier.model, losses if settings.criterion != "magnitude" else (), settings.criterion)
+    inputs = (classifier.pixel_values(pixels) for pixels, _ in _batches(classifier, images))
+    importance = importance_for(classifier.model, settings.scopes, settings.criterion, losses, inputs)
     classifier.requires_grad_(False)
-    blocks = {}
-    if "blocks" in settings.scopes:
-        blocks = measure_blocks(
-            classifier.model, (classifier.pixel_values(pixels) for pixels, _ in _batches(classifier, images))
-        )
-    return Importance(channels=channels, blocks=blocks)
+    return importance
 
 
+@torch.no_grad()
 def compared(before: Classifier, after: Classifier, images: list[Example]) -> dict[str, float]:
-    """How often both models agree, of images or of pixels, and their accuracies where labels are known."""
-    answers = [_answers(classifier, images) for classifier in (before, after)]
-    figures = {"num_images": len(images), "agreement": float(np.mean(answers[0] == answers[1]))}
-    labels = np.array([example.label for example in images])
-    if answers[0].ndim == 1 and (labels >= 0).all():
-        accuracies = [float(np.mean(own == labels)) for own in answers]
-        figures |= {"accuracy_before": accuracies[0], "accuracy_after": accuracies[1]}
+    """How often both models agree, of images or of pixels, and their accuracies where the labels are known."""
+    agreed, right, total, labels_known = 0, np.zeros(2), 0, all(example.label != UNKNOWN for example in images)
+    for pixels, labels in _batches(before, images):
+        answers = [classifier(pixels).argmax(dim=1) for classifier in (before, after)]
+        agreed, total = agreed + int((answers[0] == answers[1]).sum()), total + answers[0].numel()
+        if labels_known:
+            right += [int((own == labels).sum()) for own in answers]
+    figures = {"num_images": len(images), "agreement": agreed / total}
+    if labels_known:
+        figures |= {"accuracy_before": right[0] / total, "accuracy_after": right[1] / total}
     return figures
 
 
@@ -173,12 +221,6 @@ def _losses(classifier: Classifier, images: list[Example], batch_size: int) -> I
         logits = classifier(pixels)
         labels = labels.view(-1, *[1] * (logits.ndim - 2))  # for pixels (B, 1, 1)
         yield nn.functional.cross_entropy(logits, torch.where(labels == UNKNOWN, logits.detach().argmax(dim=1), labels))
-
-
-@torch.no_grad()
-def _answers(classifier: Classifier, images: list[Example]) -> np.ndarray:
-    """The most probable class of each image (n,), or of each pixel (n, H, W)."""
-    return torch.cat([classifier(pixels).argmax(dim=1) for pixels, _ in _batches(classifier, images)]).numpy()
 
 
 def _batches(

@@ -38,6 +38,21 @@ class Importance:
     blocks: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
+def importance_for(
+    model: nn.Module,
+    scopes: tuple[str, ...],
+    criterion: str,
+    losses: Iterable[torch.Tensor],
+    inputs: Iterable[torch.Tensor],
+) -> Importance:
+    """What the scopes need: scores of channels by a criterion, and of blocks if they may be removed.
+
+    losses: see `measure_importance`; not used for "magnitude". inputs: see `measure_blocks`.
+    """
+    channels = measure_importance(model, () if criterion == "magnitude" else losses, criterion)
+    return Importance(channels=channels, blocks=measure_blocks(model, inputs) if "blocks" in scopes else {})
+
+
 def measure_importance(
     model: nn.Module, losses: Iterable[torch.Tensor] = (), criterion: str = "taylor"
 ) -> dict[Group, torch.Tensor]:
@@ -129,6 +144,8 @@ def _sensitivities(
             weight.grad = total / count
         totals = {group: hessian(layers) for group, layers in groups.items()}
     model.zero_grad()
+    if not all(total.isfinite().all() for total in totals.values()):
+        raise ImportanceError("importance must be finite, got NaN or infinity: the losses or their gradients are not")
     if not any(total.any() for total in totals.values()):
         raise ImportanceError("no loss depends on the weights: they must require gradients, and the loss must depend on them")
     return totals

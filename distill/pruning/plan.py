@@ -55,20 +55,18 @@ class PruningPlan:
     stages: list[StagePlan]
 
     def kept(self, group: Group, config: SwinHfConfig) -> list[int]:
-        """The channels that are kept of a group, of a model of this config from before; all of a block that is removed."""
+        """The channels that are kept of a group, of a model of this config from before; of a block that is kept."""
         if group.kind == STEM:
             return self.stem_channels[group.stage]
         stage = self.stages[group.stage]
         if group.kind in (STAGE, DOWNSAMPLE):
             return stage.channels if group.kind == STAGE else stage.downsample_channels
-        block = next((block for block in stage.blocks if block.source == group.block), None)
-        size = group_size(group, config)
-        if block is None:
-            return list(range(size[0] * size[-1] if len(size) > 1 else size[0]))
+        block = next(block for block in stage.blocks if block.source == group.block)
         if group.kind in (HIDDEN, HEADS):
             return block.hidden_channels if group.kind == HIDDEN else block.heads
         channels = block.score_channels if group.kind == SCORES else block.value_channels
-        return [head * size[1] + channel for head, own in zip(block.heads, channels) for channel in own]
+        head_dim = group_size(group, config)[1]
+        return [head * head_dim + channel for head, own in zip(block.heads, channels) for channel in own]
 
     def save(self, file: Path) -> None:
         """Write the plan as JSON, in which "0-7,9" stands for the numbers 0 to 7 and 9."""
@@ -88,15 +86,12 @@ class PruningPlan:
             stages = [
                 StagePlan(
                     channels=_numbers(stage["channels"]),
-                    blocks=[
-                        BlockPlan(**{name: value if name == "source" else _numbers(value) for name, value in block.items()})
-                        for block in stage["blocks"]
-                    ],
+                    blocks=[_read_block(block) for block in stage["blocks"]],
                     downsample_channels=_numbers(stage["downsample_channels"]),
                 )
                 for stage in found["stages"]
             ]
-            return cls(stem_channels=_numbers(found["stem_channels"]), stages=stages)
+            return cls(stem_channels=_of_each(found["stem_channels"]), stages=stages)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{file} is no pruning plan that can be read: {type(error).__name__}: {error}") from error
 
@@ -191,9 +186,24 @@ def _as_text(numbers: list[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _numbers(text: str | list) -> list:
-    """What `_as_text` wrote, also in lists."""
-    if isinstance(text, list):
-        return [_numbers(item) for item in text]
+def _numbers(text: str) -> list[int]:
+    """What `_as_text` wrote."""
     ends = [[int(end) for end in run.split("-")] for run in text.split(",") if run]
     return [number for first, *last in ends for number in range(first, (last or [first])[0] + 1)]
+
+
+def _of_each(texts: list[str] | str) -> list[list[int]]:
+    """Several of them; an empty list is written as an empty text."""
+    return [_numbers(text) for text in texts]
+
+
+def _read_block(block: dict[str, Any]) -> BlockPlan:
+    if not isinstance(block["source"], int):
+        raise TypeError(f"the source of a block must be a number, got {block['source']!r}")
+    return BlockPlan(
+        source=block["source"],
+        heads=_numbers(block["heads"]),
+        score_channels=_of_each(block["score_channels"]),
+        value_channels=_of_each(block["value_channels"]),
+        hidden_channels=_numbers(block["hidden_channels"]),
+    )

@@ -73,7 +73,8 @@ def parse_targets(text: str) -> tuple[Target, ...]:
         is_absolute = measure in ("latency_ms", "size_mb")
         is_share = not is_absolute and (suffix == "x" or measure == "latency" or (not suffix and value <= 1))
         is_count = not is_share and not is_absolute
-        unclear = (is_share and value > 1) or (is_absolute and suffix == "x") or (is_count and value < SMALLEST_COUNT)
+        unclear = (is_share and value > 1) or (is_count and value < SMALLEST_COUNT) or (not is_count and suffix in SUFFIXES)
+        unclear |= is_absolute and suffix == "x"
         if unclear or not (value > 0 and math.isfinite(value)):
             rule = "a positive number" if is_absolute else "a share above 0 and up to 1, or a number with K, M or G"
             raise TargetError(f"{measure} must be {rule}, got {written!r}")
@@ -100,7 +101,8 @@ def parse_scopes(text: str) -> tuple[str, ...]:
 def steps_towards(targets: tuple[Target, ...], excess: float, steps: int) -> list[tuple[Target, ...]]:
     """Targets for pruning in several steps, each of which removes the same share; the last ones are `targets`.
 
-    excess: what the model costs, over the targets.
+    excess: what the model costs, over the targets; if it meets them, there is one step.
     """
-    factors = [max(excess, 1.0) ** (1 - (step + 1) / steps) for step in range(steps)]
+    steps = steps if excess > 1 else 1
+    factors = [excess ** (1 - (step + 1) / steps) for step in range(steps)]
     return [tuple(replace(target, value=target.value * factor) for target in targets) for factor in factors]

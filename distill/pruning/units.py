@@ -14,6 +14,8 @@ from distill.pruning.plan import BlockPlan, PruningPlan, StagePlan, whole_plan
 from distill.pruning.targets import BOTTLENECK, ROUND_TO, PruningError
 from swin_hf.configuration_swin_hf import SwinHfConfig
 
+KINDS = {"hidden": HIDDEN, "heads": HEADS, "scores": SCORES, "values": VALUES, "stages": STAGE}  # of channels, by scope
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -49,12 +51,11 @@ def units_of(
 
 
 def _units_of_scope(config: SwinHfConfig, importance: Importance, scope: str, round_to: int) -> Iterator[Unit]:
-    groups = {"hidden": HIDDEN, "heads": HEADS, "scores": SCORES, "values": VALUES, "stages": STAGE}
     if scope == "blocks":
         yield from _blocks(config, importance)
         return
     for group, scores in sorted(importance.channels.items(), key=lambda item: item[0]):
-        if group.kind != groups[scope]:
+        if group.kind != KINDS[scope]:
             continue
         kind, multiple, place = scope, round_to, (group.stage, group.block)
         if scope == "hidden":
@@ -89,10 +90,9 @@ def _blocks(config: SwinHfConfig, importance: Importance) -> Iterator[Unit]:
     if not importance.blocks:
         raise PruningError("the scope 'blocks' needs the importance of blocks, which is measured on images; give some")
     for stage, depth in enumerate(config.depths):
-        order = sorted(range(depth), key=lambda block: importance.blocks.get((stage, block), float("inf")))
-        for block in order[: depth - 1]:
-            score = importance.blocks.get((stage, block), float("inf"))
-            yield Unit(scope="blocks", kind="blocks", place=(stage, -1), score=score, size=1, removed=[block])
+        scores = {block: importance.blocks[stage, block] for block in range(depth) if (stage, block) in importance.blocks}
+        for block in sorted(scores, key=scores.get)[: depth - 1]:  # a backbone may not build its last stages
+            yield Unit(scope="blocks", kind="blocks", place=(stage, -1), score=scores[block], size=1, removed=[block])
 
 
 def removal_order(units: list[Unit]) -> list[Unit]:

@@ -36,13 +36,13 @@ class ProgramCost:
 
 def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
     """A model with random weights and no tensor of zeros, since equal tensors would be stored only once."""
-    torch.manual_seed(0)
     config = copy.deepcopy(config)
     config.zero_init_residual = False
-    model = SwinHfForImageClassification(config).eval()
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = SwinHfForImageClassification(config).eval()
         for name, parameter in model.named_parameters():
-            if "relative_position_bias_table" in name:
+            if "bias" in name:  # tables of biases too
                 parameter.normal_()
         for part in model.modules():
             if isinstance(part, nn.BatchNorm2d):
@@ -55,7 +55,7 @@ def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
 def processor_of(config: SwinHfConfig) -> SwinHfImageProcessorPil:
     """An image processor for images of the model's size."""
     height, width = config.image_height_width
-    return SwinHfImageProcessorPil(size={"height": height, "width": width})
+    return SwinHfImageProcessorPil(size={"height": height, "width": width}, num_channels=config.num_channels)
 
 
 def lower_unchecked(model: SwinHfForImageClassification, recipe: Recipe, images: list[torch.Tensor] | None = None) -> Lowered:

@@ -193,6 +193,26 @@ def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, cap
     assert (folder / "student" / "model.safetensors").read_bytes() == before  # a recipe changes no count
 
 
+def test_blocks_are_pruned_from_a_greyscale_student(image_folder, tmp_path):
+    student = SMALL.replace("[1, 1]", "[1, 2]")[:-1] + ", num_channels: 1}"
+    arguments = [
+        "--teacher",
+        "swin_edge_small",
+        "--teacher_args",
+        SMALL,
+        "--student_args",
+        student,
+        "--scopes",
+        "blocks,hidden",
+    ]
+    folder = run(image_folder, tmp_path, *arguments, "--target", "params=0.8", "--stages", "data,teacher,student,prune")
+    model = SwinHfForImageClassification.from_pretrained(folder / "pruned")
+    assert model.config.num_channels == 1 and sum(model.config.depths) in (2, 3)
+    # Pruning alone, over a student that is there: the target is checked first.
+    with pytest.raises(PruningError, match="cannot be met"):
+        run(image_folder, tmp_path, *arguments, "--stages", "prune", "--target", "params=0.001")
+
+
 def test_a_run_trains_on_a_stream(parquet_folder, tmp_path):
     arguments = ["--streaming", "true", "--max_steps", "4", "--shuffle_buffer", "6"]
     for what in ("eval", "save", "logging"):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, TINY
 
 from distill.compress.channels import HEADS, HIDDEN, SCORES, STAGE, VALUES, Group
 from distill.pruning.apply import apply_plan
@@ -16,10 +16,10 @@ from distill.pruning.importance import Importance, measure_importance
 from distill.pruning.plan import PlanError, PruningPlan, check_plan, whole_plan
 from distill.pruning.targets import BOTTLENECK, PruningError, Target, TargetError, parse_scopes, parse_targets, steps_towards
 from distill.pruning.units import Unit, plan_without, removal_order, units_of
-from edge.compare.candidates import ProgramCost, ProgramCosts
+from edge.compare.candidates import ProgramCost, ProgramCosts, lower_unchecked, random_classifier
 from edge.compare.macs import count_macs
 from edge.lower.recipes import RECIPES
-from swin_hf import SwinHfConfig, SwinHfForImageClassification
+from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification
 
 
 def share(measure, value):
@@ -54,6 +54,8 @@ def test_targets_are_read(text, targets):
         *((f"macs={value}", f"got '{value}'") for value in ("0", "-0.5", "nan", "inf", "1.5", "half", "2x", "12")),
         ("latency=1.2", "latency must be a share"),
         ("latency_ms=0.5x", "latency_ms must be a positive number, got '0.5x'"),
+        ("size_mb=1.5M", "size_mb must be a positive number, got '1.5M'"),
+        ("latency=0.0005K", "latency must be a share"),
         ("macs=0.5,macs=0.4", "each target must be given once"),
     ],
 )
@@ -72,7 +74,7 @@ def test_scopes_are_read():
 def test_steps_remove_equal_shares():
     steps = steps_towards(parse_targets("macs=0.125"), 8.0, 3)
     assert [targets[0].value for targets in steps] == pytest.approx([0.5, 0.25, 0.125])
-    assert steps_towards(parse_targets("macs=0.5"), 0.7, 2)[0][0].value == 0.5  # which costs less already
+    assert steps_towards(parse_targets("macs=0.5"), 0.7, 3) == [parse_targets("macs=0.5")]  # which costs less already
 
 
 def uniform(config, **scores) -> Importance:
@@ -218,7 +220,9 @@ def test_plans_are_read_back_and_damage_is_named(make_config, tmp_path):
     assert PruningPlan.load(file) == plan
     text = json.loads(file.read_text())
     assert text["stages"][1]["blocks"][0]["source"] in (0, 1) and isinstance(text["stages"][0]["channels"], str)
-    for damage in ("", "{", "[]", '{"format": "other"}', json.dumps(text | {"stages": [{}]})):
+    block = text["stages"][0]["blocks"][0] | {"source": "0"}
+    wrong = json.dumps(text | {"stages": [text["stages"][0] | {"blocks": [block]}]})
+    for damage in ("", "{", "[]", '{"format": "other"}', json.dumps(text | {"stages": [{}]}), wrong):
         file.write_text(damage)
         with pytest.raises(PlanError, match=r"plan\.json"):
             PruningPlan.load(file)
@@ -284,6 +288,77 @@ def test_weights_stay_frozen_and_modes_and_types_as_they_were(make_model):
     frozen = [name for name, weight in pruned.named_parameters() if not weight.requires_grad]
     assert frozen == ["swin.encoder.layers.1.blocks.0.mlp.fc1.weight"]
     assert pruned.config.block_shifts == [[False], [True]]  # the second block stays a shifted one
+    assert model.swin.encoder.layers[1].blocks[1].shifted and pruned.swin.encoder.layers[1].blocks[0].shifted
+
+
+def test_shifts_that_follow_the_rule_again_are_not_written(make_model):
+    model = make_model(depths=[1, 4])
+
+    def without_first(own):
+        blocks = dict.fromkeys([(0, 0), (1, 1), (1, 2), (1, 3)], 1.0) | {(1, 0): 0.0}
+        importance = Importance(channels=uniform(own.config).channels, blocks=blocks)
+        return apply_plan(own, plan_without(own.config, importance, units_of(own.config, importance, ("blocks",))[:1]))
+
+    once = without_first(model)
+    assert once.config.block_shifts == [[False], [True, False, True]]
+    assert without_first(once).config.block_shifts is None
+
+
+def test_weights_keep_their_types_and_values(make_model):
+    model = make_model().double()
+    model.set_attn_implementation("eager")
+    same = apply_plan(model, whole_plan(model.config))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(same.state_dict()[name], weight) and same.state_dict()[name].dtype == weight.dtype
+    assert same.config._attn_implementation == "eager"
+    mixed = make_model().bfloat16()
+    mixed.classifier.float()
+    pruned = apply_plan(mixed, whole_plan(mixed.config))
+    assert pruned.classifier.weight.dtype == torch.float32 and pruned.dtype == torch.bfloat16
+
+
+def test_blocks_that_a_backbone_does_not_build_are_not_removed():
+    config = SwinHfConfig(**TINY | {"depths": [2, 3], "out_features": ["stage1"]})
+    model = SwinHfBackbone(config).eval()
+    importance = Importance(channels=uniform(config).channels, blocks={(0, 0): 0.1, (0, 1): 0.2})
+    units = units_of(config, importance, ("blocks",))
+    assert [(unit_.place, unit_.removed) for unit_ in units] == [((0, -1), [0])]
+    assert apply_plan(model, plan_without(config, importance, units)).config.depths == [1, 3]
+
+
+def test_models_of_others_around_our_encoder_are_refused(make_model):
+    other = torch.nn.Sequential(make_model().swin)
+    with pytest.raises(PruningError, match="must be one of swin_hf's own classes to be pruned, got Sequential"):
+        apply_plan(other, whole_plan(make_model().config))
+
+
+def test_steps_on_the_way_may_be_missed(make_config):
+    config = make_config()
+    targets = parse_targets("macs=0.9")
+    with pytest.raises(PruningError, match="within 3%"):
+        plan_pruning(config, uniform(config), targets, costs_of(config), ("stages",))
+    achieved = plan_pruning(config, uniform(config), targets, costs_of(config), ("stages",), is_final=False)
+    assert achieved.as_metrics()["macs_share"] < 0.9
+    with pytest.raises(PruningError, match="within 3%"):
+        require_reachable(costs_of(config), targets, ("stages",), 8)
+
+
+def test_shares_are_of_all_that_a_scope_names(make_config):
+    config = make_config()  # heads [2], [4, 4]: 10, of which 7 can be removed
+    achieved = plan_pruning(config, uniform(config), parse_targets("params=0.75"), costs_of(config), ("heads", "hidden"))
+    heads = sum(map(sum, achieved.config.block_num_heads))
+    assert achieved.removed_shares["heads"] == pytest.approx(1 - heads / 10)
+    hidden = sum(map(sum, achieved.config.block_mlp_dim))
+    assert achieved.removed_shares["hidden"] == pytest.approx(1 - hidden / 320)
+
+
+def test_greyscale_models_are_lowered_and_the_random_state_is_kept(make_config):
+    config = make_config(num_channels=1, depths=[1, 1])
+    state = torch.random.get_rng_state()
+    model = random_classifier(config)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(weight.any() for weight in model.parameters())
+    assert lower_unchecked(model, RECIPES["int8"]).num_delegates == 1
 
 
 def test_groups_have_the_sizes_of_the_model(make_model):

@@ -128,6 +128,8 @@ def test_what_cannot_be_measured_is_explained(make_model):
         measure_blocks(model, [])
     with pytest.raises(ImportanceError, match="a SwinHfModel does not have"):
         measure_blocks(model.swin, [PIXELS])
+    with pytest.raises(ImportanceError, match="importance must be finite, got NaN or infinity"):
+        measure_importance(model, [loss_of(model) * float("nan")])
     constant = sum((parameter * 0).sum() for parameter in model.parameters())
     with pytest.raises(ImportanceError, match="no loss depends on the weights"):
         measure_importance(model, [constant])

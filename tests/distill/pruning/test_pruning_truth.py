@@ -203,16 +203,18 @@ def test_a_pruned_model_reloads_to_the_bit_and_its_plan_as_well(make_model, tmp_
     assert PruningPlan.load(tmp_path / "plan.json") == plan
 
 
+def segmenter(backbone: SwinHfConfig, **head) -> SwinHfForSemanticSegmentation:
+    config = {"hidden_size": 8, "auxiliary_channels": 8, "num_labels": 3} | head
+    return SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=copy.deepcopy(backbone), **config))
+
+
 def others(choices: dict) -> dict[str, nn.Module]:
     config = SwinHfConfig(**TINY | choices | {"out_features": ["stem", "stage1", "stage2"], "weight_init": "fan_in"})
-    upper = SwinHfUperNetConfig(
-        backbone_config=copy.deepcopy(config), hidden_size=8, use_auxiliary_head=True, auxiliary_channels=8, num_labels=3
-    )
     stride = config.token_height_width[0]
     masked_config = SwinHfConfig(**TINY | choices | {"encoder_stride": stride, "weight_init": "fan_in"})
     return {
         "backbone": SwinHfBackbone(config),
-        "segmentation": SwinHfForSemanticSegmentation(upper),
+        "segmentation": segmenter(config),
         "masked images": SwinHfForMaskedImageModeling(masked_config),
     }
 
@@ -231,3 +233,20 @@ def test_models_with_other_heads_equal_the_masked_ones(choices):
             pairs = [(own, other[:, plan.stages[at].channels]) for (own, other), at in zip(pairs, names)]
         for own, other in pairs:
             torch.testing.assert_close(own, other, atol=1e-6 * max(float(other.abs().max()), 1.0), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [{"auxiliary_in_channels": 32}, {"auxiliary_concat_input": True}, {"auxiliary_num_convs": 0, "auxiliary_channels": 32}],
+)
+def test_auxiliary_heads_of_every_kind_are_pruned_with_their_stage(head):
+    backbone = SwinHfConfig(**TINY | {"out_features": ["stem", "stage1", "stage2"], "weight_init": "fan_in"})
+    model = segmenter(backbone, **head).eval()
+    importance = random_importance(model)
+    units = units_of(backbone, importance, ("stages",), 4)
+    plan = plan_without(backbone, importance, first_of(units, 0.5))
+    pruned, labels = apply_plan(model, plan), torch.zeros(2, 16, 16, dtype=torch.int64)
+    dense, pixel_values = masked(model, plan), torch.randn(2, 3, 16, 16)
+    own, other = (each(pixel_values, labels=labels) for each in (pruned, dense))
+    torch.testing.assert_close(own.logits, other.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(own.loss, other.loss, atol=1e-4, rtol=0)  # to which the auxiliary head adds
