@@ -60,6 +60,12 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(required=True, parser_class=partial(argparse.ArgumentParser, allow_abbrev=False))
+    for add in (add_models, add_trainings, add_programs, add_students, add_distillation, add_pruning, add_workers):
+        add(commands)
+    return parser
+
+
+def add_models(commands) -> None:
     command = commands.add_parser("model", help="time and memory of the models against stock transformers and timm")
     command.add_argument("--models", nargs="+", default=["swin_tiny", "swinv2_tiny"], choices=sorted(PRESETS))
     command.add_argument("--batch_sizes", nargs="+", type=positive, default=[1, 8])
@@ -73,6 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/model.json"), metavar="FILE")
     command.set_defaults(run=benchmark_models)
+
+
+def add_trainings(commands) -> None:
     command = commands.add_parser("weight-init", help="training curves of a narrow model from two initialisations")
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=30)
@@ -87,6 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/train.json"), metavar="FILE")
     command.set_defaults(run=benchmark_training)
+
+
+def add_programs(commands) -> None:
     command = commands.add_parser("edge", help="programs for the device against other engines and models")
     command.add_argument("--parts", nargs="+", default=["peers", "grid"], choices=list(EDGE_PARTS))
     command.add_argument(
@@ -98,6 +110,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=100)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/edge.json"), metavar="FILE")
     command.set_defaults(run=benchmark_edge)
+
+
+def add_students(commands) -> None:
     command = commands.add_parser("students", help="accuracy against latency of small architectures, trained here")
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=36)
@@ -109,6 +124,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/students.json"), metavar="FILE")
     command.set_defaults(run=benchmark_students)
+
+
+def add_distillation(commands) -> None:
     command = commands.add_parser("distill", help="a student trained alone and with teachers, for the same steps")
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=12, help="of a student; some are also trained for twice as many")
@@ -125,6 +143,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=10, help="timed steps of each kind")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill_steps.json"), metavar="FILE")
     command.set_defaults(run=benchmark_steps)
+
+
+def add_pruning(commands) -> None:
     command = commands.add_parser("prune", help="a student pruned to budgets against dense ones of the same latency")
     command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["half", "budgets"])
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
@@ -138,8 +159,6 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/prune.json"), metavar="FILE")
     command.set_defaults(run=benchmark_prune)
-    add_workers(commands)
-    return parser
 
 
 class Distinct(argparse.Action):
