@@ -8,19 +8,14 @@ python -m distill.prune CHECKPOINT OUT --plan OTHER/pruning_plan.json
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installing the package
 
-from distill.errors import SettingsError
 from distill.launch import launch
-from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, TargetError, parse_scopes, parse_targets
+from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, parse_scopes, parse_targets, read_flag
 from edge.device.commands import positive
 from edge.lower.recipes import RECIPES
-
-Value = TypeVar("Value")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,24 +26,12 @@ def main(argv: list[str] | None = None) -> int:
         from distill.pruning.checkpoints import CheckpointPruning, prune_checkpoint
 
         target = options.pop("target")
-        targets = () if target is None else read("target", parse_targets, target)
-        scopes = read("scopes", parse_scopes, options.pop("scopes"))
+        targets = () if target is None else read_flag("target", parse_targets, target)
+        scopes = read_flag("scopes", parse_scopes, options.pop("scopes"))
         figures = prune_checkpoint(CheckpointPruning(**options, targets=targets, scopes=scopes))
         print(described(figures, options))
 
     return launch(work, "nothing was written; start again")
-
-
-def read(flag: str, parse: Callable[[str], Value], text: str) -> Value:
-    """What a flag says.
-
-    Raises:
-        SettingsError: it cannot be read.
-    """
-    try:
-        return parse(text)
-    except TargetError as error:
-        raise SettingsError(f"--{flag}: {error}") from error
 
 
 def make_parser() -> argparse.ArgumentParser:

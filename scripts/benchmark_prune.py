@@ -101,12 +101,12 @@ def halved(arguments: argparse.Namespace) -> list[dict]:
         config = PRESETS[name](num_labels=1000)
         model, started = SwinHfForImageClassification(config).eval(), time.perf_counter()
         importance = Importance(channels=measure_importance(model, criterion="magnitude"))
-        with ProgramCosts(config, RECIPES["int8"], arguments.repeats, arguments.threads) as measure:
+        with ProgramCosts(config, RECIPES["int8"], arguments.threads, arguments.repeats) as measure:
             costs = Costs(SwinHfForImageClassification, config, config.image_height_width, measure)
             achieved = plan_pruning(config, importance, parse_targets("latency=0.5x"), costs)
             apply_plan(model, achieved.plan)
         seconds = time.perf_counter() - started
-        with ProgramCosts(config, RECIPES["int8"], arguments.repeats, arguments.threads) as measure:  # both anew
+        with ProgramCosts(config, RECIPES["int8"], arguments.threads, arguments.repeats) as measure:  # both anew
             again = measure(achieved.config)
         rows.append({"name": name, "seconds": seconds, "again": again.ratio, "again_ms": again.latency_ms})
         rows[-1] |= achieved.as_metrics() | {"removed_shares": achieved.removed_shares}
@@ -138,7 +138,7 @@ def budgets(arguments: argparse.Namespace, report: dict) -> None:
 
 
 def rival_costs(arguments: argparse.Namespace) -> ProgramCosts:
-    return ProgramCosts(make_student().config, RECIPES["int8"], arguments.repeats, arguments.threads)
+    return ProgramCosts(make_student().config, RECIPES["int8"], arguments.threads, arguments.repeats)
 
 
 def rival_of(pruned: SwinHfConfig, measure: ProgramCosts) -> SwinHfConfig:

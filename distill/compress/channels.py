@@ -57,6 +57,11 @@ class Axis:
         return torch.cat([*(copy * total + channels for copy in range(self.copies)), torch.arange(size - self.others, size)])
 
 
+def inner_convolutions(config: SwinHfConfig) -> int:
+    """The convolutions of a stem but the last, each of half the channels of the next; 0 without such a stem."""
+    return STEM_STEPS[config.patch_height_width[0]] - 1 if config.stem == "conv" else 0
+
+
 def group_size(group: Group, config: SwinHfConfig) -> tuple[int, ...]:
     """The number of channels of a group; of SCORES and VALUES (h, d)."""
     if group.kind == STAGE:
@@ -64,7 +69,7 @@ def group_size(group: Group, config: SwinHfConfig) -> tuple[int, ...]:
     if group.kind == DOWNSAMPLE:
         return (config.stage_dim(group.stage + 1),)
     if group.kind == STEM:
-        return (config.embed_dim // 2 ** (STEM_STEPS[config.patch_height_width[0]] - 1 - group.stage),)
+        return (config.embed_dim // 2 ** (inner_convolutions(config) - group.stage),)
     widths = config.block_widths(group.stage, group.block)
     sizes = {HIDDEN: (widths.mlp_dim,), HEADS: (widths.num_heads,)}
     sizes |= {SCORES: (widths.num_heads, widths.head_dim), VALUES: (widths.num_heads, widths.value_head_dim)}
@@ -73,8 +78,7 @@ def group_size(group: Group, config: SwinHfConfig) -> tuple[int, ...]:
 
 def groups_of(config: SwinHfConfig) -> list[Group]:
     """All groups of a model of this config."""
-    steps = STEM_STEPS[config.patch_height_width[0]] if config.stem == "conv" else 1
-    groups = [Group(kind=STEM, stage=number) for number in range(steps - 1)]
+    groups = [Group(kind=STEM, stage=number) for number in range(inner_convolutions(config))]
     for stage, depth in enumerate(config.depths):
         groups.append(Group(kind=STAGE, stage=stage))
         if config.downsample == "conv" and stage + 1 < len(config.depths):

@@ -30,7 +30,6 @@ from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 
 PLAN, STEP = "pruning_plan_{}.json", "step.json"  # a plan is for what the step before it left
-LATENCY_REPEATS = 100  # timed runs of a program
 
 
 def check_prunable(run: Run, student: SwinHfConfig) -> None:
@@ -144,7 +143,7 @@ def batches(run: Run, student: Classifier, batch_size: int | None = None) -> Ite
 
 def program_costs(run: Run, before: SwinHfConfig) -> ProgramCosts:
     """Measures programs by the recipe of the run, with the threads of its report."""
-    return ProgramCosts(before, find_recipe(run.settings.edge.recipe), LATENCY_REPEATS, run.settings.report.threads)
+    return ProgramCosts(before, find_recipe(run.settings.edge.recipe), run.settings.report.threads)
 
 
 def costs_of(before: SwinHfConfig, measure: ProgramCosts) -> Costs:

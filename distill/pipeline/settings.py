@@ -9,8 +9,8 @@ from typing import Any
 from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
-from distill.errors import SettingsError, require
-from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, Target, TargetError, parse_scopes, parse_targets
+from distill.errors import require
+from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, Target, parse_scopes, parse_targets, read_flag
 from distill.training.command_line import CommandLine
 from distill.training.models import ModelChoice
 from distill.training.optimisation import OptimisationSettings
@@ -181,10 +181,7 @@ class PruneSettings:
         for name in ("round_to", "prune_batches", "prune_steps", "prune_step_epochs"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         for name, parse in (("target", parse_targets), ("scopes", parse_scopes)):
-            try:
-                parse(getattr(self, name))
-            except TargetError as error:
-                raise SettingsError(f"--{name}: {error}") from error
+            read_flag(name, parse, getattr(self, name))
 
     @property
     def targets(self) -> tuple[Target, ...]:

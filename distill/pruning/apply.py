@@ -100,18 +100,23 @@ def pruned_config(config: SwinHfConfig, plan: PruningPlan) -> SwinHfConfig:
     shifts = [[config.is_shifted(number, block.source) for block in stage.blocks] for number, stage in enumerate(plan.stages)]
     fields = {"depths": [len(stage.blocks) for stage in plan.stages], "embed_dim": dims[0], "stage_dims": dims}
     fields |= widths | {"block_shifts": shifts}
-    before = {name: value for name, value in config.to_dict().items() if name not in ("num_layers", "stage_names")}
-    pruned = SwinHfConfig.from_dict(before | fields)
+    pruned = changed(config, fields)
     for name in (*BLOCK_WIDTHS, "block_shifts", "stage_dims"):
         if getattr(config, name) is not None and name != "block_shifts":
             continue
         try:
-            without = SwinHfConfig.from_dict(before | fields | {name: None})
+            without = changed(config, fields | {name: None})
         except StrictDataclassError:  # no rule gives such widths
             continue
         if _shape(without) == _shape(pruned):
             fields, pruned = fields | {name: None}, without
     return pruned
+
+
+def changed(config: SwinHfConfig, fields: dict[str, object]) -> SwinHfConfig:
+    """A config with other values in some fields, and what is derived from them."""
+    derived = ("num_layers", "stage_names")
+    return SwinHfConfig.from_dict({name: value for name, value in config.to_dict().items() if name not in derived} | fields)
 
 
 def _widths(block: BlockPlan) -> dict[str, int]:

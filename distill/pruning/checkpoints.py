@@ -37,7 +37,7 @@ from swin_hf import SwinHfForImageClassification, SwinHfUperNetConfig
 from swin_hf.output_folders import check_apart, new_folder, write_json
 
 PLAN, FIGURES = "pruning_plan.json", "pruning.json"
-LATENCY_REPEATS, BATCH_SIZE = 100, 32
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def planned(settings: CheckpointPruning, classifier: Classifier, images: list[Ex
         )
     programs = nullcontext()
     if isinstance(model, SwinHfForImageClassification) and any(own.measure in MEASURED for own in settings.targets):
-        programs = ProgramCosts(config, find_recipe(settings.recipe), LATENCY_REPEATS, settings.threads)
+        programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads)
     with programs as measure:
         costs = Costs(partial(of_config, model), config, config.image_height_width, measure)
         require_reachable(costs, settings.targets, settings.scopes, settings.round_to)

@@ -9,9 +9,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distill.compress.channels import DOWNSAMPLE, HEADS, HIDDEN, SCORES, STAGE, STEM, VALUES, Group, group_size
+from distill.compress.channels import (
+    DOWNSAMPLE,
+    HEADS,
+    HIDDEN,
+    SCORES,
+    STAGE,
+    STEM,
+    VALUES,
+    Group,
+    group_size,
+    inner_convolutions,
+)
 from edge.device.errors import ExplainedError
-from swin_hf.configuration_swin_hf import STEM_STEPS, SwinHfConfig
+from swin_hf.configuration_swin_hf import SwinHfConfig
 from swin_hf.output_folders import write_json
 
 FORMAT = "swin-hf pruning plan 1"
@@ -122,8 +133,7 @@ def whole_plan(config: SwinHfConfig) -> PruningPlan:
                 downsample_channels=whole(DOWNSAMPLE, stage) if has_bottleneck else [],
             )
         )
-    num_inner = STEM_STEPS[config.patch_height_width[0]] - 1 if config.stem == "conv" else 0
-    return PruningPlan(stem_channels=[whole(STEM, number) for number in range(num_inner)], stages=stages)
+    return PruningPlan(stem_channels=[whole(STEM, number) for number in range(inner_convolutions(config))], stages=stages)
 
 
 def check_plan(plan: PruningPlan, config: SwinHfConfig) -> None:

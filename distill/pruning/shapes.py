@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable
 
+from distill.compress.channels import inner_convolutions
+from distill.pruning.apply import changed
 from distill.pruning.costs import Costs
 from distill.pruning.search import MissedError, Search
 from distill.pruning.targets import ROUND_TO, Target, TargetError
-from swin_hf.configuration_swin_hf import STEM_STEPS, SwinHfConfig
+from swin_hf.configuration_swin_hf import SwinHfConfig
 
 WIDEST, NARROWEST, STEP = 1.5, 0.5, 0.97  # factors of the widths of a model, and from one to the next
 ADVICE = "give a target between the largest and the smallest, or other --student_args"
@@ -22,9 +24,8 @@ def scaled(config: SwinHfConfig, factor: float, hidden_factor: float = 1.0, roun
     def rounded(width: float, multiple: int) -> int:
         return max(round(width * factor / multiple), 1) * multiple
 
-    steps = STEM_STEPS[config.patch_height_width[0]] - 1 if config.stem == "conv" else 0
     stages = range(len(config.depths))
-    multiples = [math.lcm(round_to, 2**steps if stage == 0 else 1) for stage in stages]
+    multiples = [math.lcm(round_to, 2 ** inner_convolutions(config) if stage == 0 else 1) for stage in stages]
     dims = [rounded(config.stage_dim(stage), multiple) for stage, multiple in zip(stages, multiples)]
     fields = {"embed_dim": dims[0], "stage_dims": dims, "block_num_heads": [], "block_head_dim": [], "block_mlp_dim": []}
     for stage, dim in zip(stages, dims):
@@ -34,8 +35,7 @@ def scaled(config: SwinHfConfig, factor: float, hidden_factor: float = 1.0, roun
         single = [widths.num_heads == 1 for widths in own]
         fields["block_head_dim"].append([dim if alone else widths.head_dim for alone, widths in zip(single, own)])
         fields["block_mlp_dim"].append([rounded(widths.mlp_dim * hidden_factor, round_to) for widths in own])
-    before = {name: value for name, value in config.to_dict().items() if name not in ("num_layers", "stage_names")}
-    return SwinHfConfig.from_dict(before | {"block_value_head_dim": None} | fields)
+    return changed(config, fields | {"block_value_head_dim": None})
 
 
 def family(configs: Iterable[SwinHfConfig], costs: Costs) -> list[SwinHfConfig]:

@@ -1,9 +1,14 @@
 """What users say about pruning: how much a model may cost, what may be removed, and by which criterion."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from distill.errors import SettingsError
 from edge.device.errors import ExplainedError
+
+Value = TypeVar("Value")
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 SMALLEST_COUNT = 1000  # of operations or parameters: less is a share that was mistyped
@@ -82,6 +87,18 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     if len({target.measure for target in targets}) < len(targets):
         raise TargetError(f"each target must be given once, got {text}")
     return tuple(targets)
+
+
+def read_flag(flag: str, parse: Callable[[str], Value], text: str) -> Value:
+    """What a flag says, by one of the parsers here.
+
+    Raises:
+        SettingsError: it cannot be read; the message names the flag.
+    """
+    try:
+        return parse(text)
+    except TargetError as error:
+        raise SettingsError(f"--{flag}: {error}") from error
 
 
 def parse_scopes(text: str) -> tuple[str, ...]:

@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from distill.compress.channels import DOWNSAMPLE, HEADS, HIDDEN, SCORES, STAGE, STEM, VALUES, Group, group_size
+from distill.compress.channels import (
+    DOWNSAMPLE,
+    HEADS,
+    HIDDEN,
+    SCORES,
+    STAGE,
+    STEM,
+    VALUES,
+    Group,
+    group_size,
+    inner_convolutions,
+)
 from distill.pruning.importance import Importance
 from distill.pruning.plan import BlockPlan, PruningPlan, StagePlan, whole_plan
 from distill.pruning.targets import BOTTLENECK, ROUND_TO, PruningError
@@ -64,8 +75,8 @@ def _units_of_scope(config: SwinHfConfig, importance: Importance, scope: str, ro
             multiple = 1
         elif scope == "stages":
             kind, place = f"stage {group.stage}", (group.stage, -1)
-            if config.stem == "conv" and group.stage == 0:
-                multiple = math.lcm(round_to, 2 ** len(_stem_groups(importance)))
+            if group.stage == 0:
+                multiple = math.lcm(round_to, 2 ** inner_convolutions(config))
         by_head = scores if scores.ndim > 1 else scores[None]
         orders = by_head.argsort(dim=1, stable=True)  # the least important first
         for start, end in _cuts(by_head.shape[1], multiple):
@@ -73,10 +84,6 @@ def _units_of_scope(config: SwinHfConfig, importance: Importance, scope: str, ro
             score = float(by_head.gather(1, taken).mean())
             removed = taken.tolist() if scores.ndim > 1 else taken[0].tolist()
             yield Unit(scope=scope, kind=kind, place=place, score=score, size=end - start, removed=removed)
-
-
-def _stem_groups(importance: Importance) -> list[Group]:
-    return [group for group in importance.channels if group.kind == STEM]
 
 
 def _cuts(size: int, multiple: int) -> list[tuple[int, int]]:

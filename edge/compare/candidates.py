@@ -18,7 +18,7 @@ from edge.lower.quantize import in_precision
 from edge.lower.recipes import Recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
-ROUNDS = 10
+ROUNDS, REPEATS = 10, 100  # turns of each program, and runs in all of them
 
 
 class CandidateError(ExplainedError):
@@ -79,7 +79,7 @@ class ProgramCosts:
     A shape is lowered and timed once; `before` is itself at a ratio of 1. To be closed, or used in a `with`.
     """
 
-    def __init__(self, before: SwinHfConfig, recipe: Recipe, repeats: int, threads: int):
+    def __init__(self, before: SwinHfConfig, recipe: Recipe, threads: int, repeats: int = REPEATS):
         self._recipe, self._repeats, self._threads = recipe, repeats, threads
         self._folder = tempfile.TemporaryDirectory(prefix="swin-hf-programs-")
         self._known: dict[str, ProgramCost] = {}
