@@ -28,11 +28,13 @@ from distill.pipeline.honesty import (
     table_of_robustness,
 )
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
+from distill.pipeline.pruning_table import PruningStep, pruning_steps, table_of_pruning
 from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
 from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.settings import ReportSettings
 from distill.public_names import picture_text
 from distill.training.figures import accuracy_with_interval, largest_class_share
+from distill.training.finetune import METRICS
 from edge.device.bench import Latency, measure_latency
 from edge.device.environment import describe_machine, installed_versions
 from edge.device.runner import Runner
@@ -43,6 +45,7 @@ import matplotlib.pyplot as plt
 
 CHECKPOINTS = ("teacher", "student", "pruned", "recovered")
 PYTORCH, EXECUTORCH = "PyTorch eager", "ExecuTorch"
+KINDS = {"probabilities": Probabilities, "robustness": Robustness, "changes": Change, "pruning": PruningStep}  # of more rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ class Report:
     probabilities: list[Probabilities] = field(default_factory=list)
     robustness: list[Robustness] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    pruning: list[PruningStep] = field(default_factory=list)
 
     @property
     def figure(self) -> str:
@@ -133,7 +137,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         held_out = classifier_logits(classifiers[step], validation), np.array([example.label for example in validation])
         return judge_probabilities(step, (logits[step], labels), held_out)
 
-    some = spread_evenly(test)
+    some = spread_evenly(len(test))
     answers = {step: partial(classifier_logits, classifier) for step, classifier in classifiers.items()}
     answers[program_step] = partial(program_logits, runner)
 
@@ -173,16 +177,26 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         labelled_by_teacher=data_facts.get("labels") == "teacher",
         probabilities=[] if data_facts.get("labels") == "teacher" else [trust(step) for step in top],
-        robustness=[robustness_of(step, answer, some) for step, answer in answers.items()],
+        robustness=[
+            robustness_of(step, top[step][some], answer, [test[at] for at in some]) for step, answer in answers.items()
+        ],
         changes=changes_of(top, labels, class_names),
+        pruning=pruning_steps(
+            json.loads((run_dir / "pruned" / METRICS).read_text()), rows[CHECKPOINTS.index("recovered")].accuracy
+        ),
     )
 
 
-def robustness_of(step: str, answer: Callable[[list[Example]], np.ndarray], examples: list[Example]) -> Robustness:
-    """The accuracy on some images as they are and after each corruption. answer: logits (n, K) for images."""
+def robustness_of(
+    step: str, top: np.ndarray, answer: Callable[[list[Example]], np.ndarray], examples: list[Example]
+) -> Robustness:
+    """The accuracy on some images as they are and after each corruption.
+
+    top: first classes (n,) of the images as they are. answer: logits (n, K) for images.
+    """
     labels = np.array([example.label for example in examples])
-    seen = {"as they are": examples} | {kind: corrupted(examples, kind) for kind in CORRUPTIONS}
-    accuracies = {name: float((answer(own).argmax(axis=1) == labels).mean()) for name, own in seen.items()}
+    found = {"as they are": top} | {kind: answer(corrupted(examples, kind)).argmax(axis=1) for kind in CORRUPTIONS}
+    accuracies = {name: float((own == labels).mean()) for name, own in found.items()}
     return Robustness(step=step, n=len(examples), accuracies=accuracies)
 
 
@@ -231,10 +245,7 @@ def read_report(path: Path) -> Report:
     """A finished `report.json`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
-    more = {
-        name: [kind(**row) for row in content.get(name, [])]
-        for name, kind in {"probabilities": Probabilities, "robustness": Robustness, "changes": Change}.items()
-    }
+    more = {name: [kind(**row) for row in content.get(name, [])] for name, kind in KINDS.items()}
     return Report(**(content | {"rows": rows} | more))
 
 
@@ -245,6 +256,7 @@ def tables(report: Report) -> dict[str, list[dict[str, str]]]:
         "probabilities": table_of_probabilities(report.probabilities),
         "robustness": table_of_robustness(report.robustness),
         "changes": table_of_changes(report.changes),
+        "pruning": table_of_pruning(report.pruning, report.figure),
     }
 
 

@@ -72,11 +72,9 @@ def corrupted(examples: list[Example], kind: str) -> list[Example]:
     return [Example(Corrupted(example, kind, number), example.label) for number, example in enumerate(examples)]
 
 
-def spread_evenly(examples: list[Example], count: int = MAX_IMAGES) -> list[Example]:
-    """`count` of the examples, or all if there are fewer, spread evenly."""
-    if len(examples) <= count:
-        return examples
-    return [examples[number] for number in np.arange(count) * len(examples) // count]
+def spread_evenly(total: int, count: int = MAX_IMAGES) -> list[int]:
+    """The numbers of `count` images of a total, or of all if there are fewer, spread evenly."""
+    return [number * total // count for number in range(count)] if total > count else list(range(total))
 
 
 def _as_image(pixels: torch.Tensor) -> Image.Image:

@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 
 from distill.pipeline.honesty import Robustness, changes_of, judge_probabilities
-from distill.pipeline.report import Report, Row, read_report, write_report
+from distill.pipeline.pruning_table import pruning_steps
+from distill.pipeline.report import Report, Row, read_report, tables, write_report
 from distill.training.pictures import draw
 from distill.training.tasks.task import Panels
 from edge.device.bench import Latency
+
+STEPS = [  # of a `metrics.json` of a pruning
+    {"targets": ["macs=0.7x"], "removed_shares": {"hidden": 0.3, "heads": 0.0}, "macs": 3.5e6, "macs_share": 0.7}
+    | {"params": 9e3, "params_share": 0.9, "evaluation": {"value": 0.8}, "recovered": {"value": 0.9}},
+    {"targets": ["macs=0.5x", "latency=0.6x"], "removed_shares": {"hidden": 0.5, "heads": 0.25}, "macs": 2.5e6}
+    | {"macs_share": 0.5, "params": 6e3, "params_share": 0.6, "latency": 0.61, "latency_share": 0.61}
+    | {"evaluation": {"value": 0.6}},
+]
 
 NAMES = ["$\\frac{$", "<svg onload=alert(1)>", "a\nb\0c", "x" * 250, "日本", "*bold* [link](x)"]
 
@@ -34,6 +43,7 @@ def report(accuracy=0.9, low=0.8, high=0.95, **changes) -> Report:
         "date": "2026-11-25",
         "probabilities": [judge_probabilities("teacher", (np.eye(6), np.arange(6)), temperature=1.5)],
         "robustness": [Robustness(step="teacher", n=60, accuracies={"as they are": 0.9, "noise": 0.8})],
+        "pruning": pruning_steps({"steps": STEPS}, recovered=0.85),
         "changes": changes_of({"teacher": np.arange(6), "int8 .pte": np.zeros(6, int)}, np.arange(6), names),
     }
     return Report(**(fields | changes))
@@ -57,6 +67,16 @@ def test_a_run_that_learned_nothing_says_so_first(tmp_path):
     assert page.index(expected) < page.index("Data: photos") and "--teacher CHECKPOINT" in page
     assert report().doubt == ""
     assert json.loads((tmp_path / "report.json").read_text())["largest_class_share"] == 0.3
+
+
+def test_steps_of_pruning_are_shown_with_what_they_removed():
+    steps = {"step": "1", "target": "macs=0.7x", "costs": "3.5 M MACs (70.0%), 9 K parameters (90.0%)"}
+    steps |= {"removed": "30% of hidden, 0% of heads", "accuracy right after it": "80.0%", "after recovery": "90.0%"}
+    last = {"step": "2", "target": "macs=0.5x, latency=0.6x"}
+    last |= {"costs": "2.5 M MACs (50.0%), 6 K parameters (60.0%), 61.0% of the latency"}
+    last |= {"removed": "50% of hidden, 25% of heads", "accuracy right after it": "60.0%", "after recovery": "85.0%"}
+    assert tables(report())["pruning"] == [steps, last]
+    assert pruning_steps({"steps": [STEPS[0] | {"removed_shares": {"hidden": 0.0}}]}, recovered=0.85) == []
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
