@@ -2,6 +2,7 @@
 
 python -m distill.prune CHECKPOINT OUT --target macs=0.5 --dataset my_photos
 python -m distill.prune CHECKPOINT OUT --target latency=0.5x --dataset my_photos --scopes bottleneck,stages
+python -m distill.prune CHECKPOINT OUT --target latency_ms=5 --latency_table phone.json --dataset my_photos
 python -m distill.prune CHECKPOINT OUT --plan OTHER/pruning_plan.json
 """
 
@@ -12,10 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without installing the package
 
+from distill.errors import SettingsError
 from distill.launch import launch
-from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, parse_scopes, parse_targets, read_flag
+from distill.pruning.flags import add_recipe, add_removal, not_negative
+from distill.pruning.targets import CRITERIA, LATENCIES, parse_scopes, parse_targets, read_flag
 from edge.device.commands import positive
-from edge.lower.recipes import RECIPES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         target = options.pop("target")
         targets = () if target is None else read_flag("target", parse_targets, target)
         scopes = read_flag("scopes", parse_scopes, options.pop("scopes"))
+        if options["latency_table"] is not None and not any(own.measure in LATENCIES for own in targets):
+            raise SettingsError(f"--latency_table must come with a target of latency or latency_ms, got {target}")
         figures = prune_checkpoint(CheckpointPruning(**options, targets=targets, scopes=scopes))
         print(described(figures, options))
 
@@ -51,26 +55,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset", help="images that importance is measured on: a folder, a data set of the Hub, digits")
     parser.add_argument("--num_images", type=positive, default=640, help="to measure on; as many others show what changed")
-    parser.add_argument(
-        "--scopes", default="bottleneck", help=f"what may be removed: {', '.join(SCOPES)}; bottleneck: the first four"
-    )
+    add_removal(parser)
     parser.add_argument("--criterion", default="taylor", choices=CRITERIA, help="importance of channels")
-    parser.add_argument("--round_to", type=positive, default=ROUND_TO, help="widths stay multiples of it")
-    parser.add_argument(
-        "--recipe",
-        default="int8",
-        choices=[name for name, recipe in RECIPES.items() if recipe.executable],
-        help="of programs, for targets of latency and size",
-    )
+    add_recipe(parser)
     parser.add_argument("--threads", type=positive, default=1, help="of programs")
+    parser.add_argument(
+        "--latency_table",
+        type=Path,
+        metavar="FILE",
+        help="latencies are those of a device by its table, which `python -m distill.latency` makes",
+    )
     parser.add_argument("--seed", type=not_negative, default=0)
     return parser
-
-
-def not_negative(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
-    return value
 
 
 def described(figures: dict, options: dict) -> str:

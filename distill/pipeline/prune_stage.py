@@ -20,6 +20,7 @@ from distill.pruning.apply import apply_plan
 from distill.pruning.budgets import plan_pruning, require_reachable
 from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, importance_for
+from distill.pruning.latency_table import LatencyTable
 from distill.pruning.targets import Target, steps_towards
 from distill.training.finetune import METRICS, make_objective, write_metrics
 from distill.training.models import ModelChoice
@@ -40,7 +41,7 @@ def check_prunable(run: Run, student: SwinHfConfig) -> None:
     """
     own = run.settings.prune
     with program_costs(run, student) as measure:
-        require_reachable(costs_of(student, measure), own.targets, own.scope_names, own.round_to)
+        require_reachable(costs_of(run, student, measure), own.targets, own.scope_names, own.round_to)
 
 
 def build_pruned(run: Run, work_dir: Path) -> None:
@@ -51,7 +52,7 @@ def build_pruned(run: Run, work_dir: Path) -> None:
     own, student = run.settings.prune, run.classifier("student")
     config = student.model.config
     with program_costs(run, config) as measure:
-        costs = costs_of(config, measure)
+        costs = costs_of(run, config, measure)
         steps = steps_towards(own.targets, costs.excess(config, own.targets), own.prune_steps)
         figures = []
         for number, targets in enumerate(steps[:-1], start=1):
@@ -146,5 +147,12 @@ def program_costs(run: Run, before: SwinHfConfig) -> ProgramCosts:
     return ProgramCosts(before, find_recipe(run.settings.edge.recipe), run.settings.report.threads)
 
 
-def costs_of(before: SwinHfConfig, measure: ProgramCosts) -> Costs:
-    return Costs(SwinHfForImageClassification, before, before.image_height_width, measure)
+def costs_of(run: Run, before: SwinHfConfig, measure: ProgramCosts) -> Costs:
+    """Costs of classifiers; their latencies are those of the run's table, if it has one.
+
+    Raises:
+        LatencyTableError: the table cannot be read, or is of another recipe.
+    """
+    file = run.settings.prune.latency_table
+    table = LatencyTable.load(Path(file), run.settings.edge.recipe) if file else None
+    return Costs(SwinHfForImageClassification, before, before.image_height_width, measure, table)

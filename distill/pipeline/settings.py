@@ -10,7 +10,7 @@ from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
 from distill.errors import require
-from distill.pruning.targets import CRITERIA, ROUND_TO, SCOPES, Target, parse_scopes, parse_targets, read_flag
+from distill.pruning.targets import CRITERIA, LATENCIES, ROUND_TO, SCOPES, Target, parse_scopes, parse_targets, read_flag
 from distill.training.command_line import CommandLine
 from distill.training.models import ModelChoice
 from distill.training.optimisation import OptimisationSettings
@@ -171,6 +171,10 @@ class PruneSettings:
         metadata={"help": f"What may be removed: {', '.join(SCOPES)}, joined by commas; bottleneck: the first four."},
     )
     criterion: str = field(default="taylor", metadata={"help": f"Importance of channels: {', '.join(CRITERIA)}."})
+    latency_table: str = field(
+        default="",
+        metadata={"help": "File of a device's table, by `python -m distill.latency`; latencies are then those there."},
+    )
     round_to: int = field(default=ROUND_TO, metadata={"help": "Widths stay multiples of it, as kernels like them."})
     prune_batches: int = field(default=20, metadata={"help": "Batches over which importance is averaged."})
     prune_steps: int = field(default=1, metadata={"help": "Steps in which the target is reached, with training between them."})
@@ -182,6 +186,8 @@ class PruneSettings:
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         for name, parse in (("target", parse_targets), ("scopes", parse_scopes)):
             read_flag(name, parse, getattr(self, name))
+        has_effect = not self.latency_table or any(target.measure in LATENCIES for target in self.targets)
+        require(has_effect, "latency_table", "come with a target of latency or latency_ms", self.target)
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -18,7 +18,6 @@ from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, Te
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.pipeline.student_shape import student_choice
-from distill.pruning.targets import MEASURED
 from distill.public_names import public_name
 from distill.training.finetune import write_metrics
 from distill.training.models import ModelChoice
@@ -142,9 +141,11 @@ def _pruned(settings: Settings) -> dict[str, Any]:
 
 def _timed(settings: Settings) -> dict[str, Any]:
     """What the latency and the size of programs depend on, if the target names one."""
-    if not any(target.measure in MEASURED for target in settings.prune.targets):
-        return {}
-    return {"recipe": settings.edge.recipe, "threads": settings.report.threads}
+    table, targets = settings.prune.latency_table, settings.prune.targets
+    facts = {"latency_table": checkpoint_files(table)} if table else {}
+    if any(target.needs_programs(bool(table)) for target in targets):
+        facts |= {"recipe": settings.edge.recipe, "threads": settings.report.threads}
+    return facts
 
 
 STEPS = (

@@ -44,7 +44,7 @@ def find_shape(run: Run) -> SwinHfConfig:
     """
     configs, targets = family_of(run, len(run.class_names)), run.settings.prune.targets
     with program_costs(run, configs[0]) as measure:
-        costs = costs_of(configs[0], measure)
+        costs = costs_of(run, configs[0], measure)
         found = shape_for(configs, targets, costs)
         figures = ", ".join(f"{target.measure} {costs.of(found, target.measure):.4g}" for target in targets)
         print(
@@ -62,7 +62,7 @@ def check_shape(run: Run, num_classes: int) -> None:
     """
     configs = family_of(run, num_classes)
     with program_costs(run, configs[0]) as measure:
-        search_for(configs, run.settings.prune.targets, costs_of(configs[0], measure)).require_reachable()
+        search_for(configs, run.settings.prune.targets, costs_of(run, configs[0], measure)).require_reachable()
 
 
 def family_of(run: Run, num_classes: int) -> list[SwinHfConfig]:

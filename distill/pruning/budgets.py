@@ -14,7 +14,7 @@ from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance
 from distill.pruning.plan import PruningPlan
 from distill.pruning.search import TOLERANCE, MissedError, Search
-from distill.pruning.targets import BOTTLENECK, COUNTED, MEASURED, ROUND_TO, Target
+from distill.pruning.targets import BOTTLENECK, COUNTED, LATENCIES, ROUND_TO, Target
 from distill.pruning.units import KINDS, Unit, plan_without, removal_order, units_of
 from swin_hf.configuration_swin_hf import SwinHfConfig
 
@@ -26,7 +26,8 @@ ADVICE = "give more scopes, a smaller --round_to, a smaller model or a larger ta
 class Achieved:
     """A plan and what the pruned model costs by each measure that was asked for.
 
-    before: what the model cost. removed_shares: of all that each scope names.
+    before: what the model cost. removed_shares: of all that each scope names. latency_source: where latencies are from, if it
+        was not a measurement.
     """
 
     plan: PruningPlan
@@ -34,6 +35,7 @@ class Achieved:
     costs: dict[str, float]
     before: dict[str, float]
     removed_shares: dict[str, float]
+    latency_source: str = ""
 
     def described(self) -> str:
         """The costs in words."""
@@ -43,7 +45,8 @@ class Achieved:
             for name, cost in self.costs.items()
             if name in units
         ]
-        return ", ".join([*shown, *(f"{cost:.1%} of the latency" for name, cost in self.costs.items() if name == "latency")])
+        shown += [f"{cost:.1%} of the latency" for name, cost in self.costs.items() if name == "latency"]
+        return ", ".join(shown) + (f" ({self.latency_source})" if self.latency_source else "")
 
     def as_metrics(self) -> dict[str, float]:
         """JSON values, shares of what it cost before among them."""
@@ -79,6 +82,7 @@ def plan_pruning(
         costs={measure: costs.of(smaller, measure) for measure in measures},
         before={measure: costs.of(costs.before_config, measure) for measure in measures},
         removed_shares={scope: gone.get(scope, 0) / total for scope, total in everything.items() if total},
+        latency_source=costs.latency_source if any(measure in LATENCIES for measure in measures) else "",
     )
 
 
@@ -122,7 +126,7 @@ def _removed(
     except MissedError as missed:
         if not is_final:
             return order[: missed.before + 1]
-        if any(target.measure in MEASURED for target in targets):
+        if costs.are_measured(targets):
             raise
         seen = set()
         for unit in order[missed.before : missed.before + LOOK_AHEAD]:

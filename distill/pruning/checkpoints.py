@@ -26,8 +26,9 @@ from distill.pruning.apply import apply_plan, of_config
 from distill.pruning.budgets import Achieved, plan_pruning, require_reachable
 from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, importance_for
+from distill.pruning.latency_table import LatencyTable
 from distill.pruning.plan import PruningPlan
-from distill.pruning.targets import MEASURED, PruningError, Target
+from distill.pruning.targets import PruningError, Target
 from distill.public_names import public_name
 from distill.published import loadable
 from edge.compare.candidates import ProgramCosts
@@ -48,6 +49,7 @@ class CheckpointPruning:
     num_images: see `examples_of`.
     plan: a file of an earlier pruning, applied as it is; then there is no target.
     recipe, threads: of the programs whose latency or size a target names.
+    latency_table: where latencies are taken from instead.
     """
 
     checkpoint: str
@@ -61,6 +63,7 @@ class CheckpointPruning:
     plan: Path | None
     recipe: str
     threads: int
+    latency_table: Path | None
     seed: int
 
 
@@ -71,10 +74,12 @@ def prune_checkpoint(settings: CheckpointPruning) -> dict[str, Any]:
         TeacherError: the checkpoint cannot be loaded, or is no classifier of images or pixels.
         NotOursError: it is none of our models.
         PruningError, PlanError: the target cannot be met, or the plan is for another model.
+        LatencyTableError: the table cannot be read, or is of other models.
         DataError: the images cannot be found.
         OutputError: the folder is not free, or is one of the inputs.
     """
     inputs = {"checkpoint": settings.checkpoint, "dataset": settings.dataset, "plan": settings.plan}
+    inputs["latency_table"] = settings.latency_table
     check_apart(settings.output_dir, "OUT", **inputs)
     with new_folder(settings.output_dir) as work_dir:
         plan = None if settings.plan is None else PruningPlan.load(settings.plan)
@@ -104,7 +109,9 @@ def record_of(settings: CheckpointPruning) -> dict[str, Any]:
         return own | {"plan": settings.plan.name}
     own |= {"targets": [str(target) for target in settings.targets], "scopes": list(settings.scopes)}
     names = ("criterion", "round_to", "num_images", "seed")
-    if any(target.measure in MEASURED for target in settings.targets):
+    if settings.latency_table is not None:
+        own |= {"latency_table": settings.latency_table.name}
+    if any(target.needs_programs(settings.latency_table is not None) for target in settings.targets):
         names += ("recipe", "threads")
     return own | {name: getattr(settings, name) for name in names}
 
@@ -181,11 +188,15 @@ def planned(settings: CheckpointPruning, classifier: Classifier, images: list[Ex
             f"importance by {settings.criterion} of {', '.join(settings.scopes)} is measured on images, got none; give "
             "--dataset, or take --criterion magnitude without blocks"
         )
+    table = None if settings.latency_table is None else LatencyTable.load(settings.latency_table, settings.recipe)
     programs = nullcontext()
-    if isinstance(model, SwinHfForImageClassification) and any(own.measure in MEASURED for own in settings.targets):
+    is_classifier = isinstance(model, SwinHfForImageClassification)
+    if table is not None and not is_classifier:
+        raise PruningError("a latency table prices classifiers, got a segmenter; give a target of macs or params")
+    if is_classifier and any(own.needs_programs(table is not None) for own in settings.targets):
         programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads)
     with programs as measure:
-        costs = Costs(partial(of_config, model), config, config.image_height_width, measure)
+        costs = Costs(partial(of_config, model), config, config.image_height_width, measure, table)
         require_reachable(costs, settings.targets, settings.scopes, settings.round_to)
         importance = importance_of(settings, classifier, images)
         return plan_pruning(config, importance, settings.targets, costs, settings.scopes, settings.round_to)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from distill.pruning.targets import COUNTED, PruningError, Target
+from distill.pruning.latency_table import LatencyTable
+from distill.pruning.targets import COUNTED, LATENCIES, PruningError, Target
 from edge.compare.candidates import ProgramCost
 from edge.compare.macs import count_macs
 from swin_hf.configuration_swin_hf import SwinHfConfig
@@ -15,7 +16,8 @@ class Costs:
     """What models of other shapes cost beside the one before; each shape is counted or measured once.
 
     make: a model of a config, on the meta device. size: (height, width) of the images. measure: of programs, see
-    `edge.compare.candidates.ProgramCosts`; without it latency and size cannot be asked for.
+    `edge.compare.candidates.ProgramCosts`; without it latency and size cannot be asked for. table: where latencies are taken
+    from instead.
     """
 
     def __init__(
@@ -24,9 +26,19 @@ class Costs:
         before: SwinHfConfig,
         size: tuple[int, int],
         measure: Callable[[SwinHfConfig], ProgramCost] | None = None,
+        table: LatencyTable | None = None,
     ):
-        self._make, self._size, self._measure, self._known = make, size, measure, {}
+        self._make, self._size, self._measure, self._table, self._known = make, size, measure, table, {}
         self.before_config = before
+
+    def are_measured(self, targets: Iterable[Target]) -> bool:
+        """Whether programs have to be lowered to know what a model costs by these targets, which takes long."""
+        return any(target.needs_programs(self._table is not None) for target in targets)
+
+    @property
+    def latency_source(self) -> str:
+        """Where latencies come from, in words."""
+        return "" if self._table is None else self._table.described()
 
     def of(self, config: SwinHfConfig, measure: str) -> float:
         key = (config.to_json_string(), measure)
@@ -42,6 +54,9 @@ class Costs:
             if measure == "macs":
                 return float(count_macs(model, example))
             return float(sum(parameter.numel() for parameter in model.parameters()))
+        if self._table is not None and measure in LATENCIES:
+            own = self._table(config)
+            return own if measure == "latency_ms" else own / self._table(self.before_config)
         if self._measure is None:
             raise PruningError(f"{measure} is that of a lowered program, which this kind of model does not have yet")
         program = self._measure(config)

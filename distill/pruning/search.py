@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from distill.pruning.costs import Costs
-from distill.pruning.targets import MEASURED, PruningError, Target
+from distill.pruning.targets import PruningError, Target
 from swin_hf.configuration_swin_hf import SwinHfConfig
 
 TOLERANCE = 0.03  # of a target
@@ -48,7 +48,7 @@ class Search:
         start = self.excess(0)
         if start <= 1 + TOLERANCE:
             return 0
-        if any(target.measure in MEASURED for target in self.targets):
+        if self.costs.are_measured(self.targets):
             return self._by_measuring(start)
         return self._by_counting(start)
 

@@ -12,7 +12,8 @@ Value = TypeVar("Value")
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 SMALLEST_COUNT = 1000  # of operations or parameters: less is a share that was mistyped
-COUNTED, MEASURED = ("macs", "params"), ("latency", "latency_ms", "size_mb")
+LATENCIES = ("latency", "latency_ms")
+COUNTED, MEASURED = ("macs", "params"), (*LATENCIES, "size_mb")
 CRITERIA = ("taylor", "magnitude", "hessian")
 SCOPES = {
     "hidden": "hidden channels of MLPs and inverted residuals",
@@ -48,6 +49,10 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.measure}={self.value:g}{'x' if self.is_share else ''}"
+
+    def needs_programs(self, has_table: bool) -> bool:
+        """Whether it is known only of a lowered program. has_table: latencies come from a table."""
+        return self.measure in MEASURED and not (has_table and self.measure in LATENCIES)
 
     def excess(self, cost: float, before: float) -> float:
         """The cost over what it may be: 1 where it is met exactly."""

@@ -11,8 +11,10 @@ from torch import nn
 
 from edge.compare.engines import Contender, Engine, EngineError
 from edge.deploy.form import deploy
+from edge.device.artefact import PROGRAM_FILE, Manifest, Source, constants_of, sha256_of
+from edge.device.environment import installed_versions
 from edge.device.errors import ExplainedError
-from edge.export.checkpoint import input_contract, input_view
+from edge.export.checkpoint import input_contract, input_view, outputs_named, task_of
 from edge.lower.lowering import Lowered, lower, trace
 from edge.lower.quantize import in_precision
 from edge.lower.recipes import Recipe
@@ -58,14 +60,49 @@ def processor_of(config: SwinHfConfig) -> SwinHfImageProcessorPil:
     return SwinHfImageProcessorPil(size={"height": height, "width": width}, num_channels=config.num_channels)
 
 
-def lower_unchecked(model: SwinHfForImageClassification, recipe: Recipe, images: list[torch.Tensor] | None = None) -> Lowered:
-    """Lower a classifier by a recipe, with scales found on inputs of its program, by default on noise; nothing is checked."""
+def lower_unchecked(
+    model: SwinHfForImageClassification,
+    recipe: Recipe,
+    images: list[torch.Tensor] | None = None,
+    constants: dict[str, object] | None = None,
+) -> Lowered:
+    """Lower a classifier by a recipe, with scales found on inputs of its program, by default on noise; nothing is checked.
+
+    constants: see `edge.lower.lowering.lower`.
+    """
     processor = processor_of(model.config)
     contract = input_contract(model.config, processor)
     if images is None:
         images = [torch.rand(contract.shape(), generator=torch.Generator().manual_seed(0))]
     deployed = deploy(model, input_view(processor, contract, **contract.one_image), compact=recipe.is_quantized)
-    return lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, {})
+    return lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, constants or {})
+
+
+def write_candidate(folder: Path, config: SwinHfConfig, recipe: Recipe) -> None:
+    """Write an artefact with a program of random weights to a new folder, to be timed by `edge bench` on any device."""
+    folder.mkdir(parents=True)
+    model, contract = random_classifier(config), input_contract(config, processor_of(config))
+    labels = outputs_named(model)
+    lowered = lower_unchecked(model, recipe, constants=constants_of(labels, 1.0, contract))
+    (folder / PROGRAM_FILE).write_bytes(lowered.program)
+    Manifest(
+        task=task_of(model),
+        labels=labels,
+        temperature=1.0,
+        input=contract,
+        methods={"forward": contract.one_image},
+        recipe=recipe.name,
+        backend=recipe.backend,
+        equalised=False,
+        kept_in_float=[],
+        parity={},
+        accuracy={},
+        program=lowered.as_manifest(),
+        self_test=None,
+        source=Source(checkpoint="random weights", parameters=sum(weight.numel() for weight in model.parameters())),
+        versions=installed_versions("swin-hf", "torch", "executorch", "torchao", "transformers"),
+        sha256={PROGRAM_FILE: sha256_of(lowered.program)},
+    ).write(folder)
 
 
 def program_contender(name: str, file: Path, shape: tuple[int, ...]) -> Contender:

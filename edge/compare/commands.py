@@ -4,13 +4,13 @@ import argparse
 import os
 from pathlib import Path
 
-from edge.device.commands import add_bench, print_json
+from edge.device import commands as commands_of_a_device
 
 SLOWED_DOWN = 1.1  # times its latency alone: beyond it, the latency alone is printed too
 
 
 def add_bench_with_peers(commands) -> argparse.ArgumentParser:
-    command = add_bench(commands)
+    command = commands_of_a_device.add_bench(commands)
     command.add_argument("--compare", action="store_true", help="also time other engines with the same model, in turns")
     command.add_argument(
         "--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="of --compare; default: the one it was exported from"
@@ -20,21 +20,21 @@ def add_bench_with_peers(commands) -> argparse.ArgumentParser:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
+    if not arguments.compare:
+        return commands_of_a_device.run_bench(arguments)
+    if len(arguments.artefacts) > 1:
+        arguments.parser.error(f"--compare takes one DIR, got {len(arguments.artefacts)}")
+    from edge.compare.peers import checkpoint_to_compare, compare_with_peers
     from edge.device.bench import bench, describe
 
-    checkpoint, most_threads = None, max(arguments.threads or [os.cpu_count() or 1])
-    if arguments.compare:
-        from edge.compare.peers import checkpoint_to_compare, compare_with_peers
-
-        checkpoint = checkpoint_to_compare(arguments.artefact, arguments.checkpoint)
-    figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
-    if checkpoint is not None:
-        figures["compared"] = compare_with_peers(arguments.artefact, checkpoint, arguments.repeats, most_threads)
-    lines = [described(row) for row in figures.get("compared", [])]
+    artefact, most_threads = arguments.artefacts[0], max(arguments.threads or [os.cpu_count() or 1])
+    checkpoint = checkpoint_to_compare(artefact, arguments.checkpoint)
+    figures = bench(artefact, arguments.repeats, arguments.threads)
+    figures["compared"] = compare_with_peers(artefact, checkpoint, arguments.repeats, most_threads)
     if arguments.json:
-        print_json(figures)
+        commands_of_a_device.print_json(figures)
     else:
-        print(describe(figures, lines))
+        print(describe(figures, [described(row) for row in figures["compared"]]))
     return 0
 
 

@@ -183,6 +183,12 @@ def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
     return manifest, program
 
 
+def constants_of(labels: list[str], temperature: float, contract: InputContract) -> dict[str, object]:
+    """What a program says of itself, as values that it returns by name."""
+    described = json_text(asdict(contract), indent=None)
+    return {"labels": tuple(labels), "temperature": temperature, "input_contract": described}
+
+
 def check_constants(folder: str | Path, manifest: Manifest, program: bytes) -> None:
     """Compare labels, temperature and input contract of the manifest with those that the program holds.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from .image import random_pixel_values
 from .json_text import json_text
 from .program import sections
 from .runner import Runner
+
+Key = TypeVar("Key")
 
 WARM_UP_SHARE = 0.1  # of the repeats
 
@@ -39,12 +42,12 @@ class Latency:
     threads: int
 
 
-def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, Latency]:
+def measure_latency(runs: dict[Key, Callable[[], object]], repeats: int, threads: int) -> dict[Key, Latency]:
     """Time several functions in turn, so that a slow moment of the machine affects all of them alike.
 
     threads: recorded, not set. Each function is warmed up with a tenth of the repeats.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[Key, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + max(round(repeats * WARM_UP_SHARE), 1)):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -70,7 +73,7 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
     """
     numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
     Runner(folder)  # a damaged artefact is explained before the first process starts
-    measured = [_bench_alone(folder, repeats, number) for number in numbers]
+    measured = [_measure_alone([str(repeats), str(number), str(folder)]) for number in numbers]
     first = measured[0]
     return {
         "recipe": first["recipe"],
@@ -82,6 +85,31 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
         "latency": [row["latency"] for row in measured],
         "machine": describe_machine(),
     }
+
+
+def bench_in_turns(folders: list[Path], repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
+    """Latency of several programs, timed in turns so that a slow moment of the machine affects all alike; JSON values.
+
+    Raises:
+        As `bench`.
+    """
+    numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
+    recipes = [Runner(folder).manifest.recipe for folder in folders]
+    measured = [_measure_alone([str(repeats), str(number), *map(str, folders)]) for number in numbers]
+    programs = [
+        {"artefact": str(folder), "recipe": recipe, "latency": [latencies[at] for latencies in measured]}
+        for at, (folder, recipe) in enumerate(zip(folders, recipes))
+    ]
+    return {"programs": programs, "machine": describe_machine()}
+
+
+def describe_all(figures: dict) -> str:
+    """The figures of `bench_in_turns` as text."""
+    lines = []
+    for program in figures["programs"]:
+        lines.append(f"{program['artefact']}, recipe {program['recipe']}")
+        lines += [_line(row) for row in program["latency"]]
+    return "\n".join([*lines, f"  on {figures['machine']}"])
 
 
 def describe(figures: dict, more_lines: list[str] | None = None) -> str:
@@ -96,22 +124,25 @@ def describe(figures: dict, more_lines: list[str] | None = None) -> str:
         f"  memory: the process grew by {figures['program_memory_bytes'] / 1e6:.1f} MB at its peak, of which "
         f"{figures['planned_memory_bytes'] / 1e3:.0f} kB are the runtime's arena",
     ]
-    for row in figures["latency"]:
-        lines.append(
-            f"  {row['threads']} thread(s): p50 {row['p50_ms']:.3f} ms, p90 {row['p90_ms']:.3f} ms, "
-            f"p99 {row['p99_ms']:.3f} ms ({row['repeats']} runs)"
-        )
+    lines += [_line(row) for row in figures["latency"]]
     return "\n".join([*lines, *(more_lines or []), f"  on {figures['machine']}"])
 
 
-def _bench_alone(folder: Path, repeats: int, threads: int) -> dict:
-    """Measure with a number of threads in a new process."""
-    command = [sys.executable, "-m", f"{__package__}.bench", str(folder), str(repeats), str(threads)]
+def _line(row: dict) -> str:
+    return (
+        f"  {row['threads']} thread(s): p50 {row['p50_ms']:.3f} ms, p90 {row['p90_ms']:.3f} ms, p99 {row['p99_ms']:.3f} ms "
+        f"({row['repeats']} runs)"
+    )
+
+
+def _measure_alone(arguments: list[str]) -> Any:
+    """What `_main` prints in a new process. arguments: repeats, number of threads and folders."""
+    command = [sys.executable, "-m", f"{__package__}.bench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment_of_child())
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         reason = explain_signal(-done.returncode) if done.returncode < 0 else said[-1]
-        raise MeasurementError(f"the measurement with {threads} thread(s) failed: {reason}")
+        raise MeasurementError(f"the measurement with {arguments[1]} thread(s) failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -137,6 +168,16 @@ def measure_here(folder: Path, repeats: int, threads: int) -> dict:
     }
 
 
+def measure_in_turns(folders: list[Path], repeats: int, threads: int) -> list[dict]:
+    """Load programs in this process and time them in turns."""
+    runs = {}
+    for at, folder in enumerate(folders):
+        runner = Runner(folder, num_threads=None if runs else threads)  # the pool is the process's, and set once
+        contract = runner.manifest.input
+        runs[at] = partial(runner.outputs, random_pixel_values(contract.shape(), contract.dtype))
+    return [vars(latency) for latency in measure_latency(runs, repeats, threads).values()]
+
+
 def _forget(path: Path) -> None:
     """Ask the system to drop a file from its cache, so that it is read from the disk as after a reboot (Linux)."""
     if hasattr(os, "posix_fadvise"):
@@ -160,8 +201,14 @@ def sizes_of(folder: Path) -> dict[str, int]:
     return sizes | ({"self-test": bundle.stat().st_size} if bundle.is_file() else {})
 
 
+def _main(repeats: str, threads: str, *folders: str) -> Any:
+    if len(folders) == 1:
+        return measure_here(Path(folders[0]), int(repeats), int(threads))
+    return measure_in_turns([Path(folder) for folder in folders], int(repeats), int(threads))
+
+
 if __name__ == "__main__":
     try:
-        print(json_text(measure_here(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])), indent=None))
+        print(json_text(_main(*sys.argv[1:]), indent=None))
     except ExplainedError as error:
         sys.exit(str(error))

@@ -93,7 +93,9 @@ def run_images(arguments: argparse.Namespace) -> int:
 
 def add_bench(commands) -> argparse.ArgumentParser:
     command = add_command(commands, "bench", run_bench, "measure load time, latency and memory on this machine")
-    command.add_argument("artefact", type=Path, metavar="DIR")
+    command.add_argument(
+        "artefacts", type=Path, nargs="+", metavar="DIR", help="of several, the latency alone is measured, in turns"
+    )
     command.add_argument("--threads", type=numbers, help="numbers of threads: 1,2,4 (default: 1 to all cores)")
     command.add_argument("--repeats", type=positive, default=100, help="timed runs (default: 100)")
     add_json(command)
@@ -101,13 +103,16 @@ def add_bench(commands) -> argparse.ArgumentParser:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    from .bench import bench, describe
+    from .bench import bench, bench_in_turns, describe, describe_all
 
-    figures = bench(arguments.artefact, arguments.repeats, arguments.threads)
+    if len(arguments.artefacts) > 1:
+        figures, show = bench_in_turns(arguments.artefacts, arguments.repeats, arguments.threads), describe_all
+    else:
+        figures, show = bench(arguments.artefacts[0], arguments.repeats, arguments.threads), describe
     if arguments.json:
         print_json(figures)
     else:
-        print(describe(figures))
+        print(show(figures))
     return 0
 
 

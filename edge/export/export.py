@@ -13,11 +13,11 @@ from edge.device.artefact import (
     SelfTest,
     Source,
     checkpoint_name,
+    constants_of,
     recorded_files,
     sha256_of,
 )
 from edge.device.environment import installed_versions
-from edge.device.json_text import json_text
 from edge.device.runner import Runner
 from edge.device.temperature import MIN_LABELLED_IMAGES, fit_temperature
 from edge.export.checkpoint import task_of
@@ -78,12 +78,7 @@ def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings
     temperature = float(getattr(prepared.model.config, "calibration_temperature", 1.0))
     if prepared.held_out is not None and len(prepared.held_out.classes) >= MIN_LABELLED_IMAGES:
         temperature = fit_temperature(chosen.held_out_logits, prepared.held_out.classes)
-    constants = {
-        "labels": tuple(prepared.labels),
-        "temperature": temperature,
-        "input_contract": json_text(asdict(prepared.contract), indent=None),
-    }
-    lowered = lower(traced, prepared.recipe, constants)
+    lowered = lower(traced, prepared.recipe, constants_of(prepared.labels, temperature, prepared.contract))
     manifest = _manifest(prepared, chosen, of_graph, lowered, temperature, output_dir)
     return _write_checked(prepared, chosen, manifest, lowered.program, work_dir)
 
@@ -117,12 +112,7 @@ def _manifest(
         kept_in_float=list(chosen.kept_in_float),
         parity={stage: asdict(parity) for stage, parity in (chosen.parity | of_graph.parity).items()},
         accuracy=chosen.accuracy.figures if chosen.accuracy else {},
-        program={
-            "size_bytes": len(lowered.program),
-            "num_delegates": lowered.num_delegates,
-            "outside": lowered.outside,
-            "planned_memory_bytes": lowered.planned_memory_bytes,
-        },
+        program=lowered.as_manifest(),
         self_test=None,
         source=Source(
             checkpoint=checkpoint_name(prepared.checkpoint_dir, output_dir),

@@ -49,6 +49,15 @@ class Lowered:
     outside: dict[str, int]
     planned_memory_bytes: int
 
+    def as_manifest(self) -> dict[str, int | dict[str, int]]:
+        """The entry "program" of a manifest."""
+        return {
+            "size_bytes": len(self.program),
+            "num_delegates": self.num_delegates,
+            "outside": self.outside,
+            "planned_memory_bytes": self.planned_memory_bytes,
+        }
+
 
 @contextmanager
 def _shared_provenance() -> Iterator[None]:

@@ -5,7 +5,9 @@ import json
 import pytest
 
 import edge.__main__ as cli
+from edge.compare.candidates import write_candidate
 from edge.device.bench import Latency, measure_latency, summarise
+from edge.lower.recipes import RECIPES
 
 
 def test_percentiles_by_hand():
@@ -29,6 +31,26 @@ def test_bench_measures_what_was_asked_for(artefact, capsys):
     assert figures["sizes"]["program"] == (artefact / "model.pte").stat().st_size
     assert figures["sizes"]["self-test"] == (artefact / "self_test.bpte").stat().st_size
     assert min(row["p50_ms"] for row in figures["latency"]) > 0
+
+
+def test_several_programs_are_timed_in_turns(artefact, make_config, tmp_path, capsys):
+    write_candidate(tmp_path / "candidate", make_config(), RECIPES["fp32"])
+    folders = [str(artefact), str(tmp_path / "candidate")]
+    assert cli.main(["bench", *folders, "--repeats", "7", "--threads", "1,2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [program["artefact"] for program in figures["programs"]] == folders and figures["machine"]
+    assert [program["recipe"] for program in figures["programs"]] == ["fp32", "fp32"]
+    for program in figures["programs"]:
+        assert [(row["threads"], row["repeats"]) for row in program["latency"]] == [(1, 7), (2, 7)]
+        assert min(row["p50_ms"] for row in program["latency"]) > 0
+    assert cli.main(["bench", *folders, "--repeats", "1", "--threads", "1"]) == 0
+    assert f"{folders[1]}, recipe fp32\n  1 thread(s): p50" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["bench", *folders, "--compare"])
+    assert "--compare takes one DIR, got 2" in capsys.readouterr().err
+    (tmp_path / "candidate" / "model.pte").write_bytes(b"damaged")
+    assert cli.main(["bench", *folders]) == 1
+    assert "candidate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--repeats", "--threads"])
