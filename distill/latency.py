@@ -1,7 +1,7 @@
 """A latency table of a device: what the parts of a model cost there, so that pruning can aim at milliseconds of that device.
 
 python -m distill.latency programs CHECKPOINT DIR --recipe int8       # here: programs of shapes that pruning could leave
-python -m edge bench DIR/* --threads 1 --json > times.json            # on the device, on which edge/device is enough
+python -m edge bench DIR/program* --threads 1 --json > times.json            # on the device, on which edge/device is enough
 python -m distill.latency table DIR times.json phone.json             # here
 python -m distill.prune CHECKPOINT OUT --target latency_ms=5 --latency_table phone.json --dataset my_photos
 """
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         scopes = read_flag("scopes", parse_scopes, options.pop("scopes"))
         folders = write_programs(**options, scopes=scopes)
         print(f"-> {len(folders)} programs in {options['output_dir']}")
-        print(f"On the device: python -m edge bench {options['output_dir']}/* --threads 1 --json > times.json")
+        print(f"On the device: python -m edge bench {options['output_dir']}/program* --threads 1 --json > times.json")
 
     return launch(work, "nothing was written; start again")
 

@@ -34,7 +34,7 @@ from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
 from benchmark_prune import benchmark_prune, work_prune
 from benchmark_steps import benchmark_steps
-from benchmark_students import benchmark_students, work_student
+from benchmark_students import BY_NAME, benchmark_students, work_student
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
 
 from edge.device.commands import positive
@@ -116,6 +116,15 @@ def add_students(commands) -> None:
     command = commands.add_parser("students", help="accuracy against latency of small architectures, trained here")
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=36)
+    command.add_argument(
+        "--students",
+        nargs="+",
+        action=Distinct,
+        default=list(BY_NAME),
+        choices=list(BY_NAME),
+        metavar="NAME",
+        help=f"which of: {'; '.join(BY_NAME)}",
+    )
     command.add_argument("--settle_rates", action="store_true", help="settle the learning rates anew, by more trainings")
     command.add_argument(
         "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
@@ -145,9 +154,12 @@ def add_distillation(commands) -> None:
     command.set_defaults(run=benchmark_steps)
 
 
+PRUNING_PARTS = ["widths", "half", "budgets"]
+
+
 def add_pruning(commands) -> None:
     command = commands.add_parser("prune", help="a student pruned to budgets against dense ones of the same latency")
-    command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["half", "budgets"])
+    command.add_argument("--parts", nargs="+", default=PRUNING_PARTS, choices=PRUNING_PARTS)
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=24, help="of the student")
     command.add_argument("--recovery_epochs", type=positive, default=12, help="after pruning, over all steps")

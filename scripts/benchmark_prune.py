@@ -19,6 +19,7 @@ from benchmark_outputs import picture_beside
 from benchmark_programs import size_of
 from benchmark_students import SIDE, hybrid, judged, save_start, settings_of
 from benchmark_trainings import begin_report, mean_and_interval, run_all
+from benchmark_widths import described_widths, measure_widths
 from torch import nn
 from transformers import set_seed
 
@@ -83,6 +84,9 @@ def benchmark_prune(arguments: argparse.Namespace) -> None:
     """
     picture = picture_beside(arguments.output_file)
     report = begin_report(arguments, "torch", "executorch", "transformers", "torch-pruning")
+    if "widths" in arguments.parts:
+        report["widths"] = measure_widths(arguments)
+        print(described_widths(report["widths"]))
     if "half" in arguments.parts:
         report["half"] = halved(arguments)
         print(described_half(report["half"]))

@@ -167,12 +167,12 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
     """
     picture = picture_beside(arguments.output_file)
     report = begin_report(arguments, "torch", "executorch", "transformers", "torchao")
-    done = report["trainings"]
-    rates = {student.name: student.learning_rate for student in STUDENTS}
+    done, students = report["trainings"], [BY_NAME[name] for name in arguments.students]
+    rates = {student.name: student.learning_rate for student in students}
     if arguments.settle_rates:
         rates = settled_rates(arguments, done, report)
     trainings = [
-        Training(student.name, seed, rates[student.name], arguments.epochs) for seed in arguments.seeds for student in STUDENTS
+        Training(student.name, seed, rates[student.name], arguments.epochs) for seed in arguments.seeds for student in students
     ]
     run_all("student-worker", trainings, done, arguments, report)
     with tempfile.TemporaryDirectory() as work_dir:
@@ -192,7 +192,9 @@ def benchmark_students(arguments: argparse.Namespace) -> None:
 
 def settled_rates(arguments: argparse.Namespace, done: dict[str, dict], report: dict) -> dict[str, float]:
     """The learning rate of each student: the best on the validation images of those that `rates_to_try` finds."""
-    tried: dict[str, dict[float, float]] = {student.name: {} for student in STUDENTS if student.kind != CHANGED}
+    students = [BY_NAME[name] for name in arguments.students]
+    source = {student.name: MIDDLE if student.kind == CHANGED else student.name for student in students}
+    tried: dict[str, dict[float, float]] = {name: {} for name in source.values()}
     while trials := [
         Training(name, arguments.seeds[0], rate, arguments.epochs)
         for name, accuracies in tried.items()
@@ -202,7 +204,7 @@ def settled_rates(arguments: argparse.Namespace, done: dict[str, dict], report: 
         for training in trials:
             tried[training.student][training.learning_rate] = done[training.key]["validation"]
     best = {name: max(accuracies, key=accuracies.get) for name, accuracies in tried.items()}
-    return {student.name: best[MIDDLE if student.kind == CHANGED else student.name] for student in STUDENTS}
+    return {name: best[own] for name, own in source.items()}
 
 
 def rates_to_try(accuracies: dict[float, float], first: float) -> list[float]:
@@ -296,12 +298,12 @@ def make_student_program(model: PreTrainedModel, calibration: list[LabelledImage
 
 
 def timed(arguments: argparse.Namespace, work_dir: Path) -> list[dict]:
-    """Sizes and latencies of all students' programs, which do not depend on the weights; the fastest first.
+    """Sizes and latencies of the students' programs, which do not depend on the weights; the fastest first.
 
     Each is timed with one thread and with all, and has the latency of the better: small maps are not worth the sharing.
     """
     contenders, sizes = [], {}
-    for number, student in enumerate(STUDENTS):
+    for number, student in enumerate(BY_NAME[name] for name in arguments.students):
         set_seed(0)
         model, file = student.build().eval(), work_dir / f"{number}.pte"
         if isinstance(model, SwinHfForImageClassification):

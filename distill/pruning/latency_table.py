@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from sklearn.linear_model import LinearRegression
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.compress.channels import group_size, groups_of
@@ -202,8 +202,8 @@ def _fitted(amounts: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Prices that are not negative, by least squares of relative errors."""
     relative = amounts / times[:, None]
     scales = relative.max(axis=0)
-    prices, _ = nnls(relative / scales, np.ones(len(times)))
-    return prices / scales
+    fit = LinearRegression(positive=True, fit_intercept=False).fit(relative / scales, np.ones(len(times)))
+    return fit.coef_ / scales
 
 
 def sampled_shapes(config: SwinHfConfig, scopes: Iterable[str], round_to: int, count: int, seed: int) -> list[SwinHfConfig]:

@@ -105,7 +105,7 @@ def read_times(file: Path, names: list[str]) -> tuple[dict[str, float], int, str
         latencies = {name: float(row[-1]["p50_ms"]) for name, row in rows.items()}
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise LatencyTableError(
-            f"{file} must be what `edge bench DIR/* --threads 1 --json` printed: {type(error).__name__}: {error}"
+            f"{file} must be what `edge bench DIR/program* --threads 1 --json` printed: {type(error).__name__}: {error}"
         ) from error
     if missing := [name for name in names if not math.isfinite(latencies.get(name, math.nan))]:
         raise LatencyTableError(

@@ -36,6 +36,7 @@ ARGPARSE_PROGRAMS = {  # first words of a command: the module whose `main` reads
     ("python", "-m", "swin_hf.convert"): "swin_hf.convert",
     ("python", "-m", "swin_hf.publish"): "swin_hf.publish",
     ("python", "-m", "distill.prune"): "distill.prune",
+    ("python", "-m", "distill.latency"): "distill.latency",
     ("python", "scripts/benchmark.py"): "scripts.benchmark",
     ("python", "tests/arm64/arm64.py"): "tests.arm64.arm64",
 }
@@ -67,7 +68,8 @@ def prose_of(text: str) -> str:
 def commands_in(text: str) -> list[list[str]]:
     """The words of every command on a page: in blocks for a shell, in indented blocks and in inline code.
 
-    A comment is dropped, and so is `...` at the end. `...` at the start of inline code stands for the command before it.
+    A comment is dropped, and so are `...` at the end and a file that the shell writes. `...` at the start of inline code
+    stands for the command before it.
     """
     without_blocks = ANY_BLOCK.sub("", text)
     shell = "".join(SHELL_BLOCK.findall(text)).replace("\\\n", " ").splitlines()
@@ -85,7 +87,8 @@ def commands_in(text: str) -> list[list[str]]:
         else:
             continue
         commands.append(before)
-    return [words[:-1] if words[-1] == "..." else words for words in commands if words]
+    commands = [words[: words.index(">")] if ">" in words else words for words in commands if words]
+    return [words[:-1] if words[-1] == "..." else words for words in commands]
 
 
 COMMANDS = {" ".join(map(shlex.quote, words)): words for text in TEXTS.values() for words in commands_in(text)}

@@ -78,7 +78,12 @@ ROOMS = {
         loads=TRAINING | LOWERING | {"torch_pruning", "jinja2"},
     ),
 }
-COMMAND_LINES = {"edge.__main__", "distill.run", "distill.prune"}  # entry points, whose functions may import any room
+COMMAND_LINES = {
+    "edge.__main__",
+    "distill.run",
+    "distill.prune",
+    "distill.latency",
+}  # entry points, whose functions may import any room
 
 
 # -- what a module imports -----------------------------------------------------------------------------------------------

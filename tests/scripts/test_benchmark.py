@@ -110,11 +110,15 @@ def test_neither_half_nor_twice_of_a_settled_learning_rate_is_better(monkeypatch
             done[training.key] = {"validation": 0.8 - abs(np.log2(training.learning_rate / best[training.student]))}
 
     monkeypatch.setattr(benchmark_students, "run_all", train)
-    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6), {}, {})
+    rates = settled_rates(argparse.Namespace(seeds=[5, 6], epochs=6, students=list(BY_NAME)), {}, {})
     assert rates == best | {student.name: 0.0005 for student in STUDENTS if student.kind == CHANGED}
     of_middle = [rate for name, rate, seed in trained if name == MIDDLE]
     assert of_middle == [0.004, 0.002, 0.008, 0.001, 0.0005, 0.00025] and {seed for *_, seed in trained} == {5}
     assert [rate for name, rate, _ in trained if name == STUDENTS[0].name] == [0.001, 0.0005, 0.002, 0.004, 0.008]
+    trained.clear()
+    changed = next(student.name for student in STUDENTS if student.kind == CHANGED)
+    assert settled_rates(argparse.Namespace(seeds=[5], epochs=6, students=[changed]), {}, {}) == {changed: 0.0005}
+    assert {name for name, *_ in trained} == {MIDDLE}
 
 
 def test_learning_rates_are_tried_as_long_as_they_gain_a_point():
@@ -206,6 +210,7 @@ def test_the_ladder_is_drawn(tmp_path):
         ("distill --seeds 0 0", "--seeds must be different values, got 0 0"),
         ("distill --output_file OUT/new.json", "--output_file must leave .*new.png free for the picture"),
         ("students --seeds 0 0", "--seeds must be different values, got 0 0"),
+        ("students --students ResNet", "invalid choice: 'ResNet'"),
         ("students --seeds -1", "must lie between 0 and 2\\*\\*32 - 1, got -1"),
         ("distill --learning_rate -1", "must be positive and finite, got -1"),
         ("distill --learning_rate nan", "must be positive and finite, got nan"),

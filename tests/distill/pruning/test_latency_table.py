@@ -179,7 +179,7 @@ def test_a_table_is_made_of_times_and_pruned_by(make_model, image_folder, tmp_pa
     assert "must have the times of all 20 programs, got none of program03" in capsys.readouterr().err
     times.write_text("{}")
     assert run(latency, "table", programs, times, tmp_path / "no.json") == 1
-    assert "must be what `edge bench DIR/* --threads 1 --json` printed" in capsys.readouterr().err
+    assert "must be what `edge bench DIR/program* --threads 1 --json` printed" in capsys.readouterr().err
     assert run(latency, "table", tmp_path, times, tmp_path / "no.json") == 1
     assert "must be what `python -m distill.latency programs` wrote" in capsys.readouterr().err
     assert run(latency, "programs", checkpoint, tmp_path / "no", "--round_to", 512) == 1

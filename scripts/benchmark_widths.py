@@ -1,0 +1,73 @@
+"""Which widths do matrix kernels like? Int8 programs of one block after another, with one width changed in all blocks."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from edge.compare.candidates import lower_unchecked, program_contender, random_classifier
+from edge.compare.peers import rows_of
+from edge.lower.recipes import RECIPES
+from swin_hf import SwinHfConfig
+
+SIDE, DIM, HEADS, DEPTH = 56, 128, 4, 4  # a map of 14 x 14 positions
+MULTIPLES = (16, 8, 4, 2)
+WIDTHS = {  # field of a config, and the widths that are timed
+    "block_mlp_dim": (256, 320),
+    "block_head_dim": (16, 48),
+    "block_value_head_dim": (16, 48),
+}
+NAMES = {
+    "block_mlp_dim": "hidden channels",
+    "block_head_dim": "queries and keys of a head",
+    "block_value_head_dim": "values of a head",
+}
+
+
+def measure_widths(arguments: argparse.Namespace) -> list[dict]:
+    """The latency of each width, and how far it lies above the line through the multiples of 16."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for field, (low, high) in WIDTHS.items():
+            contenders = []
+            for width in range(low, high + 1, MULTIPLES[-1]):
+                file = Path(folder) / f"{field}-{width}.pte"
+                file.write_bytes(lower_unchecked(random_classifier(shape(field, width)), RECIPES["int8"]).program)
+                contenders.append(program_contender(str(width), file, (1, 3, SIDE, SIDE)))
+            times = {int(row["name"]): row["p50_ms"] for row in rows_of(contenders, {}, arguments.repeats, arguments.threads)}
+            rows += [
+                {"field": field, "width": width, "p50_ms": times[width], "excess": excess} for width, excess in above(times)
+            ]
+    return rows
+
+
+def shape(field: str, width: int) -> SwinHfConfig:
+    """A model of one stage, all of whose blocks have this width."""
+    widths = {"block_head_dim": DIM // HEADS, "block_value_head_dim": DIM // HEADS, "block_mlp_dim": 2 * DIM} | {field: width}
+    sizes = {"image_size": SIDE, "patch_size": 4, "embed_dim": DIM, "depths": [DEPTH], "num_heads": [HEADS], "window_size": 7}
+    return SwinHfConfig(**sizes, **{name: [[value] * DEPTH] for name, value in widths.items()}, num_labels=10)
+
+
+def above(times: dict[int, float]) -> list[tuple[int, float]]:
+    """Of each width, its time over that of the line through the multiples of 16, less 1."""
+    on_line = [width for width in times if width % MULTIPLES[0] == 0]
+    line = np.polyfit(on_line, [times[width] for width in on_line], 1)
+    return [(width, float(times[width] / np.polyval(line, width) - 1)) for width in sorted(times)]
+
+
+def described_widths(rows: list[dict]) -> str:
+    """The mean excess of the widths that are multiples of a number and of no larger one."""
+    lines = ["", f"| widths of | {' | '.join(f'multiples of {multiple}' for multiple in MULTIPLES)} |"]
+    lines.append("|---" * (1 + len(MULTIPLES)) + "|")
+    for field, name in NAMES.items():
+        cells = []
+        for multiple in MULTIPLES:
+            own = [
+                row["excess"]
+                for row in rows
+                if row["field"] == field and next(number for number in MULTIPLES if row["width"] % number == 0) == multiple
+            ]
+            cells.append(f"{100 * np.mean(own):+.1f} %")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
