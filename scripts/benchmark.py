@@ -154,12 +154,9 @@ def add_distillation(commands) -> None:
     command.set_defaults(run=benchmark_steps)
 
 
-PRUNING_PARTS = ["widths", "half", "budgets"]
-
-
 def add_pruning(commands) -> None:
     command = commands.add_parser("prune", help="a student pruned to budgets against dense ones of the same latency")
-    command.add_argument("--parts", nargs="+", default=PRUNING_PARTS, choices=PRUNING_PARTS)
+    command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["widths", "half", "budgets"])
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=24, help="of the student")
     command.add_argument("--recovery_epochs", type=positive, default=12, help="after pruning, over all steps")

@@ -84,12 +84,11 @@ def benchmark_prune(arguments: argparse.Namespace) -> None:
     """
     picture = picture_beside(arguments.output_file)
     report = begin_report(arguments, "torch", "executorch", "transformers", "torch-pruning")
-    if "widths" in arguments.parts:
-        report["widths"] = measure_widths(arguments)
-        print(described_widths(report["widths"]))
-    if "half" in arguments.parts:
-        report["half"] = halved(arguments)
-        print(described_half(report["half"]))
+    for part, measure, describe in (("widths", measure_widths, described_widths), ("half", halved, described_half)):
+        if part in arguments.parts:
+            report[part] = measure(arguments)
+            write_json(arguments.output_file, report)
+            print(describe(report[part]))
     if "budgets" in arguments.parts:
         budgets(arguments, report)
         print(described(report["rows"]))

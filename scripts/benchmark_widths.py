@@ -8,6 +8,7 @@ import numpy as np
 
 from edge.compare.candidates import lower_unchecked, program_contender, random_classifier
 from edge.compare.peers import rows_of
+from edge.device.errors import ExplainedError
 from edge.lower.recipes import RECIPES
 from swin_hf import SwinHfConfig
 
@@ -26,19 +27,26 @@ NAMES = {
 
 
 def measure_widths(arguments: argparse.Namespace) -> list[dict]:
-    """The latency of each width, and how far it lies above the line through the multiples of 16."""
+    """The latency of each width, and its excess over the line through the multiples of 16.
+
+    Raises:
+        ExplainedError: a program cannot be timed.
+    """
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for field, (low, high) in WIDTHS.items():
+    for field, (low, high) in WIDTHS.items():
+        widths = list(range(low, high + 1, MULTIPLES[-1]))
+        with tempfile.TemporaryDirectory() as folder:
             contenders = []
-            for width in range(low, high + 1, MULTIPLES[-1]):
-                file = Path(folder) / f"{field}-{width}.pte"
+            for width in widths:
+                file = Path(folder) / f"{width}.pte"
                 file.write_bytes(lower_unchecked(random_classifier(shape(field, width)), RECIPES["int8"]).program)
                 contenders.append(program_contender(str(width), file, (1, 3, SIDE, SIDE)))
-            times = {int(row["name"]): row["p50_ms"] for row in rows_of(contenders, {}, arguments.repeats, arguments.threads)}
-            rows += [
-                {"field": field, "width": width, "p50_ms": times[width], "excess": excess} for width, excess in above(times)
-            ]
+            found = rows_of(contenders, {}, arguments.repeats, arguments.threads)
+        if failed := [row for row in found if "p50_ms" not in row]:
+            raise ExplainedError(f"the program of width {failed[0]['name']} cannot be timed: {failed[0]['skipped']}")
+        times = {int(row["name"]): row["p50_ms"] for row in found}
+        excess = excess_over_line(times)
+        rows += [{"field": field, "width": width, "p50_ms": times[width], "excess": excess[width]} for width in widths]
     return rows
 
 
@@ -49,11 +57,11 @@ def shape(field: str, width: int) -> SwinHfConfig:
     return SwinHfConfig(**sizes, **{name: [[value] * DEPTH] for name, value in widths.items()}, num_labels=10)
 
 
-def above(times: dict[int, float]) -> list[tuple[int, float]]:
+def excess_over_line(times: dict[int, float]) -> dict[int, float]:
     """Of each width, its time over that of the line through the multiples of 16, less 1."""
     on_line = [width for width in times if width % MULTIPLES[0] == 0]
     line = np.polyfit(on_line, [times[width] for width in on_line], 1)
-    return [(width, float(times[width] / np.polyval(line, width) - 1)) for width in sorted(times)]
+    return {width: float(time / np.polyval(line, width) - 1) for width, time in times.items()}
 
 
 def described_widths(rows: list[dict]) -> str:

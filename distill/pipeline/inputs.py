@@ -38,6 +38,11 @@ def checkpoint_files(name: str) -> Facts:
     return _facts(sorted(file for file in files if file.name in OF_A_CHECKPOINT or file.name.endswith(WEIGHTS)), folder)
 
 
+def content_of(file: str) -> str:
+    """The SHA-256 of a file, whatever its name; empty if it is not there."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
+
+
 def _facts(files: Iterable[Path], folder: Path) -> Facts:
     prefix = f"{folder}{os.sep}"
     return [

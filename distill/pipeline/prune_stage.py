@@ -151,8 +151,8 @@ def costs_of(run: Run, before: SwinHfConfig, measure: ProgramCosts) -> Costs:
     """Costs of classifiers; their latencies are those of the run's table, if it has one.
 
     Raises:
-        LatencyTableError: the table cannot be read, or is of another recipe.
+        LatencyTableError: the table cannot be read, or is of another recipe or number of threads.
     """
     file = run.settings.prune.latency_table
-    table = LatencyTable.load(Path(file), run.settings.edge.recipe) if file else None
+    table = LatencyTable.load(Path(file), run.settings.edge.recipe, run.settings.report.threads) if file else None
     return Costs(SwinHfForImageClassification, before, before.image_height_width, measure, table)

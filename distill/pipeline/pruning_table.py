@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from distill.pruning.targets import SCOPES
-
-UNITS = {"macs": (1e-6, " M MACs"), "params": (1e-3, " K parameters"), "latency_ms": (1, " ms"), "size_mb": (1, " MB")}
+from distill.pruning.targets import SCOPES, UNITS, described_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +12,7 @@ class PruningStep:
 
     targets: as users write them. removed_shares: of all that each scope names. costs: by measure, and as shares of what the
         model cost before the first step, by the measure's name with "_share".
+    latency_source: where latencies are from, if they were not measured on this machine.
     pruned, recovered: accuracy on the test images right after it, and after the distillation that follows.
     """
 
@@ -22,6 +21,7 @@ class PruningStep:
     costs: dict[str, float]
     pruned: float
     recovered: float
+    latency_source: str = ""
 
 
 def pruning_steps(metrics: dict[str, Any], recovered: float) -> list[PruningStep]:
@@ -36,6 +36,7 @@ def pruning_steps(metrics: dict[str, Any], recovered: float) -> list[PruningStep
             costs={name: step[name] for name in step if name.removesuffix("_share") in ("latency", *UNITS)},
             pruned=step["evaluation"]["value"],
             recovered=step["recovered"]["value"] if "recovered" in step else recovered,
+            latency_source=step.get("latency_source", ""),
         )
         for step in metrics["steps"]
     ]
@@ -46,21 +47,14 @@ def table_of_pruning(steps: list[PruningStep], figure: str) -> list[dict[str, st
     """figure: what the accuracies are called."""
     rows = []
     for number, step in enumerate(steps, start=1):
-        costs = {
-            measure: f"{step.costs[measure] * scale:.4g}{unit} ({step.costs[f'{measure}_share']:.1%})"
-            for measure, (scale, unit) in UNITS.items()
-            if measure in step.costs
-        }
-        if "latency" in step.costs:
-            costs["latency"] = f"{step.costs['latency']:.1%} of the latency"
         removed = {scope: f"{step.removed_shares[scope]:.0%} of {scope}" for scope in SCOPES if scope in step.removed_shares}
         rows.append(
             {
                 "step": str(number),
                 "target": ", ".join(step.targets),
-                "costs": ", ".join(costs.values()),
+                "costs": described_costs(step.costs),
                 "removed": ", ".join(removed.values()),
-                f"{figure} right after it": f"{step.pruned:.1%}",
+                f"{figure} right after pruning": f"{step.pruned:.1%}",
                 "after recovery": f"{step.recovered:.1%}",
             }
         )

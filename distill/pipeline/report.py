@@ -45,7 +45,12 @@ import matplotlib.pyplot as plt
 
 CHECKPOINTS = ("teacher", "student", "pruned", "recovered")
 PYTORCH, EXECUTORCH = "PyTorch eager", "ExecuTorch"
-KINDS = {"probabilities": Probabilities, "robustness": Robustness, "changes": Change, "pruning": PruningStep}  # of more rows
+ROW_TYPES = {
+    "probabilities": Probabilities,
+    "robustness": Robustness,
+    "changes": Change,
+    "pruning": PruningStep,
+}  # of more rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,11 @@ class Report:
     def figure(self) -> str:
         """What is given with its interval."""
         return "agreement with the teacher" if self.labelled_by_teacher else "accuracy"
+
+    @property
+    def latency_source(self) -> str:
+        """Where the latencies that pruning aimed at are from, if they were not measured on this machine."""
+        return next((step.latency_source for step in self.pruning if step.latency_source), "")
 
     @property
     def doubt(self) -> str:
@@ -245,7 +255,7 @@ def read_report(path: Path) -> Report:
     """A finished `report.json`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
-    more = {name: [kind(**row) for row in content.get(name, [])] for name, kind in KINDS.items()}
+    more = {name: [kind(**row) for row in content.get(name, [])] for name, kind in ROW_TYPES.items()}
     return Report(**(content | {"rows": rows} | more))
 
 

@@ -10,7 +10,18 @@ from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
 from distill.errors import require
-from distill.pruning.targets import CRITERIA, LATENCIES, ROUND_TO, SCOPES, Target, parse_scopes, parse_targets, read_flag
+from distill.pruning.targets import (
+    AUTO,
+    AUTO_PRESETS,
+    CRITERIA,
+    LATENCIES,
+    ROUND_TO,
+    SCOPES,
+    Target,
+    parse_scopes,
+    parse_targets,
+    read_flag,
+)
 from distill.training.command_line import CommandLine
 from distill.training.models import ModelChoice
 from distill.training.optimisation import OptimisationSettings
@@ -50,7 +61,6 @@ WITHOUT_EFFECT = {
 }
 LABELS = ("auto", "given", "teacher")
 OWN_TEACHER = "teacher"
-AUTO, AUTO_PRESETS = "auto", ("swin_edge_small", "swin_edge_medium", "swin_edge_large")
 CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), checkpoint folder or Hub id"
 ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.compress.teachers import load_classifier
 from distill.data.targets import CLASSES, NOTHING
-from distill.pipeline.inputs import checkpoint_files, data_files
+from distill.pipeline.inputs import checkpoint_files, content_of, data_files
 from distill.pipeline.measure import program_logits
 from distill.pipeline.models import evaluate, is_used_unchanged, save_classifier, train
 from distill.pipeline.prune_stage import build_pruned
@@ -18,6 +18,7 @@ from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, Te
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.pipeline.student_shape import student_choice
+from distill.pruning.targets import MEASURED
 from distill.public_names import public_name
 from distill.training.finetune import write_metrics
 from distill.training.models import ModelChoice
@@ -141,11 +142,10 @@ def _pruned(settings: Settings) -> dict[str, Any]:
 
 def _timed(settings: Settings) -> dict[str, Any]:
     """What the latency and the size of programs depend on, if the target names one."""
-    table, targets = settings.prune.latency_table, settings.prune.targets
-    facts = {"latency_table": checkpoint_files(table)} if table else {}
-    if any(target.needs_programs(bool(table)) for target in targets):
-        facts |= {"recipe": settings.edge.recipe, "threads": settings.report.threads}
-    return facts
+    if not any(target.measure in MEASURED for target in settings.prune.targets):
+        return {}
+    table, facts = settings.prune.latency_table, {"recipe": settings.edge.recipe, "threads": settings.report.threads}
+    return facts | ({"latency_table": content_of(table)} if table else {})
 
 
 STEPS = (

@@ -9,8 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from distill.pipeline.prune_stage import costs_of, program_costs
 from distill.pipeline.run_folder import Run
-from distill.pipeline.settings import AUTO_PRESETS
 from distill.pruning.shapes import search_for, shape_for
+from distill.pruning.targets import AUTO_PRESETS
 from distill.training.models import ModelChoice
 from swin_hf import SwinHfConfig
 from swin_hf.output_folders import write_json
@@ -46,9 +46,11 @@ def find_shape(run: Run) -> SwinHfConfig:
     with program_costs(run, configs[0]) as measure:
         costs = costs_of(run, configs[0], measure)
         found = shape_for(configs, targets, costs)
+        source = costs.latency_source(targets)
         figures = ", ".join(f"{target.measure} {costs.of(found, target.measure):.4g}" for target in targets)
         print(
-            f"      {', '.join(map(str, targets))}: widths {found.stage_dims}, depths {list(found.depths)}; {figures}",
+            f"      {', '.join(map(str, targets))}: widths {found.stage_dims}, depths {list(found.depths)}; {figures}"
+            f"{f' ({source})' if source else ''}",
             flush=True,
         )
     return found

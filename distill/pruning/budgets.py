@@ -1,10 +1,11 @@
-"""Pruning to a budget: multiply-accumulates and parameters are counted, latency and size are those of a lowered program.
+"""Pruning to a budget: multiply-accumulates and parameters are counted, latency and size those of a lowered program.
 
 What can be removed is put in one order, the least important of each kind first and all kinds at the same pace. The search
 finds how far to go in it, so that the budget is met within 3 %, or says what can be reached.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance
 from distill.pruning.plan import PruningPlan
 from distill.pruning.search import TOLERANCE, MissedError, Search
-from distill.pruning.targets import BOTTLENECK, COUNTED, LATENCIES, ROUND_TO, Target
+from distill.pruning.targets import BOTTLENECK, COUNTED, ROUND_TO, Target, described_costs
 from distill.pruning.units import KINDS, Unit, plan_without, removal_order, units_of
 from swin_hf.configuration_swin_hf import SwinHfConfig
 
@@ -39,18 +40,12 @@ class Achieved:
 
     def described(self) -> str:
         """The costs in words."""
-        units = {"macs": ("M MACs", 1e-6), "params": ("K parameters", 1e-3), "latency_ms": ("ms", 1), "size_mb": ("MB", 1)}
-        shown = [
-            f"{cost * units[name][1]:.4g} {units[name][0]} ({cost / self.before[name]:.1%})"
-            for name, cost in self.costs.items()
-            if name in units
-        ]
-        shown += [f"{cost:.1%} of the latency" for name, cost in self.costs.items() if name == "latency"]
-        return ", ".join(shown) + (f" ({self.latency_source})" if self.latency_source else "")
+        return described_costs(self.as_metrics()) + (f" ({self.latency_source})" if self.latency_source else "")
 
-    def as_metrics(self) -> dict[str, float]:
+    def as_metrics(self) -> dict[str, Any]:
         """JSON values, shares of what it cost before among them."""
-        return self.costs | {f"{name}_share": self.costs[name] / self.before[name] for name in self.before}
+        shares = {f"{name}_share": self.costs[name] / self.before[name] for name in self.before}
+        return self.costs | shares | ({"latency_source": self.latency_source} if self.latency_source else {})
 
 
 def plan_pruning(
@@ -82,7 +77,7 @@ def plan_pruning(
         costs={measure: costs.of(smaller, measure) for measure in measures},
         before={measure: costs.of(costs.before_config, measure) for measure in measures},
         removed_shares={scope: gone.get(scope, 0) / total for scope, total in everything.items() if total},
-        latency_source=costs.latency_source if any(measure in LATENCIES for measure in measures) else "",
+        latency_source=costs.latency_source(targets),
     )
 
 

@@ -66,6 +66,14 @@ class CheckpointPruning:
     latency_table: Path | None
     seed: int
 
+    def read_table(self) -> LatencyTable | None:
+        """Where latencies are taken from, if not from programs on this machine.
+
+        Raises:
+            LatencyTableError: it cannot be read, or is of another recipe or number of threads.
+        """
+        return None if self.latency_table is None else LatencyTable.load(self.latency_table, self.recipe, self.threads)
+
 
 def prune_checkpoint(settings: CheckpointPruning) -> dict[str, Any]:
     """Write the pruned model with its processor, its plan and figures to a new folder; returns the figures, as JSON values.
@@ -83,11 +91,14 @@ def prune_checkpoint(settings: CheckpointPruning) -> dict[str, Any]:
     check_apart(settings.output_dir, "OUT", **inputs)
     with new_folder(settings.output_dir) as work_dir:
         plan = None if settings.plan is None else PruningPlan.load(settings.plan)
+        table = settings.read_table()
         before = load_prunable(settings.checkpoint)
+        if table is not None:
+            require_priced(table, before)
         of_importance, of_comparison = examples_of(settings, before)
         figures = record_of(settings)
         if plan is None:
-            achieved = planned(settings, before, of_importance)
+            achieved = planned(settings, before, of_importance, table)
             plan = achieved.plan
             figures |= achieved.as_metrics() | {"removed_shares": achieved.removed_shares}
             figures["described"] = achieved.described()
@@ -176,7 +187,21 @@ def _found(dataset: str, has_masks: bool) -> FoundImages:
     return find_images(dataset, NOTHING)
 
 
-def planned(settings: CheckpointPruning, classifier: Classifier, images: list[Example]) -> Achieved:
+def require_priced(table: LatencyTable, classifier: Classifier) -> None:
+    """Find out whether a table prices a model.
+
+    Raises:
+        PruningError: it is a segmenter, whose parts no table prices.
+        LatencyTableError: the table is for other models.
+    """
+    if not isinstance(classifier.model, SwinHfForImageClassification):
+        raise PruningError("a latency table prices classifiers, got a segmenter; give a target of macs or params")
+    table(classifier.model.config)
+
+
+def planned(
+    settings: CheckpointPruning, classifier: Classifier, images: list[Example], table: LatencyTable | None
+) -> Achieved:
     """The plan that meets the targets.
 
     Raises:
@@ -188,11 +213,8 @@ def planned(settings: CheckpointPruning, classifier: Classifier, images: list[Ex
             f"importance by {settings.criterion} of {', '.join(settings.scopes)} is measured on images, got none; give "
             "--dataset, or take --criterion magnitude without blocks"
         )
-    table = None if settings.latency_table is None else LatencyTable.load(settings.latency_table, settings.recipe)
     programs = nullcontext()
     is_classifier = isinstance(model, SwinHfForImageClassification)
-    if table is not None and not is_classifier:
-        raise PruningError("a latency table prices classifiers, got a segmenter; give a target of macs or params")
     if is_classifier and any(own.needs_programs(table is not None) for own in settings.targets):
         programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads)
     with programs as measure:

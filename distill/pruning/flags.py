@@ -16,7 +16,7 @@ def add_removal(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     runnable = [name for name, recipe in RECIPES.items() if recipe.executable]
-    parser.add_argument("--recipe", default="int8", choices=runnable, help="of programs, for targets of latency and size")
+    parser.add_argument("--recipe", default="int8", choices=runnable, help="of programs")
 
 
 def not_negative(text: str) -> int:

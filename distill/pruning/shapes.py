@@ -11,6 +11,7 @@ from distill.pruning.targets import ROUND_TO, Target, TargetError
 from swin_hf.configuration_swin_hf import SwinHfConfig
 
 WIDEST, NARROWEST, STEP = 1.5, 0.5, 0.97  # factors of the widths of a model, and from one to the next
+NARROWEST_HIDDEN, HIDDEN_STEP = 0.5, 0.02  # the least factor of hidden channels alone, and from one to the next
 ADVICE = "give a target between the largest and the smallest, or other --student_args"
 
 
@@ -61,7 +62,8 @@ def shape_for(configs: Iterable[SwinHfConfig], targets: tuple[Target, ...], cost
         return search.config_at(search.place())
     except MissedError as missed:
         wider = search.config_at(missed.before)
-        row = [scaled(wider, 1.0, 1 - 0.02 * number) for number in range(26)]
+        count = round((1 - NARROWEST_HIDDEN) / HIDDEN_STEP) + 1
+        row = [scaled(wider, 1.0, 1 - HIDDEN_STEP * number) for number in range(count)]
         between = Search(row.__getitem__, len(row) - 1, targets, costs, ADVICE)
         return between.config_at(between.place())
 

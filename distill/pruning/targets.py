@@ -1,15 +1,16 @@
 """What users say about pruning: how much a model may cost, what may be removed, and by which criterion."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distill.errors import SettingsError
 from edge.device.errors import ExplainedError
 
 Value = TypeVar("Value")
 
+UNITS = {"macs": (1e-6, "M MACs"), "params": (1e-3, "K parameters"), "latency_ms": (1, "ms"), "size_mb": (1, "MB")}
 SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 SMALLEST_COUNT = 1000  # of operations or parameters: less is a share that was mistyped
 LATENCIES = ("latency", "latency_ms")
@@ -23,6 +24,7 @@ SCOPES = {
     "stages": "channels of the residual stream of each stage",
     "blocks": "whole blocks",
 }
+AUTO, AUTO_PRESETS = "auto", ("swin_edge_small", "swin_edge_medium", "swin_edge_large")  # a student's size, and of what
 BOTTLENECK = ("hidden", "heads", "scores", "values")  # what leaves the residual stream as it is
 ROUND_TO = 8  # matrix kernels work in tiles of 8 channels
 
@@ -92,6 +94,16 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     if len({target.measure for target in targets}) < len(targets):
         raise TargetError(f"each target must be given once, got {text}")
     return tuple(targets)
+
+
+def described_costs(metrics: Mapping[str, Any]) -> str:
+    """Costs in words, each with its share of what the model cost before, which has the same name with "_share"."""
+    shown = [
+        f"{metrics[name] * scale:.4g} {unit} ({metrics[f'{name}_share']:.1%})"
+        for name, (scale, unit) in UNITS.items()
+        if name in metrics
+    ]
+    return ", ".join([*shown, *([f"{metrics['latency']:.1%} of the latency"] if "latency" in metrics else [])])
 
 
 def read_flag(flag: str, parse: Callable[[str], Value], text: str) -> Value:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,8 @@ from .json_text import json_text
 from .program import sections
 from .runner import Runner
 
-Key = TypeVar("Key")
-
 WARM_UP_SHARE = 0.1  # of the repeats
+TURNS, SETTLE_RUNS = 10, 3  # of each of several programs; untimed runs at the start of a turn
 
 
 class MeasurementError(ExplainedError):
@@ -42,12 +41,12 @@ class Latency:
     threads: int
 
 
-def measure_latency(runs: dict[Key, Callable[[], object]], repeats: int, threads: int) -> dict[Key, Latency]:
+def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, Latency]:
     """Time several functions in turn, so that a slow moment of the machine affects all of them alike.
 
     threads: recorded, not set. Each function is warmed up with a tenth of the repeats.
     """
-    times: dict[Key, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + max(round(repeats * WARM_UP_SHARE), 1)):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -88,17 +87,18 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
 
 
 def bench_in_turns(folders: list[Path], repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
-    """Latency of several programs, timed in turns so that a slow moment of the machine affects all alike; JSON values.
+    """Latency of several programs, timed in turns so that slow moments of the machine affect all alike, as JSON values.
 
     Raises:
         As `bench`.
     """
     numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
-    recipes = [Runner(folder).manifest.recipe for folder in folders]
+    manifests = [Runner(folder).manifest for folder in folders]
     measured = [_measure_alone([str(repeats), str(number), *map(str, folders)]) for number in numbers]
     programs = [
-        {"artefact": str(folder), "recipe": recipe, "latency": [latencies[at] for latencies in measured]}
-        for at, (folder, recipe) in enumerate(zip(folders, recipes))
+        {"artefact": str(folder), "recipe": manifest.recipe, "sha256": manifest.sha256[PROGRAM_FILE]}
+        | {"latency": [latencies[at] for latencies in measured]}
+        for at, (folder, manifest) in enumerate(zip(folders, manifests))
     ]
     return {"programs": programs, "machine": describe_machine()}
 
@@ -169,13 +169,27 @@ def measure_here(folder: Path, repeats: int, threads: int) -> dict:
 
 
 def measure_in_turns(folders: list[Path], repeats: int, threads: int) -> list[dict]:
-    """Load programs in this process and time them in turns."""
-    runs = {}
-    for at, folder in enumerate(folders):
-        runner = Runner(folder, num_threads=None if runs else threads)  # the pool is the process's, and set once
-        contract = runner.manifest.input
-        runs[at] = partial(runner.outputs, random_pixel_values(contract.shape(), contract.dtype))
-    return [vars(latency) for latency in measure_latency(runs, repeats, threads).values()]
+    """Time programs in this process in turns of several runs.
+
+    In each turn a program is loaded anew, as many do not fit into a small memory together, and is warmed up: its first runs
+    after those of others are slower than the others.
+    """
+    inputs, times = {}, {at: [] for at in range(len(folders))}
+    turns = min(TURNS, repeats)
+    for turn in range(turns):
+        for at, folder in enumerate(folders):
+            runner = Runner(folder, num_threads=threads)
+            if at not in inputs:
+                contract = runner.manifest.input
+                inputs[at] = random_pixel_values(contract.shape(), contract.dtype)
+            runs = repeats // turns + (turn < repeats % turns)
+            for _ in range(SETTLE_RUNS):
+                runner.outputs(inputs[at])
+            for _ in range(runs):
+                start = time.perf_counter()
+                runner.outputs(inputs[at])
+                times[at].append((time.perf_counter() - start) * 1e3)
+    return [vars(summarise(own, threads)) for own in times.values()]
 
 
 def _forget(path: Path) -> None:

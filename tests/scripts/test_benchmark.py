@@ -32,6 +32,7 @@ from benchmark_students import (
     settled_rates,
 )
 from benchmark_trainings import mean_and_interval
+from benchmark_widths import NAMES, described_widths, excess_over_line
 
 from distill.data.examples import UNKNOWN, Example
 from edge.lower.recipes import RECIPES
@@ -196,6 +197,14 @@ def test_steps_of_distillation_are_those_of_the_training(tmp_path):
     row = {"name": "both", "side": 64, "batch_size": 4, "over_sum": 1.02, "cache_speed_up": 1.5}
     table = benchmark_steps.described([row | {f"{name}_ms": 2.0 for name in times}])
     assert table.endswith("| both | 4 x 64 px | 2.0 | 2.0 | 2.0 | 1.02 | 2.0 (1/1.5) |")
+
+
+def test_widths_are_compared_with_the_line_through_the_multiples_of_16():
+    excess = excess_over_line({16: 3.0, 24: 4.4, 32: 5.0, 48: 7.0, 50: 7.975})  # on the line 1 + width / 8
+    assert excess == pytest.approx({16: 0.0, 24: 0.1, 32: 0.0, 48: 0.0, 50: 0.1})
+    rows = [{"field": field, "width": width, "excess": own} for field in NAMES for width, own in excess.items()]
+    rows += [{"field": field, "width": 28, "excess": -0.05} for field in NAMES]
+    assert "| +10.0 % | -5.0 % | +10.0 % |" in described_widths(rows)
 
 
 def test_the_ladder_is_drawn(tmp_path):

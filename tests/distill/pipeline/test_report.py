@@ -15,7 +15,12 @@ from edge.device.bench import Latency
 STEPS = [  # of a `metrics.json` of a pruning
     {"targets": ["macs=0.7x"], "removed_shares": {"hidden": 0.3, "heads": 0.0}, "macs": 3.5e6, "macs_share": 0.7}
     | {"params": 9e3, "params_share": 0.9, "evaluation": {"value": 0.8}, "recovered": {"value": 0.9}},
-    {"targets": ["macs=0.5x", "latency=0.6x"], "removed_shares": {"hidden": 0.5, "heads": 0.25}, "macs": 2.5e6}
+    {
+        "latency_source": "by a table",
+        "targets": ["macs=0.5x", "latency=0.6x"],
+        "removed_shares": {"hidden": 0.5, "heads": 0.25},
+        "macs": 2.5e6,
+    }
     | {"macs_share": 0.5, "params": 6e3, "params_share": 0.6, "latency": 0.61, "latency_share": 0.61}
     | {"evaluation": {"value": 0.6}},
 ]
@@ -71,11 +76,12 @@ def test_a_run_that_learned_nothing_says_so_first(tmp_path):
 
 def test_steps_of_pruning_are_shown_with_what_they_removed():
     steps = {"step": "1", "target": "macs=0.7x", "costs": "3.5 M MACs (70.0%), 9 K parameters (90.0%)"}
-    steps |= {"removed": "30% of hidden, 0% of heads", "accuracy right after it": "80.0%", "after recovery": "90.0%"}
+    steps |= {"removed": "30% of hidden, 0% of heads", "accuracy right after pruning": "80.0%", "after recovery": "90.0%"}
     last = {"step": "2", "target": "macs=0.5x, latency=0.6x"}
     last |= {"costs": "2.5 M MACs (50.0%), 6 K parameters (60.0%), 61.0% of the latency"}
-    last |= {"removed": "50% of hidden, 25% of heads", "accuracy right after it": "60.0%", "after recovery": "85.0%"}
+    last |= {"removed": "50% of hidden, 25% of heads", "accuracy right after pruning": "60.0%", "after recovery": "85.0%"}
     assert tables(report())["pruning"] == [steps, last]
+    assert report().latency_source == "by a table" and report(pruning=[]).latency_source == ""
     assert pruning_steps({"steps": [STEPS[0] | {"removed_shares": {"hidden": 0.0}}]}, recovered=0.85) == []
 
 

@@ -68,6 +68,24 @@ def test_settings_without_effect_on_the_result_repeat_no_stage():
         assert parse_settings([argument, "--use_cpu=true"]).training_values != usual
 
 
+def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):
+    step = next(own for own in STEPS if own.name == "prune")
+
+    def of(name: str, text: str, *flags: str) -> dict:
+        (tmp_path / name).write_text(text)
+        table = ["--latency_table", str(tmp_path / name), "--target", "latency_ms=5"]
+        return step.settings(parse_settings([*table, *flags]))
+
+    usual = of("table.json", "{}")
+    assert of(".copy", "{}") == usual
+    assert usual not in (
+        of("table.json", "{} "),
+        of("table.json", "{}", "--recipe", "fp32"),
+        of("table.json", "{}", "--threads", "2"),
+    )
+    assert step.settings(parse_settings(["--recipe", "fp32"])) == step.settings(parse_settings([]))  # counted, not timed
+
+
 def test_options_have_one_spelling():
     with pytest.raises(
         SettingsError, match="unknown setting --student-epochs in the command line; did you mean --student_epochs"
@@ -94,6 +112,7 @@ def test_options_have_one_spelling():
         ),
         (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
         (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'macs=0.7x'"),
+        (["--latency_table", "pi.json"], "--latency_table must come with a target of latency or latency_ms, got 'macs=0.7'"),
         (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
         (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),
