@@ -8,6 +8,7 @@ python scripts/benchmark.py edge --parts frontier                  # programs co
 python scripts/benchmark.py edge --parts grid                      # what choices of a student cost
 python scripts/benchmark.py students                               # accuracy and latency of small architectures (hours)
 python scripts/benchmark.py distill                                # what a teacher is worth (hours)
+python scripts/benchmark.py distill-folder --dataset FOLDER        # what a teacher is worth on a folder of few images
 python scripts/benchmark.py distill-steps                          # what a teacher costs in a step
 python scripts/benchmark.py prune                                  # pruned students against narrower ones (hours)
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
@@ -28,8 +29,9 @@ from edge.quiet import quieten
 quieten()  # before the imports that print warnings
 
 import torch
-from benchmark_distill import benchmark_distill, work_distill, work_teacher
+from benchmark_distill import HYBRID, LADDER, benchmark_distill, work_distill, work_teacher
 from benchmark_edge import EDGE_PARTS, benchmark_edge
+from benchmark_folder import benchmark_folder, work_folder
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
 from benchmark_prune import benchmark_prune, work_prune
@@ -146,6 +148,19 @@ def add_distillation(commands) -> None:
     )
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill.json"), metavar="FILE")
     command.set_defaults(run=benchmark_distill)
+    command = commands.add_parser("distill-folder", help="a student alone and with a teacher, on a folder of few images")
+    command.add_argument("--dataset", type=Path, required=True, help="one folder for each class")
+    command.add_argument("--recipe", default="KL", choices=[name for name, own in LADDER.items() if own.teachers == (HYBRID,)])
+    command.add_argument("--splits", nargs="+", type=seed, action=Distinct, default=[0, 1, 2, 3, 4])
+    command.add_argument("--image_size", type=positive, default=64)
+    command.add_argument("--epochs", type=positive, default=150)
+    command.add_argument("--teacher_epochs", type=positive, default=150)
+    command.add_argument("--learning_rate", type=positive_number, default=4e-3, help="of students; teachers have half of it")
+    command.add_argument(
+        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
+    )
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill_folder.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_folder)
     command = commands.add_parser("distill-steps", help="steps of distillation against those of the student and the teacher")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads")
@@ -218,6 +233,9 @@ def add_workers(commands) -> None:
     command = commands.add_parser("distill-worker", help="one training by one recipe (internal)")
     command.add_argument("training", type=json.loads)
     command.set_defaults(run=work_distill)
+    command = commands.add_parser("folder-worker", help="one training of a split (internal)")
+    command.add_argument("training", type=json.loads)
+    command.set_defaults(run=work_folder)
     command = commands.add_parser("prune-worker", help="one training, or pruning with recovery (internal)")
     command.add_argument("training", type=json.loads)
     command.set_defaults(run=work_prune)

@@ -13,6 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import benchmark_distill
+import benchmark_folder
 import benchmark_steps
 import benchmark_students
 from benchmark import main
@@ -197,6 +198,17 @@ def test_steps_of_distillation_are_those_of_the_training(tmp_path):
     row = {"name": "both", "side": 64, "batch_size": 4, "over_sum": 1.02, "cache_speed_up": 1.5}
     table = benchmark_steps.described([row | {f"{name}_ms": 2.0 for name in times}])
     assert table.endswith("| both | 4 x 64 px | 2.0 | 2.0 | 2.0 | 1.02 | 2.0 (1/1.5) |")
+
+
+def test_a_folder_is_judged_split_by_split():
+    runs = {"teacher": [0.8, 0.7, 0.9], "alone": [0.5, 0.6, 0.7], "with a teacher": [0.56, 0.64, 0.8]}
+    about = {"images": {"train": 7}, "num_classes": 2}
+    result = benchmark_folder.result_of({who: [about | {"test": test} for test in tests] for who, tests in runs.items()})
+    assert result["alone"] == pytest.approx(0.6) and result["num_splits"] == 3
+    half = 4.302653 * 0.0305505 / 3**0.5  # Student's t for 2 degrees of freedom; differences of 0.06, 0.04 and 0.1
+    assert result["gain"] == pytest.approx(0.2 / 3)
+    assert result["gain, interval"] == pytest.approx([0.2 / 3 - half, 0.2 / 3 + half], abs=1e-5)
+    assert "| difference, points | 6.7 [-0.9, 14.3] |" in benchmark_folder.described(result)
 
 
 def test_widths_are_compared_with_the_line_through_the_multiples_of_16():
