@@ -128,9 +128,7 @@ def add_students(commands) -> None:
         help=f"which of: {'; '.join(BY_NAME)}",
     )
     command.add_argument("--settle_rates", action="store_true", help="settle the learning rates anew, by more trainings")
-    command.add_argument(
-        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
-    )
+    add_processes(command)
     command.add_argument("--threads", type=positive, default=os.cpu_count(), help="of the programs, when they are timed")
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/students.json"), metavar="FILE")
@@ -143,9 +141,7 @@ def add_distillation(commands) -> None:
     command.add_argument("--epochs", type=positive, default=12, help="of a student; some are also trained for twice as many")
     command.add_argument("--teacher_epochs", type=positive, default=36)
     command.add_argument("--learning_rate", type=positive_number, default=4e-3, help="of students; teachers have half of it")
-    command.add_argument(
-        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
-    )
+    add_processes(command)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill.json"), metavar="FILE")
     command.set_defaults(run=benchmark_distill)
     command = commands.add_parser("distill-folder", help="a student alone and with a teacher, on a folder of few images")
@@ -156,9 +152,7 @@ def add_distillation(commands) -> None:
     command.add_argument("--epochs", type=positive, default=150)
     command.add_argument("--teacher_epochs", type=positive, default=150)
     command.add_argument("--learning_rate", type=positive_number, default=4e-3, help="of students; teachers have half of it")
-    command.add_argument(
-        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
-    )
+    add_processes(command)
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/distill_folder.json"), metavar="FILE")
     command.set_defaults(run=benchmark_folder)
     command = commands.add_parser("distill-steps", help="steps of distillation against those of the student and the teacher")
@@ -176,13 +170,17 @@ def add_pruning(commands) -> None:
     command.add_argument("--epochs", type=positive, default=24, help="of the student")
     command.add_argument("--recovery_epochs", type=positive, default=12, help="after pruning, over all steps")
     command.add_argument("--learning_rate", type=positive_number, default=2e-3, help="of the student; recovery has half of it")
-    command.add_argument(
-        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
-    )
+    add_processes(command)
     command.add_argument("--threads", type=positive, default=1, help="of the programs, when they are timed")
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/prune.json"), metavar="FILE")
     command.set_defaults(run=benchmark_prune)
+
+
+def add_processes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--processes", type=positive, default=os.cpu_count(), help="trainings at a time, which share the cores"
+    )
 
 
 class Distinct(argparse.Action):
@@ -224,21 +222,16 @@ def add_workers(commands) -> None:
     for name in ("per_device_train_batch_size", "steps", "dataloader_num_workers", "bf16"):
         command.add_argument(name, type=int)
     command.set_defaults(run=work_training)
-    command = commands.add_parser("student-worker", help="one training of such an architecture (internal)")
-    command.add_argument("training", type=json.loads)
-    command.set_defaults(run=work_student)
-    command = commands.add_parser("teacher-worker", help="one teacher, trained or asked (internal)")
-    command.add_argument("teaching", type=json.loads)
-    command.set_defaults(run=work_teacher)
-    command = commands.add_parser("distill-worker", help="one training by one recipe (internal)")
-    command.add_argument("training", type=json.loads)
-    command.set_defaults(run=work_distill)
-    command = commands.add_parser("folder-worker", help="one training of a split (internal)")
-    command.add_argument("training", type=json.loads)
-    command.set_defaults(run=work_folder)
-    command = commands.add_parser("prune-worker", help="one training, or pruning with recovery (internal)")
-    command.add_argument("training", type=json.loads)
-    command.set_defaults(run=work_prune)
+    for name, argument, work_on, what in (
+        ("student", "training", work_student, "one training of such an architecture"),
+        ("teacher", "teaching", work_teacher, "one teacher, trained or asked"),
+        ("distill", "training", work_distill, "one training by one recipe"),
+        ("folder", "training", work_folder, "one training of a split"),
+        ("prune", "training", work_prune, "one training, or pruning with recovery"),
+    ):
+        command = commands.add_parser(f"{name}-worker", help=f"{what} (internal)")
+        command.add_argument(argument, type=json.loads)
+        command.set_defaults(run=work_on)
 
 
 if __name__ == "__main__":

@@ -111,14 +111,8 @@ def settings_of(own: Training, start: Path, trained: Path) -> FinetuneSettings:
     options = {"dataset": own.dataset, "image_size": own.image_size, "model": start, "output_dir": trained}
     options |= {"seed": own.split, "split_seed": own.split, "num_train_epochs": own.epochs}
     options |= {"learning_rate": own.learning_rate, "test_share": TEST_SHARE}
-    options |= {
-        "task": "image-classification",
-        "randaugment_ops": 0,
-        "random_erasing": 0,
-        "cutmix_alpha": 0,
-        "ema_decay": 0.99,
-    }
-    options |= {"global_batch_size": 32, "num_pictures": 0, "disable_tqdm": True} | AUGMENTATION
+    options |= {"task": "image-classification", "ema_decay": 0.99, "global_batch_size": 32, "num_pictures": 0}
+    options |= {"disable_tqdm": True} | AUGMENTATION
     return settled(parse_finetune_settings([word for name, value in options.items() for word in (f"--{name}", str(value))]))
 
 

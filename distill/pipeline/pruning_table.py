@@ -47,13 +47,13 @@ def table_of_pruning(steps: list[PruningStep], figure: str) -> list[dict[str, st
     """figure: what the accuracies are called."""
     rows = []
     for number, step in enumerate(steps, start=1):
-        removed = {scope: f"{step.removed_shares[scope]:.0%} of {scope}" for scope in SCOPES if scope in step.removed_shares}
+        removed = [f"{step.removed_shares[scope]:.0%} of {scope}" for scope in SCOPES if scope in step.removed_shares]
         rows.append(
             {
                 "step": str(number),
                 "target": ", ".join(step.targets),
                 "costs": described_costs(step.costs),
-                "removed": ", ".join(removed.values()),
+                "removed": ", ".join(removed),
                 f"{figure} right after pruning": f"{step.pruned:.1%}",
                 "after recovery": f"{step.recovered:.1%}",
             }

@@ -7,12 +7,10 @@ finds how far to go in it, so that the budget is met within 3 %, or says what ca
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from distill.compress.channels import group_size, groups_of
 from distill.pruning.apply import pruned_config
 from distill.pruning.costs import Costs
-from distill.pruning.importance import Importance
+from distill.pruning.importance import Importance, uniform_importance
 from distill.pruning.plan import PruningPlan
 from distill.pruning.search import TOLERANCE, MissedError, Search
 from distill.pruning.targets import BOTTLENECK, COUNTED, ROUND_TO, Target, described_costs
@@ -88,9 +86,7 @@ def require_reachable(costs: Costs, targets: tuple[Target, ...], scopes: tuple[s
         PruningError: it does not.
     """
     config = costs.before_config
-    groups = {group: torch.ones(group_size(group, config)) for group in groups_of(config)}
-    blocks = {(stage, block): 1.0 for stage, depth in enumerate(config.depths) for block in range(depth)}
-    importance = Importance(channels=groups, blocks=blocks)
+    importance = uniform_importance(config)
     order = removal_order(units_of(config, importance, scopes, round_to))
     search = _search(config, importance, order, targets, costs)
     search.require_reachable()

@@ -13,9 +13,21 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from distill.compress.channels import HEADS, SCORES, VALUES, Axis, Group, blocks_of, encoder_of, group_size, layers_of
+from distill.compress.channels import (
+    HEADS,
+    SCORES,
+    VALUES,
+    Axis,
+    Group,
+    blocks_of,
+    encoder_of,
+    group_size,
+    groups_of,
+    layers_of,
+)
 from distill.pruning.targets import CRITERIA
 from edge.device.errors import ExplainedError
+from swin_hf.configuration_swin_hf import SwinHfConfig
 from swin_hf.plain_layers_swin_hf import require_plain_layers
 
 OUTPUTS = {nn.Linear: tp.prune_linear_out_channels, nn.Conv2d: tp.prune_conv_out_channels}
@@ -36,6 +48,12 @@ class Importance:
 
     channels: dict[Group, torch.Tensor]
     blocks: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def uniform_importance(config: SwinHfConfig) -> Importance:
+    """The same score for everything in a model of this config, where only numbers matter."""
+    blocks = {(stage, block): 1.0 for stage, depth in enumerate(config.depths) for block in range(depth)}
+    return Importance(channels={group: torch.ones(group_size(group, config)) for group in groups_of(config)}, blocks=blocks)
 
 
 def importance_for(

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 
-from distill.compress.channels import group_size, groups_of
 from distill.pruning.apply import pruned_config
-from distill.pruning.importance import Importance
+from distill.pruning.importance import uniform_importance
 from distill.pruning.shapes import NARROWEST, NARROWEST_HIDDEN, WIDEST, scaled
 from distill.pruning.targets import SCOPES
 from distill.pruning.units import Unit, plan_without, units_of
@@ -22,9 +20,7 @@ def shapes_of_pruning(config: SwinHfConfig, scopes: Iterable[str], round_to: int
     In each of these, every scope has lost a share of its own in each stage, or in each block, from nothing to all that can be
     removed.
     """
-    groups = {group: torch.ones(group_size(group, config)) for group in groups_of(config)}
-    blocks = {(stage, block): 1.0 for stage, depth in enumerate(config.depths) for block in range(depth)}
-    importance = Importance(channels=groups, blocks=blocks)
+    importance = uniform_importance(config)
     units = units_of(config, importance, tuple(scope for scope in SCOPES if scope in set(scopes)), round_to)
     rng = np.random.default_rng(seed)
     yield config
