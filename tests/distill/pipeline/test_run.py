@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import start_script
 
 from distill.pruning.plan import PruningPlan
 
 ROOT = Path(__file__).parents[3]
-RUN = [sys.executable, str(ROOT / "distill" / "run.py")]
+RUN = str(ROOT / "distill" / "run.py")
 TINY_CONFIG = """
 image_size: 16
 validation_share: 0.15
@@ -63,7 +64,7 @@ def command(image_folder, tmp_path):
 
     def make(name: str, *more: str) -> list[str]:
         fixed = ["--dataset", str(image_folder), "--config", str(tmp_path / "tiny.yaml")]
-        return [*RUN, *fixed, "--output_dir", str(tmp_path / "runs" / name), *more]
+        return [RUN, *fixed, "--output_dir", str(tmp_path / "runs" / name), *more]
 
     return make
 
@@ -75,29 +76,43 @@ def lasting_figures(run_dir: Path) -> dict:
     return {"rows": rows, "confusion": report["confusion"], "program_agreement": report["program_agreement"]}
 
 
-def kill_inside(command: list[str], run_dir: Path, stage: str, folder: str, begun: str) -> None:
-    """Kill a run as soon as a stage has begun, and check that this was before the stage ended."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        heading = next(line for line in process.stdout if f"] {stage}:" in line)
-        deadline = time.monotonic() + 60
-        while not list(run_dir.glob(f".unfinished/{stage}-*/{begun}".rstrip("/"))):
-            assert process.poll() is None and time.monotonic() < deadline, f"{stage} was not seen at work"
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    rest = process.stdout.read()
-    process.stdout.close()
-    assert f"] {stage}:" in heading and "done in" not in rest and process.returncode == -signal.SIGKILL
-    assert list(run_dir.glob(f".unfinished/{stage}-*")) and not (run_dir / folder).exists()
+class Started:
+    """A run of the pipeline in a process of its own."""
+
+    def __init__(self, command: list[str], folder: Path):
+        self.output, self.errors = folder / "output.txt", folder / "errors.txt"
+        self.output.write_text("")
+        self.process = start_script(command, self.output, self.errors)
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def kill_inside(self, run_dir: Path, stage: str, folder: str, begun: str) -> None:
+        """Kill the run as soon as a stage has begun, and check that this was before the stage ended."""
+        try:
+            deadline = time.monotonic() + 120
+            while f"] {stage}:" not in self.said or not list(run_dir.glob(f".unfinished/{stage}-*/{begun}".rstrip("/"))):
+                assert self.process.is_alive() and time.monotonic() < deadline, f"{stage} was not seen at work"
+                time.sleep(0.002)
+        finally:
+            self.process.kill()
+            self.process.join()
+        rest = self.said.split(f"] {stage}:")[1]
+        assert "done in" not in rest and self.process.exitcode == -signal.SIGKILL
+        assert list(run_dir.glob(f".unfinished/{stage}-*")) and not (run_dir / folder).exists()
+
+    def end(self) -> str:
+        """What the run printed, which has to end well."""
+        self.process.join()
+        assert self.process.exitcode == 0, self.errors.read_text()
+        return self.said
 
 
 def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
-    done = subprocess.run(command("whole"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = Started(command("whole"), tmp_path).end()
     whole = tmp_path / "runs" / "whole"
-    assert f"Try: python -m edge run {whole / 'edge'} {whole / 'samples'}" in done.stdout
+    assert f"Try: python -m edge run {whole / 'edge'} {whole / 'samples'}" in said
     report = lasting_figures(whole)
     assert [row["step"] for row in report["rows"]] == ["teacher", "student", "pruned", "recovered", "int8 .pte"]
     teacher, _, pruned, _, program = report["rows"]
@@ -113,15 +128,12 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
     config = json.loads((whole / "recovered" / "config.json").read_text())
     assert config["block_mlp_dim"] == [[len(block.hidden_channels) for block in stage.blocks] for stage in plan.stages]
 
-    again = subprocess.run(command("whole"), capture_output=True, text=True)
-    assert again.stdout.count("up to date in") == 7
+    assert Started(command("whole"), tmp_path).end().count("up to date in") == 7
 
     killed = tmp_path / "runs" / "killed"
     for stage, (folder, begun) in STAGES.items():
-        kill_inside(command("killed"), killed, stage, folder, begun)
-    done = subprocess.run(command("killed"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resuming an interrupted run" in done.stdout  # in the report, the last stage that was killed
+        Started(command("killed"), tmp_path).kill_inside(killed, stage, folder, begun)
+    assert "resuming an interrupted run" in Started(command("killed"), tmp_path).end()  # of the last stage
     assert lasting_figures(killed) == report
     assert (killed / "edge" / "model.pte").read_bytes() == (whole / "edge" / "model.pte").read_bytes()
     assert sorted(path.name for path in killed.glob(".*")) == [".lock"]
@@ -137,10 +149,11 @@ def test_pipeline_survives_a_kill_in_every_stage(command, tmp_path):
     ],
 )
 def test_mistakes_end_in_one_line_before_any_work(command, tmp_path, arguments, code, message):
-    done = subprocess.run(command("mistake", *arguments), capture_output=True, text=True)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    run = Started(command("mistake", *arguments), tmp_path)
+    run.process.join()
+    assert run.process.exitcode == code
+    assert message in run.errors.read_text()
+    assert "Traceback" not in run.errors.read_text()
     assert not (tmp_path / "runs" / "mistake" / "data").exists()
 
 
