@@ -36,21 +36,33 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reload_in_a_fresh_process_gives_equal_logits(make_model, tmp_path, kind):
-    model = make_model(**KINDS[kind])
-    for buffer in model.buffers():  # statistics of batch norms
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 2)
-    pixel_values = torch.randn(2, 3, 20, 20)
-    model.save_pretrained(tmp_path)
-    torch.save((pixel_values, model(pixel_values).logits), tmp_path / "expected.pt")
-    script = (
-        "import sys, torch, swin_hf; from transformers import AutoModelForImageClassification as A;"
-        "x, expected = torch.load(sys.argv[1] + '/expected.pt'); model = A.from_pretrained(sys.argv[1]);"
-        "sys.exit(not torch.equal(model(x).logits, expected))"
-    )
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 0
+IN_A_FRESH_PROCESS = """
+import sys, torch, swin_hf
+from transformers import AutoModelForImageClassification
+
+pixel_values, logits = torch.load(sys.argv[1])
+different = [
+    folder
+    for folder, expected in logits.items()
+    if not torch.equal(AutoModelForImageClassification.from_pretrained(folder)(pixel_values).logits, expected)
+]
+sys.exit(f"different: {different}" if different else 0)
+"""
+
+
+def test_reload_in_a_fresh_process_gives_equal_logits(make_model, tmp_path):
+    pixel_values, logits = torch.randn(2, 3, 20, 20), {}
+    for kind, changes in KINDS.items():
+        model = make_model(**changes)
+        for buffer in model.buffers():  # statistics of batch norms
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2)
+        model.save_pretrained(tmp_path / kind)
+        logits[str(tmp_path / kind)] = model(pixel_values).logits
+    torch.save((pixel_values, logits), tmp_path / "expected.pt")
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("hidden_act", list(ACT2FN))
@@ -204,29 +216,31 @@ sys.modules["swin_hf"] = None  # as if it were not installed
 import torch
 from transformers import AutoModelForImageClassification
 
-folder, given, found = sys.argv[1:]
-images, sizes = torch.load(given)
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True, **sizes).eval()
-torch.save(model(images).logits.detach(), found)
+given, found = sys.argv[1:]
+images, cases = torch.load(given)
+logits = {}
+for folder, sizes in cases.items():
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True, **sizes).eval()
+    logits[folder] = model(images).logits.detach()
+torch.save(logits, found)
 """
 
 
-@pytest.mark.parametrize(
-    ("changes", "sizes"),
-    [
-        ({}, {"image_size": 24, "window_size": 6}),
-        ({"version": 2, "image_size": 32, "window_size": 8}, {"image_size": 64}),
-        (TINY_VIT, {"stage_windows": [3, 5]}),
-    ],
-    ids=["V1", "V2", "TinyViT"],
-)
-def test_code_in_a_folder_resizes_as_the_package_does(make_model, tmp_path, changes, sizes):
-    model, images = make_model(**changes), torch.randn(1, 3, 24, 24)
-    model.save_pretrained(tmp_path / "saved")
-    torch.save((images, sizes), tmp_path / "given.pt")
-    arguments = [str(tmp_path / name) for name in ("saved", "given.pt", "found.pt")]
+def test_code_in_a_folder_resizes_as_the_package_does(make_model, tmp_path):
+    images = torch.randn(1, 3, 24, 24)
+    kinds = {
+        "V1": ({}, {"image_size": 24, "window_size": 6}),
+        "V2": ({"version": 2, "image_size": 32, "window_size": 8}, {"image_size": 64}),
+        "TinyViT": (TINY_VIT, {"stage_windows": [3, 5]}),
+    }
+    cases, expected = {}, {}
+    for kind, (changes, sizes) in kinds.items():
+        model, folder = make_model(**changes), str(tmp_path / kind)
+        model.save_pretrained(folder)
+        cases[folder], expected[folder] = sizes, model.resize(**sizes)(images).logits
+    torch.save((images, cases), tmp_path / "given.pt")
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-c", WITHOUT_SWIN_HF, *arguments]
+    command = [sys.executable, "-I", "-c", WITHOUT_SWIN_HF, str(tmp_path / "given.pt"), str(tmp_path / "found.pt")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    torch.testing.assert_close(torch.load(tmp_path / "found.pt"), model.resize(**sizes)(images).logits)
+    torch.testing.assert_close(torch.load(tmp_path / "found.pt"), expected)

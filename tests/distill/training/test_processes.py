@@ -14,15 +14,20 @@ from transformers import AutoImageProcessor
 
 from distill.data.finding import find_images
 from distill.data.targets import CLASSES
+from distill.training.finetune import finetune
+from distill.training.settings import parse_finetune_settings
 from swin_hf import SwinHfForImageClassification
 
 
 def finetune_with_processes(number: int, dataset: Path, out: Path, config: dict, *arguments: str) -> None:
+    settings = ["--dataset", str(dataset), "--output_dir", str(out), "--model_args", str(config), "--image_size", "16"]
+    settings += [*STILL, "--global_batch_size", "8", "--use_cpu", "true", *arguments]
+    if number == 1:
+        finetune(parse_finetune_settings(settings))
+        return
     script = Path(__file__).parents[3] / "scripts" / "finetune.py"
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    own = ["--dataset", str(dataset), "--output_dir", str(out), "--model_args", str(config), "--image_size", "16"]
-    own += [*STILL, "--global_batch_size", "8", "--use_cpu", "true", "--ddp_backend", "gloo"]
-    command = [sys.executable, "-m", *launcher, str(script), *own, *arguments]
+    command = [sys.executable, "-m", *launcher, str(script), *settings, "--ddp_backend", "gloo"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -18,10 +18,12 @@ from distill.compress.top_probabilities import compress, restore, rounded
 from distill.errors import SettingsError
 from distill.training.cache_writing import cache_teacher
 from distill.training.finetune import finetune
+from distill.training.settings import parse_finetune_settings
 from distill.training.teacher_cache import CacheError
 from distill.training.trainer import steps_of_epoch
 from swin_hf.output_folders import OutputError
 
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 AUGMENTED = ["--randaugment_ops", "1", "--mixup_alpha", "0.4", "--rotation_degrees", "10", "--random_erasing", "0.3"]
 
 
@@ -217,28 +219,24 @@ def test_mistakes_with_a_cache_are_named(taught, cached, image_folder, tmp_path)
 
 @pytest.mark.parametrize("writers", [1, 2])
 def test_any_number_of_processes_writes_for_any_number(image_folder, checkpoint, cached, tmp_path, writers):
-    scripts, environment = Path(__file__).parents[3] / "scripts", os.environ | {"OMP_NUM_THREADS": "1"}
-    common = ["--dataset", str(image_folder), "--teacher", str(checkpoint), *AUGMENTED, *HELD_OUT, "--num_train_epochs", "1"]
-    common += [
-        "--per_device_train_batch_size",
-        "4",
-        "--image_size",
-        "16",
-        "--use_cpu",
-        "true",
-        "--ddp_backend",
-        "gloo",
-        *cached,
-    ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command = [*launcher, str(writers), str(scripts / "cache_teacher.py"), *common]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "1 epochs, 1 of them new" in result.stdout
-    assert len(list((tmp_path / "cache" / "epoch-0000").glob("process-*"))) == writers
     config = str({"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 2, "window_size": 4})
-    own = ["--output_dir", str(tmp_path / "out"), "--model_args", config, "--num_pictures", "0"]
-    command = [*launcher, str(3 - writers), str(scripts / "finetune.py"), *common, *own]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    common = ["--dataset", str(image_folder), "--teacher", str(checkpoint), *AUGMENTED, *HELD_OUT, "--num_train_epochs", "1"]
+    common += ["--per_device_train_batch_size", "4", "--image_size", "16", "--use_cpu", "true", "--num_pictures", "0", *cached]
+    own = ["--output_dir", str(tmp_path / "out"), "--model_args", config]
+
+    def with_two_processes(script: str, arguments: list[str]) -> str:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command = [*launcher, str(SCRIPTS / script), *arguments, "--ddp_backend", "gloo"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    if writers == 1:
+        assert cache_teacher(parse_finetune_settings([*common, *own]))["epochs_written"] == 1
+        with_two_processes("finetune.py", [*common, *own])
+    else:
+        assert "1 epochs, 1 of them new" in with_two_processes("cache_teacher.py", [*common, *own])
+        finetune(parse_finetune_settings([*common, *own]))
+    assert len(list((tmp_path / "cache" / "epoch-0000").glob("process-*"))) == writers
     assert np.isfinite(json.loads((tmp_path / "out" / "metrics.json").read_text())["train_loss"])
