@@ -7,6 +7,7 @@ python -m distill.prune CHECKPOINT OUT --target latency_ms=5 --latency_table tab
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from distill.launch import launch
 from distill.pruning.flags import add_recipe, add_removal, not_negative
 from distill.pruning.targets import AUTO, parse_scopes, read_flag
 from edge.device.commands import positive
+
+MOST_PROCESSES = 4  # unless more are asked for: of their memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_recipe(programs)
     programs.add_argument("--num_programs", type=positive, help="default: as many as the table needs, and a quarter more")
     programs.add_argument("--seed", type=not_negative, default=0)
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    programs.add_argument("--processes", type=positive, default=processes, help="at a time, of 1.5 GB each")
     table = commands.add_parser("table", help="make the table of the times of these programs", allow_abbrev=False)
     table.add_argument("programs_dir", type=Path, help="folder of the programs")
     table.add_argument("times", type=Path, nargs="+", help="what `bench --json` printed on the device, in one file or more")

@@ -16,8 +16,7 @@ from distill.pruning.latency_table import LatencyTable, LatencyTableError, fit_t
 from distill.pruning.sampling import different, shapes_of_family, shapes_of_pruning
 from distill.pruning.targets import AUTO, AUTO_PRESETS
 from distill.published import loadable
-from edge.compare.candidates import write_candidate
-from edge.device.artefact import PROGRAM_FILE, read_manifest
+from edge.compare.candidates import write_candidates
 from edge.lower.recipes import find_recipe
 from swin_hf import SwinHfConfig
 from swin_hf.output_folders import check_apart, check_file_replaceable, new_folder, write_json
@@ -35,7 +34,7 @@ class TablePrograms:
 
     model: a checkpoint or a preset that is to be pruned, or "auto" for the students that `--student auto` chooses from.
     image_size: of a preset and of "auto"; a checkpoint has its own. scopes, round_to: of the pruning; "auto" is not pruned.
-    num_programs: None: as many as the shapes need, and some to spare.
+    num_programs: None: as many as the shapes need, and some to spare. processes: that lower programs at the same time.
     """
 
     model: str
@@ -46,6 +45,7 @@ class TablePrograms:
     recipe: str
     num_programs: int | None
     seed: int
+    processes: int
 
     @property
     def is_checkpoint(self) -> bool:
@@ -89,12 +89,11 @@ def write_programs(settings: TablePrograms) -> int:
                 f"--scopes {','.join(settings.scopes)} with --round_to {settings.round_to} must allow {count} different "
                 f"shapes, got {len(shapes)}; give more scopes, or a smaller --round_to"
             )
-        record = {}
-        for number, shape in enumerate(shapes):
-            folder = work_dir / PROGRAM.format(number)
-            write_candidate(folder, shape, find_recipe(settings.recipe))
-            record[read_manifest(folder).sha256[PROGRAM_FILE]] = json.loads(shape.to_json_string())
-            print(f"program {number + 1} of {count}", flush=True)
+        folders, record = [work_dir / PROGRAM.format(number) for number in range(count)], {}
+        written = write_candidates(folders, shapes, find_recipe(settings.recipe), settings.processes)
+        for sha256, shape in zip(written, shapes, strict=True):
+            record[sha256] = json.loads(shape.to_json_string())
+            print(f"program {len(record)} of {count}", flush=True)
         write_json(work_dir / SHAPES, {"recipe": settings.recipe, "shapes": record})
     return count
 

@@ -2,7 +2,11 @@
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from edge.export.checkpoint import input_contract, input_view, outputs_named, ta
 from edge.lower.lowering import Lowered, lower, trace
 from edge.lower.quantize import in_precision
 from edge.lower.recipes import Recipe
+from edge.quiet import quieten
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
 ROUNDS, REPEATS = 10, 100  # turns of each program, and runs in all of them
@@ -78,12 +83,31 @@ def lower_unchecked(
     return lower(trace({"forward": (in_precision(deployed, recipe, images), images[0])}), recipe, constants or {})
 
 
-def write_candidate(folder: Path, config: SwinHfConfig, recipe: Recipe) -> None:
-    """Write an artefact with a program of random weights to a new folder, to be timed by `edge bench` on any device."""
+def write_candidates(folders: list[Path], configs: list[SwinHfConfig], recipe: Recipe, processes: int) -> Iterator[str]:
+    """`write_candidate` for each folder and config, several at a time in processes of their own."""
+    if processes == 1:
+        yield from map(write_candidate, folders, configs, repeat(recipe))
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_process) as pool:
+        yield from pool.map(write_candidate, folders, configs, repeat(recipe))
+
+
+def _begin_process() -> None:
+    quieten()
+    torch.set_num_threads(1)  # each process has a processor of its own
+
+
+def write_candidate(folder: Path, config: SwinHfConfig, recipe: Recipe) -> str:
+    """Write an artefact with a program of random weights to a new folder, to be timed by `edge bench` on any device.
+
+    Returns:
+        The SHA-256 of the program.
+    """
     folder.mkdir(parents=True)
     model, contract = random_classifier(config), input_contract(config, processor_of(config))
     labels = outputs_named(model)
     lowered = lower_unchecked(model, recipe, constants=constants_of(labels, 1.0, contract))
+    sha256 = sha256_of(lowered.program)
     (folder / PROGRAM_FILE).write_bytes(lowered.program)
     Manifest(
         task=task_of(model),
@@ -101,8 +125,9 @@ def write_candidate(folder: Path, config: SwinHfConfig, recipe: Recipe) -> None:
         self_test=None,
         source=Source(checkpoint="random weights", parameters=sum(weight.numel() for weight in model.parameters())),
         versions=installed_versions("swin-hf", "torch", "executorch", "torchao", "transformers"),
-        sha256={PROGRAM_FILE: sha256_of(lowered.program)},
+        sha256={PROGRAM_FILE: sha256},
     ).write(folder)
+    return sha256
 
 
 def program_contender(name: str, file: Path, shape: tuple[int, ...]) -> Contender:

@@ -26,7 +26,7 @@ from distill.pruning.sampling import different, shapes_of_family, shapes_of_prun
 from distill.pruning.shapes import scaled, shape_for
 from distill.pruning.table_files import read_shapes, read_times
 from distill.pruning.targets import BOTTLENECK, parse_targets
-from edge.compare.candidates import write_candidate
+from edge.compare.candidates import write_candidates
 from edge.compare.macs import count_macs
 from edge.device.artefact import sha256_of
 from edge.device.bench import bench_in_turns
@@ -203,16 +203,13 @@ def run(command, *arguments) -> int:
 def programs(make_model, tmp_path, monkeypatch, capsys):
     """A checkpoint and its programs, which are small texts with a manifest."""
 
-    def write_candidate(folder, config, recipe):
-        folder.mkdir()
-        (folder / "edge.json").write_text(str(config.block_mlp_dim))
+    def write_candidates(folders, configs, recipe, processes):
+        for folder, config in zip(folders, configs, strict=True):
+            folder.mkdir()
+            (folder / "edge.json").write_text(str(config.block_mlp_dim))
+            yield f"sha of {folder.name}"
 
-    class Manifest:
-        def __init__(self, folder):
-            self.sha256 = {"model.pte": f"sha of {folder.name}"}
-
-    monkeypatch.setattr("distill.pruning.table_files.write_candidate", write_candidate)
-    monkeypatch.setattr("distill.pruning.table_files.read_manifest", Manifest)
+    monkeypatch.setattr("distill.pruning.table_files.write_candidates", write_candidates)
     make_model().save_pretrained(tmp_path / "model")
     PLAIN_PROCESSOR.save_pretrained(tmp_path / "model")
     assert run(latency, "programs", tmp_path / "model", tmp_path / "programs", "--round_to", 2) == 0
@@ -311,9 +308,9 @@ def test_times_of_real_programs_are_read(tmp_path):
         "num_labels": 3,
     }
     folders = [tmp_path / name for name in ("small", "large")]
-    for folder, ratio in zip(folders, (1.0, 8.0)):
-        write_candidate(folder, SwinHfConfig(**sizes, mlp_ratio=ratio), RECIPES["fp32"])
+    configs = [SwinHfConfig(**sizes, mlp_ratio=ratio) for ratio in (1.0, 8.0)]
+    programs = list(write_candidates(folders, configs, RECIPES["fp32"], processes=2))
+    assert programs == [sha256_of((folder / "model.pte").read_bytes()) for folder in folders]
     (tmp_path / "times.json").write_text(json.dumps(bench_in_turns(folders, 5, (1,))))
-    programs = [sha256_of((folder / "model.pte").read_bytes()) for folder in folders]
     latencies, threads, machine = read_times([tmp_path / "times.json"], programs)
     assert list(latencies) == programs and min(latencies.values()) > 0 and threads == 1 and machine
