@@ -5,6 +5,8 @@
 import torch
 from torch import nn
 
+FEWEST_HARD = 16  # of online hard example mining: one in so many pixels counts at least
+
 
 def infer_problem_type(labels: torch.Tensor, num_labels: int) -> str:
     """The kind of problem that labels are of, for a model with so many outputs whose config does not say.
@@ -75,3 +77,51 @@ def masked_reconstruction_loss(
     """
     error = nn.functional.l1_loss(reconstruction, pixel_values, reduction="none")
     return (error * masked_pixels).sum() / (masked_pixels.sum() + 1e-5) / pixel_values.shape[1]
+
+
+def segmentation_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int = 255,
+    class_weights: torch.Tensor | None = None,
+    ohem_threshold: float | None = None,
+    dice_weight: float = 0.0,
+) -> torch.Tensor:
+    """Cross-entropy of the pixels of (B, K, H, W) logits, and a share of `dice_loss`; 0 where no pixel counts.
+
+    labels: (B, H, W) class indices; pixels of `ignore_index` do not count.
+    class_weights: (K,) numbers by which the pixels of each class count.
+    ohem_threshold: count only the pixels whose own class has no higher probability, or if they are fewer than 1/16 of all,
+        the 1/16 with the lowest (online hard example mining: Shrivastava et al. 2016, arXiv:1604.03540).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weight = None if class_weights is None else class_weights.to(logits)
+    losses = nn.functional.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
+    counts = labels != ignore_index
+    shares = counts.to(losses.dtype) if weight is None else weight[labels.where(counts, 0)] * counts
+    if ohem_threshold is not None:
+        shares = shares * _hard(logits.detach(), labels, counts, ohem_threshold)
+    loss = (losses * (shares > 0)).sum() / shares.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+    return loss + dice_weight * dice_loss(logits, labels, ignore_index) if dice_weight else loss
+
+
+def _hard(logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Which of the (B, H, W) pixels that count are hard."""
+    own = logits.softmax(dim=1).gather(1, labels.where(counts, 0)[:, None])[:, 0].masked_fill(~counts, torch.inf)
+    fewest = (counts.sum() // FEWEST_HARD).clamp_min(1)
+    return own <= own.flatten().sort().values[fewest - 1].clamp_min(threshold)
+
+
+def dice_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """1 less the mean Dice coefficient 2 |p t| / (|p| + |t|) of the classes that occur in (B, H, W) labels; 0 if none do.
+
+    Of (B, K, H, W) logits, with probabilities p for the prediction, over all pixels of the batch that count (soft Dice:
+    Milletari et al. 2016, arXiv:1606.04797, without the squares in the denominator).
+    """
+    counts = (labels != ignore_index)[:, None]
+    probabilities = logits.softmax(dim=1) * counts
+    truth = torch.zeros_like(probabilities).scatter_(1, labels[:, None].where(counts, 0), 1.0) * counts
+    both, all_predicted, all_true = (values.sum(dim=(0, 2, 3)) for values in (probabilities * truth, probabilities, truth))
+    occurs = (all_true > 0).to(both.dtype)
+    coefficients = 2 * both / (all_predicted + all_true).clamp_min(torch.finfo(both.dtype).tiny)
+    return (occurs - coefficients * occurs).sum() / occurs.sum().clamp_min(1)

@@ -149,6 +149,11 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     elif inner.version == 1:
         _check_maps(inner)
     if kind is SwinHfForSemanticSegmentation:
+        if config.decode_head != "uper" or not config.resize_logits:
+            raise ConversionError(
+                "transformers has no such segmenter: decode_head must be uper and resize_logits True, got "
+                f"{config.decode_head} and {config.resize_logits}"
+            )
         fields = {name: getattr(config, name) for name in UPERNET_FIELDS}
         stock_config = UperNetConfig(backbone_config=stock_config, **fields)
     options = {"use_mask_token": True} if kind is SwinHfModel and model.embeddings.mask_token is not None else {}

@@ -20,6 +20,7 @@ from swin_hf import SwinHfBackbone, SwinHfForMaskedImageModeling, SwinHfForSeman
 from swin_hf.configuration_swin_hf import STEM_STEPS, SwinHfConfig
 from swin_hf.convolutions_swin_hf import SwinHfConvDownsample, SwinHfConvNorm, SwinHfConvStem, SwinHfMBConv
 from swin_hf.layers_swin_hf import SwinHfBlock, SwinHfContinuousPositionBias
+from swin_hf.segmentation_heads_swin_hf import SwinHfLightHead
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
 
 STAGE, STEM, DOWNSAMPLE, HIDDEN, SCORES, VALUES, HEADS = (
@@ -228,7 +229,8 @@ def _of_heads(model: nn.Module, last: Axis) -> Iterator[tuple[nn.Module, Axis | 
     for backbone in backbones:
         yield from ((norm, axis, None) for norm, axis in zip(backbone.hidden_states_norms.values(), maps))
     if isinstance(model, SwinHfForSemanticSegmentation):
-        yield from _of_uper_head(model.decode_head, maps)
+        of_head = _of_light_head if isinstance(model.decode_head, SwinHfLightHead) else _of_uper_head
+        yield from of_head(model.decode_head, maps)
         if isinstance(model.auxiliary_head, UperNetFCNHead):
             yield from _of_auxiliary_head(model.auxiliary_head, maps[AUXILIARY_STAGE])
 
@@ -241,6 +243,12 @@ def _of_uper_head(head: UperNetHead, maps: list[Axis]) -> Iterator[tuple[nn.Modu
             yield pooled, None, maps[-1]
     others = head.bottleneck.conv.in_channels - head.in_channels[-1]
     yield head.bottleneck.conv, None, Axis(maps[-1].group, others=others)
+
+
+def _of_light_head(head: SwinHfLightHead, maps: list[Axis]) -> Iterator[tuple[nn.Module, Axis | None, Axis | None]]:
+    for lateral, axis in zip(head.laterals, maps):
+        yield lateral[0], None, axis
+    yield head.context, None, maps[-1]
 
 
 def _of_auxiliary_head(head: UperNetFCNHead, axis: Axis) -> Iterator[tuple[nn.Module, Axis | None, Axis | None]]:

@@ -18,6 +18,7 @@ from distill.errors import require
 from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
 from swin_hf import SwinHfConfig, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.configuration_swin_hf import named_classes
+from swin_hf.segmentation_heads_swin_hf import resized
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
 
 GOLDEN_RATIO = 0.618034
@@ -25,6 +26,8 @@ GOLDEN_RATIO = 0.618034
 
 class SemanticSegmentation(Objective):
     """The model's own loss, with class weights in its cross-entropy if there are any.
+
+    takes_weights: whether the model itself takes class weights, as ours does.
 
     Predictions of an evaluation are confusion matrices (B, K, K), true classes in rows: it need not keep logits of all pixels.
     """
@@ -35,8 +38,10 @@ class SemanticSegmentation(Objective):
         class_names: list[str],
         transforms: TransformSettings,
         class_weights: torch.Tensor | None = None,
+        takes_weights: bool = False,
     ):
         super().__init__()
+        self.takes_weights = takes_weights
         self.normalise, self.transform = Normalisation(processor), BatchTransform(transforms)
         self.class_names = class_names
         self.register_buffer("class_weights", class_weights)
@@ -45,26 +50,27 @@ class SemanticSegmentation(Objective):
         return self.transform(pixels, targets)
 
     def learn(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, crops: np.ndarray | None = None) -> Output:
-        loss, logits = self._loss_and_logits(model, pixels, targets)
-        if self.class_weights is not None:
+        own = self.class_weights is not None and self.takes_weights
+        loss, logits = self._loss_and_logits(model, pixels, targets, {"class_weights": self.class_weights} if own else {})
+        if self.class_weights is not None and not own:
             plain = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
             weighted = nn.functional.cross_entropy(logits, targets, weight=self.class_weights, ignore_index=IGNORED)
             loss = loss - plain + weighted  # keeps what an auxiliary head adds
         return Output(loss=loss, predictions=logits)
 
     def judge(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> Output:
-        loss, logits = self._loss_and_logits(model, pixels, targets)
+        loss, logits = self._loss_and_logits(model, pixels, targets, {})
         return Output(loss=loss, predictions=self.count_pixels(logits.argmax(dim=1), targets))
 
     def _loss_and_logits(
-        self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor
+        self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, weights: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        output = model(pixel_values=self.normalise(pixels), labels=targets)
-        return output.loss, _at_size(output.logits.float(), targets.shape[1:])
+        output = model(pixel_values=self.normalise(pixels), labels=targets, **weights)
+        return output.loss, resized(output.logits.float(), targets.shape[1:])
 
     def draw(self, model: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[Panels]:
         logits = model(pixel_values=self.normalise(pixels)).logits.float()
-        predicted = _at_size(logits, targets.shape[1:]).argmax(dim=1)
+        predicted = resized(logits, targets.shape[1:]).argmax(dim=1)
         ious = [mean_iou(counts) for counts in self.count_pixels(predicted, targets).cpu().numpy()]
         colours = class_colours(len(self.class_names))
         return [
@@ -95,13 +101,6 @@ class SemanticSegmentation(Objective):
         return {"iou_by_class": {name: float(iou) for name, iou in zip(self.class_names, ious) if not np.isnan(iou)}}
 
 
-def _at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits (B, K, h, w) resized to (height, width); some models return them at that size."""
-    if logits.shape[2:] == size:
-        return logits
-    return nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
 def class_colours(num_classes: int) -> np.ndarray:
     """Colours of the numbers of a mask (256, 3): dark for 0, often the background; hues for other classes; else grey."""
     colours = np.full((IGNORED + 1, 3), 0.5)
@@ -124,8 +123,8 @@ def mean_iou(confusion: np.ndarray) -> float:
     return float(np.nanmean(ious)) if not np.isnan(ious).all() else 0.0
 
 
-def uper_net_over(config: SwinHfConfig, class_names: list[str], head: dict[str, Any]) -> SwinHfForSemanticSegmentation:
-    """A new UperNet (Xiao et al. 2018, arXiv:1807.10221) on the feature maps of all stages of a Swin.
+def segmenter_over(config: SwinHfConfig, class_names: list[str], head: dict[str, Any]) -> SwinHfForSemanticSegmentation:
+    """A new segmenter on the feature maps of all stages of a Swin.
 
     head: fields of `SwinHfUperNetConfig`.
 
@@ -140,7 +139,8 @@ def uper_net_over(config: SwinHfConfig, class_names: list[str], head: dict[str, 
 
 
 def make_objective(context: ObjectiveContext) -> SemanticSegmentation:
-    return SemanticSegmentation(context.processor, context.class_names, context.transforms, context.class_weights)
+    ours = isinstance(context.config, SwinHfUperNetConfig)
+    return SemanticSegmentation(context.processor, context.class_names, context.transforms, context.class_weights, ours)
 
 
 SEMANTIC_SEGMENTATION = Task(
@@ -151,5 +151,5 @@ SEMANTIC_SEGMENTATION = Task(
     judged_by=(Metric(name="mean_iou", shown_as="validation mIoU"), Metric(name="pixel_accuracy")),
     load_teacher=load_segmenter,
     pipeline_tag="image-segmentation",
-    over_backbone=uper_net_over,
+    over_backbone=segmenter_over,
 )

@@ -215,6 +215,7 @@ def others(choices: dict) -> dict[str, nn.Module]:
     return {
         "backbone": SwinHfBackbone(config),
         "segmentation": segmenter(config),
+        "segmentation, light": segmenter(config, decode_head="light"),
         "masked images": SwinHfForMaskedImageModeling(masked_config),
     }
 
