@@ -85,12 +85,11 @@ def take_apart(norm: nn.Module) -> tuple[nn.Module, Affine]:
     return Normalise(norm.weight.numel(), norm.eps, centre), Affine(norm.weight.detach(), shift)
 
 
-def with_affine_before(linear: nn.Linear, affine: Affine) -> nn.Linear:
-    """A layer that maps x to linear(affine(x))."""
-    weight = linear.weight.detach().double()
-    bias = _bias(linear) + weight @ affine.shift.double()
-    needs_bias = linear.bias is not None or bool(affine.shift.any())
-    return _linear(weight * affine.scale.double(), bias if needs_bias else None)
+def with_affine_before(layer: nn.Linear | nn.Conv2d, affine: Affine) -> nn.Module:
+    """A layer that maps x to layer(affine(x)), for a linear layer or a pointwise convolution."""
+    weight = layer.weight.detach().double()
+    matrix = weight.flatten(1)
+    return _like(layer, (matrix * affine.scale.double()).view_as(weight), _bias(layer) + matrix @ affine.shift.double())
 
 
 def norm_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
