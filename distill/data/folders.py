@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from distill.data.layout import find_class_folders, find_splits, innermost
-from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource, NoClassesError
+from distill.data.sources import DataError, FoundImages, ImageSource, NoClassesError
 from edge.device.listing import Listing, describe_left_out
-from edge.device.names import as_utf8, plain
+from edge.device.names import IMAGE_NAMES, MASK_NAMES, as_utf8, plain
 
 CLASSES_FILE = "classes.txt"
 

@@ -3,9 +3,9 @@
 from collections import defaultdict
 from pathlib import Path
 
-from distill.data.sources import IMAGE_NAMES, DataError, by_split
+from distill.data.sources import DataError, by_split
 from edge.device.listing import Listing
-from edge.device.names import plain, split_of
+from edge.device.names import IMAGE_NAMES, plain, split_of
 
 HOW_TO_NAME = "name the folders of splits train, validation and test, with nothing else beside them"
 

@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 
 from distill.data.folders import notes_on_names
-from distill.data.sources import IMAGE_NAMES, LABEL_NAMES, MASK_NAMES, DataError, FoundImages, ImageSource
+from distill.data.sources import LABEL_NAMES, DataError, FoundImages, ImageSource
 from edge.device.image import UnreadableImageError
-from edge.device.names import plain
+from edge.device.names import IMAGE_NAMES, MASK_NAMES, plain
 
 Rows = dict[str, datasets.Dataset]  # by split
 

@@ -5,15 +5,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from edge.device.errors import ExplainedError
-from edge.device.image import ORIENTATION, UnreadableImageError, load_image, opened
+from edge.device.image import ORIENTATION, load_image, load_mask, opened
 from edge.device.names import split_of
 
 SPLITS = ("train", "validation", "test")
-IMAGE_NAMES = ("image", "images", "image_path", "file_name", "filename", "path", "img")
 ON_THEIR_SIDE = {  # EXIF orientations that exchange height and width, and what makes the image upright
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
@@ -22,7 +20,6 @@ ON_THEIR_SIDE = {  # EXIF orientations that exchange height and width, and what 
 }
 TURNED = frozenset(range(2, 9))  # EXIF orientations of images that are not stored upright
 LABEL_NAMES = ("label", "labels", "class", "class_name", "target")
-MASK_NAMES = ("mask", "masks", "annotation", "annotations", "segmentation", "segmentation_mask", "mask_path")
 
 
 class DataError(ExplainedError):
@@ -49,16 +46,12 @@ class ImageSource:
         return load_image(self.open(), self.name)
 
     def load_mask(self) -> Image.Image:
-        """The numbers of classes as 8-bit levels, upright if the file says how; the colours of a palette are ignored.
+        """The numbers of classes as 8-bit levels, as `edge.device.image.load_mask` reads them.
 
         Raises:
             UnreadableImageError: it cannot be decoded, or holds colours or numbers above 255; the message names it.
         """
-        with opened(self.open(), self.name) as mask:
-            levels = np.asarray(ImageOps.exif_transpose(mask))
-        if levels.ndim != 2 or levels.dtype.kind not in "bui" or levels.min(initial=0) < 0 or levels.max(initial=0) > 255:
-            raise UnreadableImageError(f"{self.name} must be a mask with a number from 0 to 255 in each pixel, not colours")
-        return Image.fromarray(levels.astype(np.uint8))
+        return load_mask(self.open(), self.name)
 
     def stored(self) -> tuple[int, tuple[int, int]]:
         """The EXIF orientation, 1 if there is none, and the size (width, height) as the pixels are stored."""

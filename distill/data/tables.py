@@ -11,8 +11,8 @@ from typing import Any
 
 import datasets
 
-from distill.data.sources import IMAGE_NAMES, MASK_NAMES, DataError, by_split
-from edge.device.names import is_hidden, split_of
+from distill.data.sources import DataError, by_split
+from edge.device.names import IMAGE_NAMES, MASK_NAMES, is_hidden, split_of
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 

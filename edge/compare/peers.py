@@ -45,8 +45,8 @@ def checkpoint_to_compare(folder: Path, checkpoint_dir: Path | None = None) -> P
         CheckpointError: the checkpoint holds another model than the artefact's.
     """
     manifest = read_manifest(folder)
-    if manifest.task != "image-classification":
-        raise PeerError("the artefact must be a classifier to be compared with other engines, got a backbone")
+    if not manifest.is_classifier:
+        raise PeerError(f"the artefact must be a classifier to be compared with other engines, got one of {manifest.task}")
     checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir else recorded_checkpoint(folder, manifest)
     if checkpoint_dir is None or not checkpoint_dir.is_dir():
         elsewhere = f"none, and {manifest.source.checkpoint} is not beside the artefact"

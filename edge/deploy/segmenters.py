@@ -41,6 +41,17 @@ class Resize(nn.Module):
         return resized(feature_map, self.size)
 
 
+class ClassMap(nn.Module):
+    """Classes (B, height, width), as bytes, of what a segmenter says of each pixel of its input."""
+
+    def __init__(self, segmenter: nn.Module, height: int, width: int):
+        super().__init__()
+        self.segmenter, self.resize = segmenter, Resize((height, width))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.resize(self.segmenter(pixel_values)).argmax(dim=1).to(torch.uint8)
+
+
 class DeployLightHead(nn.Module):
     """`SwinHfLightHead` for maps of fixed sizes that lack the scale and shift of their norms, `affines`."""
 

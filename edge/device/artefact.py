@@ -14,7 +14,7 @@ import json
 import os
 import types
 import typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ MANIFEST_FILE = "edge.json"
 TRANSFORMERS_FILE = "export.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 SELF_TEST_FILE = "self_test.bpte"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+CLASSIFICATION, SEGMENTATION, FEATURES = "image-classification", "semantic-segmentation", "feature-maps"
 COLOURS = {1: "L", 3: "RGB"}  # by the number of channels, in Pillow's words
 LARGEST_SIDE = 16384  # pixels: larger than the input of any model
 
@@ -104,8 +105,10 @@ class SelfTest:
 class Manifest:
     """Contents of `edge.json`.
 
-    task: "image-classification", or "feature-maps" for a backbone.
+    task: "image-classification", "semantic-segmentation", or "feature-maps" for a backbone.
     labels: names of the classes in the order of the logits, or of the feature maps.
+    palette: of a segmenter, a colour (red, green, blue) from 0 to 255 for each class; otherwise empty.
+    class_map: whether a segmenter puts out classes (B, height, width) instead of logits (B, K, h, w), which are smaller.
     temperature: probabilities are softmax(logits / temperature).
     methods: batch size, height and width of the images that each method of the program takes.
     equalised: whether the ranges of channels had to be equalised to keep the program close to the model.
@@ -133,7 +136,17 @@ class Manifest:
     source: Source
     versions: dict[str, str]
     sha256: dict[str, str]
+    palette: list[tuple[int, int, int]] = field(default_factory=list)
+    class_map: bool = False
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.task == CLASSIFICATION
+
+    @property
+    def is_segmenter(self) -> bool:
+        return self.task == SEGMENTATION
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST_FILE).write_text(json_text(asdict(self)) + "\n", encoding="utf-8")
@@ -183,14 +196,17 @@ def read_artefact(folder: str | Path) -> tuple[Manifest, bytes]:
     return manifest, program
 
 
-def constants_of(labels: list[str], temperature: float, contract: InputContract) -> dict[str, object]:
+def constants_of(
+    labels: list[str], temperature: float, contract: InputContract, palette: list[tuple[int, int, int]] = ()
+) -> dict[str, object]:
     """What a program says of itself, as values that it returns by name."""
     described = json_text(asdict(contract), indent=None)
-    return {"labels": tuple(labels), "temperature": temperature, "input_contract": described}
+    own = {"labels": tuple(labels), "temperature": temperature, "input_contract": described}
+    return own | {"palette": json_text([list(colour) for colour in palette], indent=None)} if palette else own
 
 
 def check_constants(folder: str | Path, manifest: Manifest, program: bytes) -> None:
-    """Compare labels, temperature and input contract of the manifest with those that the program holds.
+    """Compare labels, palette, temperature and input contract of the manifest with those that the program holds.
 
     Raises:
         ArtefactError: they differ, or the program is damaged.
@@ -200,9 +216,13 @@ def check_constants(folder: str | Path, manifest: Manifest, program: bytes) -> N
         "temperature": [manifest.temperature],
         "input_contract": [json.loads(json_text(asdict(manifest.input)))],
     }
+    as_json = ["input_contract"]
+    if manifest.palette:
+        as_json.append("palette")
+        described["palette"] = [[list(colour) for colour in manifest.palette]]
     try:
         held = read_constants(program, set(described))
-        held["input_contract"] = [json.loads(text) for text in held.get("input_contract", [])]
+        held |= {name: [json.loads(text) for text in held.get(name, [])] for name in as_json}
     except (FlatbufferError, TypeError, ValueError, RecursionError) as error:
         raise ArtefactError(
             f"{Path(folder) / PROGRAM_FILE} is not a whole ExecuTorch program: {error}; copy the artefact again or export it "
@@ -273,7 +293,7 @@ def _parse_manifest(path: Path) -> Manifest:
 
 def _build(kind: type, content: dict, where: str):
     """A dataclass from JSON, with every key and type checked."""
-    expected = {field.name for field in fields(kind)}
+    expected = {known.name for known in fields(kind)}
     if set(content) != expected:
         differing = ", ".join(sorted(set(content) ^ expected))
         raise ArtefactError(f"{where} must have exactly the keys of an edge manifest; missing or unknown: {differing}")
@@ -323,7 +343,13 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     bundled = manifest.self_test
     sizes = [side for method in manifest.methods.values() for side in method.values()]
     for holds, what in (
-        (manifest.task in ("image-classification", "feature-maps"), f"task {manifest.task!r}"),
+        (manifest.task in (CLASSIFICATION, SEGMENTATION, FEATURES), f"task {manifest.task!r}"),
+        (
+            len(manifest.palette) == (len(manifest.labels) if manifest.is_segmenter else 0),
+            f"palette of {len(manifest.palette)} colours",
+        ),
+        (all(0 <= level <= 255 for colour in manifest.palette for level in colour), f"palette {manifest.palette!r:.80}"),
+        (manifest.is_segmenter or not manifest.class_map, f"class_map of the task {manifest.task!r}"),
         (1e-6 < manifest.temperature < 1e6, f"temperature {manifest.temperature}"),
         (contract.dtype in ("float32", "uint8"), f"input.dtype {contract.dtype!r}"),
         (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),

@@ -4,11 +4,15 @@ import argparse
 import difflib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .child import INTERRUPTED
 from .errors import ExplainedError
 from .json_text import json_text
 from .printable import escape_in_streams, printable
+
+if TYPE_CHECKING:
+    from .runner import Runner
 
 # What commands of `python -m edge` import and a device need not have, by the extra that installs it.
 EXTRAS = {
@@ -61,10 +65,17 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def add_run(commands) -> argparse.ArgumentParser:
-    command = add_command(commands, "run", run_images, "classify images; needs no transformers")
+    command = add_command(commands, "run", run_images, "classify images, or draw the classes of their pixels over them")
     command.add_argument("artefact", type=Path, metavar="DIR")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     command.add_argument("--top_k", type=positive, default=5, help="number of classes to name (default: 5)")
+    command.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("masks"),
+        metavar="FOLDER",
+        help="of a segmenter, for masks and pictures of them (default: masks)",
+    )
     add_json(command)
     return command
 
@@ -74,6 +85,8 @@ def run_images(arguments: argparse.Namespace) -> int:
     from .runner import NotFiniteError, Runner
 
     runner = Runner(arguments.artefact)
+    if runner.manifest.is_segmenter:
+        return segment_images(runner, arguments)
     results, failed = [], False
     for image in arguments.images:
         try:
@@ -88,6 +101,39 @@ def run_images(arguments: argparse.Namespace) -> int:
             print(printable(str(image)))
             for prediction in predictions:
                 print(f"  {prediction.probability:7.2%}  {printable(prediction.label)}")
+    return int(failed)
+
+
+def segment_images(runner: "Runner", arguments: argparse.Namespace) -> int:
+    """Write the mask of each image, and a picture of it over the image, and print the share of each class.
+
+    Raises:
+        ArtefactError: a file that would be written exists already.
+    """
+    from .image import UnreadableImageError, load_image
+    from .runner import NotFiniteError
+    from .segmentation import free_files
+
+    results, failed = [], False
+    for image, (mask, overlay) in zip(arguments.images, free_files(arguments.images, arguments.output_dir)):
+        try:
+            picture = load_image(image)
+            found = runner.segment(picture)
+        except (UnreadableImageError, NotFiniteError) as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            failed = True
+            continue
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        found.as_mask().save(mask)
+        found.drawn_over(picture).save(overlay)
+        results.append({"image": str(image), "mask": str(mask), "overlay": str(overlay), "shares": found.shares()})
+    if arguments.json:
+        print_json(results)
+    else:
+        for result in results:
+            print(f"{printable(result['image'])} -> {printable(result['overlay'])}")
+            for label, share in list(result["shares"].items())[: arguments.top_k]:
+                print(f"  {share:7.2%}  {printable(label)}")
     return int(failed)
 
 

@@ -80,6 +80,22 @@ def load_image(file: str | Path | io.BytesIO, name: str = "") -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 
+def load_mask(file: str | Path | io.BytesIO, name: str = "") -> Image.Image:
+    """The numbers of classes as 8-bit levels, upright if the file says how; the colours of a palette are ignored.
+
+    name: of the mask in messages, by default the path.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded, or holds colours or numbers above 255; the message names it.
+    """
+    name = name or str(file)
+    with opened(file, name) as mask:
+        levels = np.asarray(ImageOps.exif_transpose(mask))
+    if levels.ndim != 2 or levels.dtype.kind not in "bui" or levels.min(initial=0) < 0 or levels.max(initial=0) > 255:
+        raise UnreadableImageError(f"{name} must be a mask with a number from 0 to 255 in each pixel, not colours")
+    return Image.fromarray(levels.astype(np.uint8))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An 8-bit RGB image from one of any mode."""
     if image.mode.startswith(("I", "F")):

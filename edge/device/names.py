@@ -20,6 +20,9 @@ _SPLIT = re.compile(
     r"(set|split|data|images|image|imgs|img|folder)?\d{0,4}"
 )
 _UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f]|^[.~]|[. ]$')
+# Of folders and of columns, in lower case.
+IMAGE_NAMES = ("image", "images", "image_path", "file_name", "filename", "path", "img")
+MASK_NAMES = ("mask", "masks", "annotation", "annotations", "segmentation", "segmentation_mask", "mask_path")
 LONGEST_NAME = 200  # bytes; file systems take 255 with number and suffix
 
 

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from executorch.extension.pybindings import portable_lib
 from executorch.runtime import Method, Runtime, Verification
+from PIL import Image
 
 from .artefact import MANIFEST_FILE, ArtefactError, read_artefact
 from .errors import ExplainedError
 from .image import load_image
+from .segmentation import Segmentation, class_map_at, class_map_of
 
-SCALAR_TYPES = {"uint8": 0, "float32": 6}  # numbers of PyTorch's types in the runtime
+# Numbers of PyTorch's types in the runtime.
+SCALAR_TYPES = {"uint8": 0, "float32": 6}
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,13 @@ class Runner:
         Raises:
             ArtefactError: they differ.
         """
-        about, batch_size = self._program.metadata(name), self.manifest.methods[name]["batch_size"]
+        about = self._program.metadata(name)
         inputs = [_type_of(about.input_tensor_meta(index)) for index in range(about.num_inputs())]
         outputs = [_type_of(about.output_tensor_meta(index)) for index in range(about.num_outputs())]
-        shapes = [(batch_size, len(self.manifest.labels))]
-        if not self.is_classifier:  # maps of any shape, one for each name
-            shapes = [outputs[index][0] if index < len(outputs) else () for index in range(len(self.manifest.labels))]
+        shapes, dtype = self._output_shapes(name, [shape for shape, _ in outputs])
         for what, found, expected in (
             ("take", inputs, [(self.shape(name), SCALAR_TYPES[self.manifest.input.dtype])]),
-            ("put out", outputs, [(shape, SCALAR_TYPES["float32"]) for shape in shapes]),
+            ("put out", outputs, [(shape, SCALAR_TYPES[dtype]) for shape in shapes]),
         ):
             if found != expected:
                 raise ArtefactError(
@@ -88,9 +89,17 @@ class Runner:
                     f"{expected} (shape, scalar type), got {found}"
                 )
 
-    @property
-    def is_classifier(self) -> bool:
-        return self.manifest.task == "image-classification"
+    def _output_shapes(self, method: str, found: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], str]:
+        """Shapes and type that the outputs of a method must have; heights and widths of maps are those that were `found`."""
+        B, K = self.manifest.methods[method]["batch_size"], len(self.manifest.labels)
+        if self.manifest.class_map:
+            return [(B, self.manifest.methods[method]["height"], self.manifest.methods[method]["width"])], "uint8"
+        if self.manifest.is_classifier:
+            return [(B, K)], "float32"
+        maps = [shape for shape in found if len(shape) == 4 and shape[0] == B]
+        if self.manifest.is_segmenter:
+            return [(B, K, *maps[0][2:]) if maps else (B, K, 1, 1)], "float32"
+        return maps[:K] + [()] * (K - len(maps)), "float32"
 
     def shape(self, method: str) -> tuple[int, int, int, int]:
         """Shape of the input of a method.
@@ -112,7 +121,8 @@ class Runner:
         return self.manifest.input.pixel_values(load_image(image), size["height"], size["width"])
 
     def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
-        """All outputs of a method: one array of logits (B, K), or feature maps (B, C, H, W).
+        """All outputs of a method: one array of logits, (B, K) or of a segmenter (B, K, h, w), or of classes
+        (B, height, width), or feature maps (B, C, H, W).
 
         Raises:
             ValueError: no such method, or an input whose shape or type is not that of the contract.
@@ -178,17 +188,36 @@ class Runner:
         """The `top_k` most probable classes of an image file, most probable first.
 
         Raises:
-            ArtefactError: the artefact is a backbone, which has no classes.
+            ArtefactError: the artefact is no classifier.
             UnreadableImageError: the image cannot be decoded.
             NotFiniteError: a logit for it is NaN or infinite.
         """
-        if not self.is_classifier:
-            raise ArtefactError("the artefact must be a classifier to name classes, got one of feature maps")
+        if not self.manifest.is_classifier:
+            raise ArtefactError(f"the artefact must be a classifier to name classes, got one of {self.manifest.task}")
         pixel_values = self.pixel_values(image)
         with about_image(image):
             probabilities = softmax(self.logits(pixel_values).astype(np.float64) / self.manifest.temperature)
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         return [Prediction(self.manifest.labels[index], float(probabilities[index])) for index in best]
+
+    def segment(self, image: str | Path | Image.Image) -> Segmentation:
+        """The class of every pixel of an image or an image file, at its own size.
+
+        Raises:
+            ArtefactError: the artefact is no segmenter.
+            UnreadableImageError: the image cannot be decoded.
+            NotFiniteError: a logit for it is NaN or infinite.
+        """
+        manifest = self.manifest
+        if not manifest.is_segmenter:
+            raise ArtefactError(f"the artefact must be a segmenter to name classes of pixels, got one of {manifest.task}")
+        picture = image if isinstance(image, Image.Image) else load_image(image)
+        with about_image(image):
+            output = self.outputs(manifest.input.pixel_values(picture))[0][0]
+        at_size = class_map_at if manifest.class_map else class_map_of
+        return Segmentation(
+            class_map=at_size(output, picture.height, picture.width), labels=manifest.labels, palette=manifest.palette
+        )
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from .errors import ExplainedError
 from .flatbuffer import FlatbufferError
 from .image import UnreadableImageError
 from .labelled import ImageReader, LabelledImage, open_folder
+from .masks import IGNORED, MaskedImage, MaskedReader, open_masked
 from .runner import Runner, about_image
+from .segmentation import confusion_of, mean_iou
 
 _ADVICE = "copy the artefact again or export it again"
 
@@ -52,6 +54,9 @@ class ReadableImages:
 def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int | str]:
     """Run the program on all images under the folder `dataset` and return its accuracy and counts as JSON values.
 
+    Of a segmenter, the mean intersection over union of the classes and the share of right pixels, each image at its own size,
+    as on ADE20K (Zhou et al. 2017); images and masks lie in folders of these names.
+
     Accuracy is counted over images whose label is known: from their class folder, or from a name `<label>_<n>`. If there are
     folders of splits, the images are those in `test`, or else in `validation`.
 
@@ -62,8 +67,10 @@ def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int | s
         VerificationError: the artefact is a backbone, or none of the images can be read or has a known label.
     """
     runner = Runner(folder)
-    if not runner.is_classifier:
-        raise VerificationError("the artefact must be a classifier to be verified on labels, got a backbone")
+    if runner.manifest.is_segmenter:
+        return mask_figures(runner, readable_masks(open_masked(dataset, SPLITS), dataset, require_masks=True))
+    if not runner.manifest.is_classifier:
+        raise VerificationError("the artefact must be a classifier or a segmenter to be verified on labels, got a backbone")
     images = readable_images(runner, open_folder(dataset, runner.manifest.labels, SPLITS), dataset)
     if not images.labelled:
         raise VerificationError(
@@ -87,7 +94,7 @@ def readable_images(runner: Runner, readers: list[ImageReader], dataset: str | P
             errors.append(error)
             continue
         working.append(read)
-        labels.append(image.label if runner.is_classifier and image.label in runner.manifest.labels else None)
+        labels.append(image.label if runner.manifest.is_classifier and image.label in runner.manifest.labels else None)
         names.append(image.name)
     if not working:
         raise VerificationError(f"none of the images in {dataset} can be read: {errors[0]}")
@@ -111,7 +118,7 @@ def _outputs_for(runner: Runner, image: LabelledImage) -> np.ndarray:
 def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -> dict[str, float | int | str]:
     """Counts of images; of a classifier also the accuracy of its logits (n, K), and why images have no label."""
     figures = {"num_images": len(images.readers), "num_unreadable": images.num_unreadable}
-    if not runner.is_classifier:
+    if not runner.manifest.is_classifier:
         return figures
     figures["num_labelled"] = len(images.labelled)
     right = [runner.manifest.labels[outputs[index].argmax()] == images.labels[index] for index in images.labelled]
@@ -120,6 +127,62 @@ def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -
     if len(right) < len(images.readers):
         figures["unlabelled"] = images.why_unlabelled(runner.manifest.labels)
     return figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadableMasks:
+    """Images with or without masks to verify a segmenter on, less those that cannot be decoded."""
+
+    images: list[MaskedImage]
+    num_unreadable: int
+
+
+def readable_masks(readers: list[MaskedReader], dataset: str | Path, require_masks: bool) -> ReadableMasks:
+    """The images of the readers that work.
+
+    Raises:
+        VerificationError: none of them works, or none has a mask though masks are required.
+    """
+    images, errors = [], []
+    for read in readers:
+        try:
+            images.append(read())
+        except UnreadableImageError as error:
+            errors.append(error)
+    if not images:
+        raise VerificationError(f"none of the images in {dataset} can be read: {errors[0]}")
+    if require_masks and all(image.mask is None for image in images):
+        raise VerificationError(
+            f"dataset must hold a folder images and a folder masks with files of the same names, got no mask in {dataset}"
+        )
+    return ReadableMasks(images=images, num_unreadable=len(errors))
+
+
+def mask_figures(runner: Runner, masks: ReadableMasks) -> dict[str, float | int | str]:
+    """Counts of images, and how well the class maps fit the masks, if there are any.
+
+    Raises:
+        VerificationError: a mask has a number that is that of no class.
+    """
+    K = len(runner.manifest.labels)
+    confusion = np.zeros((K, K), np.int64)
+    for image in masks.images:
+        if image.mask is None:
+            continue
+        known = image.mask[image.mask != IGNORED]
+        if known.max(initial=0) >= K:
+            raise VerificationError(
+                f"the mask of {image.name} must hold numbers of the {K} classes, or {IGNORED}, got {known.max()}"
+            )
+        confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
+    figures = {
+        "num_images": len(masks.images),
+        "num_unreadable": masks.num_unreadable,
+        "num_with_masks": sum(image.mask is not None for image in masks.images),
+    }
+    if not confusion.sum():
+        return figures
+    return figures | {"mean_iou": mean_iou(confusion), "pixel_accuracy": float(confusion.trace() / confusion.sum())}
 
 
 def _first(names: list[str], count: int = 5) -> str:
@@ -141,13 +204,18 @@ def self_test(folder: str | Path) -> tuple[int, float]:
             outputs = runner.outputs(case.inputs[0])
         if [values.shape for values in outputs] != [values.shape for values in case.outputs]:
             raise ArtefactError(f"{file} must hold outputs of the program's shapes, got others; {_ADVICE}")
-        largest = max(float(np.abs(found - expected).max()) for found, expected in zip(outputs, case.outputs))
+        largest = max(_difference(found, expected) for found, expected in zip(outputs, case.outputs))
         if not largest <= about.tolerance:
             raise VerificationError(
                 f"the outputs of the program for image {number} of {file} differ from those of the machine that exported it "
                 f"by {largest:.2g}, more than {about.tolerance:.2g}: this runtime or processor computes the program wrongly"
             )
     return about.num_images, about.tolerance
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of numbers; of classes, the share that differs."""
+    return float((found != expected).mean() if found.dtype == np.uint8 else np.abs(found - expected).max())
 
 
 def _read_cases(runner: Runner, file: Path) -> list[Case]:

@@ -33,11 +33,13 @@ def count_right(expected: np.ndarray, logits: np.ndarray, classes: np.ndarray) -
 def missed_bound(recipe: Recipe, parity: Parity) -> str:
     """Which bound of a recipe outputs miss, in words; empty if none."""
     agreement = 1.0 if parity.agreement is None else parity.agreement
-    if parity.sqnr_db >= recipe.min_sqnr_db and agreement >= recipe.min_agreement:
+    is_close = parity.sqnr_db is None or parity.sqnr_db >= recipe.min_sqnr_db
+    if is_close and agreement >= recipe.min_agreement:
         return ""
+    decibels = "" if parity.sqnr_db is None else f"{parity.sqnr_db:.1f} dB and "
     return (
         f"must keep {recipe.min_sqnr_db:.0f} dB and {recipe.min_agreement:.0%} agreement with the model on "
-        f"{parity.num_images} images, got {parity.sqnr_db:.1f} dB and {agreement:.1%}"
+        f"{parity.num_images} images, got {decibels}{agreement:.1%}"
     )
 
 

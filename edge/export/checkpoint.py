@@ -6,31 +6,38 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edge.deploy.form import flat
+from edge.deploy.form import Exportable, encoder_config, flat
 from edge.deploy.view import InputView
-from edge.device.artefact import COLOURS, InputContract, Manifest
+from edge.device.artefact import CLASSIFICATION, COLOURS, FEATURES, SEGMENTATION, InputContract, Manifest
 from edge.device.errors import ExplainedError
 from edge.device.runner import NotFiniteError
-from swin_hf import SwinHfBackbone, SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf import (
+    SwinHfBackbone,
+    SwinHfConfig,
+    SwinHfForImageClassification,
+    SwinHfForSemanticSegmentation,
+    SwinHfImageProcessorPil,
+    SwinHfUperNetConfig,
+)
 from swin_hf.configuration_swin_hf import class_names
 from swin_hf.weight_files import ConversionError, WeightFiles, not_finite, read_json_object, why_unreadable
 from swin_hf.weight_import import architecture_of
 from swin_hf.working_processor import require_working_processor
 
-EXPORTED = {kind.__name__: kind for kind in (SwinHfForImageClassification, SwinHfBackbone)}
+EXPORTED = {kind.__name__: kind for kind in Exportable.__args__}
+MODEL_TYPES = (SwinHfConfig.model_type, SwinHfUperNetConfig.model_type)
+MOST_CLASSES = 255  # of a mask's pixels, in which 255 stands for none
 
 
 class CheckpointError(ExplainedError):
     """A checkpoint cannot be exported; the message says why."""
 
 
-def load_checkpoint(
-    folder: Path,
-) -> tuple[SwinHfForImageClassification | SwinHfBackbone, SwinHfImageProcessorPil]:
-    """The model, in fp32, and the image processor of a checkpoint folder.
+def load_checkpoint(folder: Path) -> tuple[Exportable, SwinHfImageProcessorPil]:
+    """The model, in fp32, and the image processor of a checkpoint folder; the logits of a segmenter are not resized.
 
     Raises:
-        CheckpointError: the folder does not hold a whole swin_hf classifier or backbone with its image processor.
+        CheckpointError: the folder does not hold a whole model of ours that can be exported, with its image processor.
     """
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json"):
@@ -42,8 +49,8 @@ def load_checkpoint(
         name = architecture_of(WeightFiles(name=str(folder), weights={}, config=config)) or "SwinHfForImageClassification"
     except ConversionError as error:
         raise CheckpointError(str(error)) from error
-    if config.get("model_type") != SwinHfConfig.model_type:
-        raise CheckpointError(f"{folder} must hold a model of type {SwinHfConfig.model_type}, got {config.get('model_type')}")
+    if config.get("model_type") not in MODEL_TYPES:
+        raise CheckpointError(f"{folder} must hold a model of type {' or '.join(MODEL_TYPES)}, got {config.get('model_type')}")
     if name not in EXPORTED:
         raise CheckpointError(f"{folder} must hold a {' or '.join(EXPORTED)}, got a {name}")
     try:
@@ -60,34 +67,41 @@ def load_checkpoint(
         )
     if bad := not_finite(model.state_dict()):
         raise CheckpointError(f"{folder} must hold finite weights, got {bad}; take an earlier checkpoint of this model")
-    if isinstance(model, SwinHfForImageClassification):
+    if isinstance(model, SwinHfForSemanticSegmentation):
+        model.config.resize_logits = False  # a device enlarges class maps to the size of its image
+        if model.config.num_labels > MOST_CLASSES:
+            raise CheckpointError(
+                f"{folder} must hold a segmenter of {MOST_CLASSES} classes at most, got {model.config.num_labels}"
+            )
+    if not isinstance(model, SwinHfBackbone):
         try:
             "".join(class_names(model.config)).encode()  # a program holds its labels in UTF-8
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         if model.config.num_labels < 2:
-            raise CheckpointError(f"{folder} must hold a classifier of two or more classes, got {model.config.num_labels}")
-        if model.config.problem_type not in (None, "single_label_classification"):
-            raise CheckpointError(
-                f"{folder} must hold a classifier that gives each image one class, got {model.config.problem_type}: a device "
-                "shows the softmax of its outputs as probabilities"
-            )
+            raise CheckpointError(f"{folder} must hold a model of two or more classes, got {model.config.num_labels}")
+    one_class = (None, "single_label_classification")
+    if isinstance(model, SwinHfForImageClassification) and model.config.problem_type not in one_class:
+        raise CheckpointError(
+            f"{folder} must hold a classifier that gives each image one class, got {model.config.problem_type}: a device "
+            "shows the softmax of its outputs as probabilities"
+        )
     return model.eval(), processor
 
 
-def task_of(model: SwinHfForImageClassification | SwinHfBackbone) -> str:
+def task_of(model: Exportable) -> str:
     """As in `edge.json`."""
-    return "feature-maps" if isinstance(model, SwinHfBackbone) else "image-classification"
+    if isinstance(model, SwinHfForSemanticSegmentation):
+        return SEGMENTATION
+    return FEATURES if isinstance(model, SwinHfBackbone) else CLASSIFICATION
 
 
-def outputs_named(model: SwinHfForImageClassification | SwinHfBackbone) -> list[str]:
+def outputs_named(model: Exportable) -> list[str]:
     """Names of what a model puts out: its classes, or its feature maps."""
     return list(model.out_features) if isinstance(model, SwinHfBackbone) else class_names(model.config)
 
 
-def load_source(
-    folder: Path, manifest: Manifest
-) -> tuple[SwinHfForImageClassification | SwinHfBackbone, SwinHfImageProcessorPil]:
+def load_source(folder: Path, manifest: Manifest) -> tuple[Exportable, SwinHfImageProcessorPil]:
     """The model that an artefact was exported from, as its kind and sizes tell, and its image processor.
 
     Raises:
@@ -98,7 +112,7 @@ def load_source(
     for what, expected, got in (
         ("task", manifest.task, task_of(model)),
         ("number of outputs", len(manifest.labels), len(outputs_named(model))),
-        ("number of image channels", manifest.input.channels, model.config.num_channels),
+        ("number of image channels", manifest.input.channels, encoder_config(model).num_channels),
         ("number of parameters", manifest.source.parameters, parameters),
     ):
         if got != expected:
@@ -157,12 +171,12 @@ def input_view(
 
 @torch.no_grad()
 def model_outputs(
-    model: SwinHfForImageClassification | SwinHfBackbone,
+    model: Exportable,
     processor: SwinHfImageProcessorPil,
     inputs: list[np.ndarray],
     names: list[str],
 ) -> np.ndarray:
-    """Logits (n, K) of the model, or its flattened feature maps (n, ..), for inputs (B, ..) of the program.
+    """Logits (n, K), or flattened logits of pixels or feature maps (n, ..), of the model for inputs (B, ..) of the program.
 
     names: of the images in the inputs; the last input may have some of the first images again.
 

@@ -38,6 +38,11 @@ def add_export(commands) -> argparse.ArgumentParser:
         help="held-out images in class folders or a saved data set, for accuracy and temperature (default: none)",
     )
     command.add_argument(
+        "--class_map",
+        action="store_true",
+        help="of a segmenter: put out the class of every pixel, at the size of the image, instead of smaller logits",
+    )
+    command.add_argument(
         "--input_dtype", choices=("float32", "uint8"), default="float32", help="of the program's input (default: float32)"
     )
     command.add_argument(
@@ -61,6 +66,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         input_dtype=arguments.input_dtype,
         sizes=arguments.sizes,
         batch_sizes=arguments.batch_sizes,
+        class_map=arguments.class_map,
         self_test=not arguments.no_self_test,
     )
     manifest = export(arguments.checkpoint, arguments.output_dir, settings)
@@ -81,11 +87,14 @@ def describe(manifest: "Manifest", output_dir: Path) -> str:
         "against the model, on real images:",
     ]
     for stage, parity in manifest.parity.items():
-        top = "" if parity["agreement"] is None else f", top class agrees on {parity['agreement']:.1%}, KL {parity['kl']:.1e}"
-        lines.append(
-            f"  {stage:>12}: max difference {parity['max_difference']:.1e}, SQNR {parity['sqnr_db']:.1f} dB{top} "
-            f"(n = {parity['num_images']})"
-        )
+        figures = {
+            "max difference {:.1e}": parity["max_difference"],
+            "SQNR {:.1f} dB": parity["sqnr_db"],
+            "top class agrees on {:.1%}": parity["agreement"],
+            "KL {:.1e}": parity["kl"],
+        }
+        told = ", ".join(text.format(value) for text, value in figures.items() if value is not None)
+        lines.append(f"  {stage:>12}: {told} (n = {parity['num_images']})")
     if manifest.accuracy:
         accuracy = manifest.accuracy
         lines.append(

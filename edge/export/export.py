@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from edge.deploy.segmenters import ClassMap
 from edge.device.artefact import (
     PROGRAM_FILE,
     SELF_TEST_FILE,
@@ -34,7 +36,7 @@ from swin_hf.output_folders import check_apart, check_free, check_holds_only, ne
 
 
 def export(checkpoint_dir: Path, output_dir: Path, settings: ExportSettings) -> Manifest:
-    """Export the classifier or backbone in `checkpoint_dir` to `output_dir`, which appears only if every check passed.
+    """Export the model in `checkpoint_dir` to `output_dir`, which appears only if every check passed.
 
     Raises:
         CheckpointError: no such checkpoint, or an image processor that a device cannot repeat.
@@ -71,16 +73,22 @@ def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings
     """
     prepared = prepare(checkpoint_dir, settings)
     chosen = choose_form(prepared)
-    traced = trace({name: (form, torch.from_numpy(chosen.samples[name].inputs[0])) for name, form in chosen.forms.items()})
+    forms = with_class_maps(prepared, chosen.forms) if settings.class_map else chosen.forms
+    traced = trace({name: (form, torch.from_numpy(chosen.samples[name].inputs[0])) for name, form in forms.items()})
     of_graph = judge_graph(prepared, chosen, traced)
     if of_graph.misses and not prepared.recipe.executable:  # no program will be run that could tell
         raise ExportError(f"recipe {prepared.recipe.name} {of_graph.misses}; nothing was written")
     temperature = float(getattr(prepared.model.config, "calibration_temperature", 1.0))
     if prepared.held_out is not None and len(prepared.held_out.classes) >= MIN_LABELLED_IMAGES:
         temperature = fit_temperature(chosen.held_out_logits, prepared.held_out.classes)
-    lowered = lower(traced, prepared.recipe, constants_of(prepared.labels, temperature, prepared.contract))
+    lowered = lower(traced, prepared.recipe, constants_of(prepared.labels, temperature, prepared.contract, prepared.palette))
     manifest = _manifest(prepared, chosen, of_graph, lowered, temperature, output_dir)
     return _write_checked(prepared, chosen, manifest, lowered.program, work_dir)
+
+
+def with_class_maps(prepared: Prepared, forms: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Forms of a segmenter that put out the class of every pixel."""
+    return {name: ClassMap(form, *prepared.class_map_size(name)) for name, form in forms.items()}
 
 
 def sensitivity(checkpoint_dir: Path, settings: ExportSettings) -> list[Sensitivity]:
@@ -120,6 +128,8 @@ def _manifest(
         ),
         versions=installed_versions("swin-hf", "torch", "executorch", "torchao", "transformers"),
         sha256={PROGRAM_FILE: sha256_of(lowered.program)},
+        palette=prepared.palette,
+        class_map=prepared.settings.class_map,
     )
 
 
@@ -148,14 +158,12 @@ def _with_checked_program(prepared: Prepared, chosen: ChosenForm, manifest: Mani
     first = chosen.samples["forward"].inputs[:NUM_IMAGES]
     outputs = [runner.outputs(array) for array in first]
     structure = tuple(torch.from_numpy(values) for values in outputs[0])
-    names = write_transformers_files(
-        work_dir, prepared.contract, structure[0] if prepared.is_classifier else structure, manifest.versions
-    )
+    names = write_transformers_files(work_dir, prepared.contract, type(prepared.model), structure, manifest.versions)
     bundled = None
     if prepared.settings.self_test:
         (work_dir / SELF_TEST_FILE).write_bytes(bundle(work_dir / PROGRAM_FILE, first, outputs))
         names.append(SELF_TEST_FILE)
-        largest = max(float(np.abs(values).max()) for values in outputs[0])
+        largest = 1.0 if manifest.class_map else max(float(np.abs(values).max()) for values in outputs[0])
         bundled = SelfTest(num_images=len(first), tolerance=recipe.self_test_bound * largest)
     return replace(
         manifest,

@@ -108,7 +108,7 @@ def rank_layers(prepared: Prepared, deployed: nn.Module) -> list[Sensitivity]:
     samples = prepared.samples["forward"]
     images = samples.tensors(FEW_IMAGES)
     reference = np.concatenate([flat(deployed(image)) for image in images])
-    return layer_sensitivity(deployed, prepared.recipe, images, reference, samples.are_logits)
+    return layer_sensitivity(deployed, prepared.recipe, images, reference, samples.are_logits, samples.num_classes)
 
 
 def _trained(prepared: Prepared, deployed: nn.Module, parity: Parity) -> ChosenForm:

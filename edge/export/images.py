@@ -13,6 +13,7 @@ from edge.device.artefact import InputContract
 from edge.device.errors import ExplainedError
 from edge.device.image import UnreadableImageError, load_image, to_rgb
 from edge.device.labelled import FileLabels, ImageReader, LabelledImage, SplitError, evenly, open_folder
+from edge.device.masks import open_beside_masks
 from edge.device.names import plain
 
 MAX_IMAGES = 128  # to compare on
@@ -25,18 +26,24 @@ class CalibrationError(ExplainedError):
 
 
 def load_images(
-    source: Images, labels: list[str], at_most: int = MAX_IMAGES, splits: tuple[str, ...] = ("train",)
+    source: Images,
+    labels: list[str],
+    at_most: int = MAX_IMAGES,
+    splits: tuple[str, ...] = ("train",),
+    beside_masks: bool = False,
 ) -> list[LabelledImage]:
     """Images of a source that `open_images` takes, or a list of images; at most so many, evenly spaced.
 
     Warns of those that cannot be read.
+
+    beside_masks: whether a folder may hold masks too, which are no images.
 
     Raises:
         CalibrationError: there are none, or none that can be read.
     """
     if not isinstance(source, str | Path):
         return evenly([LabelledImage(to_rgb(image), None, f"image {n}") for n, image in enumerate(source)], at_most)
-    readers = evenly(open_images(source, labels, splits), at_most)
+    readers = evenly(open_images(source, labels, splits, beside_masks), at_most)
     images, unreadable = [], []
     for read in readers:
         try:
@@ -50,7 +57,9 @@ def load_images(
     return images
 
 
-def open_images(source: str | Path, labels: list[str], splits: tuple[str, ...]) -> list[ImageReader]:
+def open_images(
+    source: str | Path, labels: list[str], splits: tuple[str, ...], beside_masks: bool = False
+) -> list[ImageReader]:
     """A reader for each image of a folder or a saved data set, which raises an `UnreadableImageError`.
 
     splits: which to take from a folder or a data set that has several, in order of preference.
@@ -62,7 +71,7 @@ def open_images(source: str | Path, labels: list[str], splits: tuple[str, ...]) 
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _open_saved_dataset(folder, labels, splits)
     try:
-        return open_folder(folder, labels, splits)
+        return open_beside_masks(folder, splits) if beside_masks else open_folder(folder, labels, splits)
     except (FileNotFoundError, SplitError) as error:
         raise CalibrationError(str(error)) from error
 

@@ -34,7 +34,7 @@ def judge_graph(prepared: Prepared, chosen: ChosenForm, traced: dict[str, Export
     graph, samples = traced["forward"].module(check_guards=False), chosen.samples["forward"]
     with torch.no_grad():
         outputs = [flat(graph(torch.from_numpy(array))) for array in samples.inputs[:FEW_IMAGES]]
-    parity = samples.compare(outputs)
+    parity = samples.compare(outputs, prepared.class_map_size("forward"))
     return Judgement(parity={"exported": parity}, misses=missed_bound(prepared.recipe, parity))
 
 
@@ -48,7 +48,7 @@ def judge_program(prepared: Prepared, chosen: ChosenForm, runner: Runner) -> Jud
     for name, samples in chosen.samples.items():
         stage = "program" if name == "forward" else f"program {name}"
         outputs = [flat(tuple(map(torch.from_numpy, values))) for values in _run(runner, samples, name)]
-        parity[stage] = samples.compare(outputs)
+        parity[stage] = samples.compare(outputs, prepared.class_map_size(name))
         if misses := missed_bound(prepared.recipe, parity[stage]):
             return Judgement(parity=parity, misses=f"{misses} in method {name}")
     held_out = prepared.held_out

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edge.deploy.form import Exportable, encoder_config
 from edge.device.artefact import InputContract
 from edge.device.labelled import LabelledImage, evenly
-from edge.device.parity import Parity, compare
+from edge.device.palette import palette_of
+from edge.device.parity import Parity, compare, compare_class_maps
+from edge.device.segmentation import class_map_of
 from edge.export.calibration import MIN_CALIBRATION_IMAGES, require_real_images
 from edge.export.checkpoint import input_contract, load_checkpoint, model_outputs, outputs_named
 from edge.export.images import MAX_IMAGES, load_images, method_inputs
 from edge.export.settings import ExportError, ExportSettings
 from edge.lower.recipes import CASTS, Recipe, find_recipe
-from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf import SwinHfForImageClassification, SwinHfForSemanticSegmentation, SwinHfImageProcessorPil
 
 MAX_LABELLED_IMAGES = 256  # for the accuracy and the temperature
 
@@ -25,21 +28,34 @@ class Samples:
     """Inputs of a method, and the model's outputs for them, with which every form of it is compared.
 
     inputs: (B, ..) each. names: of the images in them. reference: (n, ..), logits or all feature maps flattened.
+    map_shape: (K, h, w) of the logits of a segmenter for one image; None of other outputs.
     """
 
     inputs: list[np.ndarray]
     names: list[str]
     reference: np.ndarray
     are_logits: bool
+    map_shape: tuple[int, int, int] | None = None
 
     def tensors(self, at_most: int = MAX_IMAGES) -> list[torch.Tensor]:
         """At most so many inputs, evenly spaced."""
         return [torch.from_numpy(array) for array in evenly(self.inputs, at_most)]
 
-    def compare(self, outputs: list[np.ndarray]) -> Parity:
-        """Outputs for all inputs, or for the first ones, against the model's."""
+    def compare(self, outputs: list[np.ndarray], class_map_size: tuple[int, int] | None = None) -> Parity:
+        """Outputs (B, ..) for all inputs, or for the first ones, against the model's.
+
+        class_map_size: (height, width), if the outputs are class maps of this size instead of logits.
+        """
         joined = np.concatenate(outputs)
-        return compare(joined, self.reference[: len(joined)], self.are_logits)
+        if class_map_size is not None:
+            logits = self.reference[: len(joined)].reshape(-1, *self.map_shape)
+            maps = np.stack([class_map_of(of_image, *class_map_size) for of_image in logits])
+            return compare_class_maps(joined.reshape(maps.shape), maps)
+        return compare(joined, self.reference[: len(joined)], self.are_logits, self.num_classes)
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.map_shape is None else self.map_shape[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +82,7 @@ class Prepared:
     checkpoint_dir: Path
     settings: ExportSettings
     recipe: Recipe
-    model: SwinHfForImageClassification | SwinHfBackbone
+    model: Exportable
     processor: SwinHfImageProcessorPil
     contract: InputContract
     labels: list[str]
@@ -74,9 +90,14 @@ class Prepared:
     samples: dict[str, Samples]
     held_out: HeldOut | None
 
+    def class_map_size(self, method: str) -> tuple[int, int] | None:
+        """(height, width) of the class maps that a method puts out; None if it puts out logits or feature maps."""
+        own = self.methods[method]
+        return (own["height"], own["width"]) if self.settings.class_map else None
+
     @property
-    def is_classifier(self) -> bool:
-        return isinstance(self.model, SwinHfForImageClassification)
+    def palette(self) -> list[tuple[int, int, int]]:
+        return palette_of(len(self.labels)) if isinstance(self.model, SwinHfForSemanticSegmentation) else []
 
 
 def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
@@ -91,16 +112,20 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     recipe = find_recipe(settings.recipe)
     if settings.input_dtype == "uint8":  # no backend takes the cast to floats
         recipe = replace(recipe, outside=(*recipe.outside, *CASTS))
+    if settings.class_map:
+        recipe = replace(recipe, outside=(*recipe.outside, *CASTS, "aten::argmax"))
     model, processor = load_checkpoint(checkpoint_dir)
-    contract = input_contract(model.config, processor, settings.input_dtype)
+    contract = input_contract(encoder_config(model), processor, settings.input_dtype)
     sizes = settings.sizes or ((contract.height, contract.width),)
     contract = replace(contract, height=sizes[0][0], width=sizes[0][1])
     methods = methods_of(sizes, settings.batch_sizes)
     is_classifier = isinstance(model, SwinHfForImageClassification)
+    is_segmenter = isinstance(model, SwinHfForSemanticSegmentation)
+    _check_class_map(settings, is_segmenter, contract)
     labels = outputs_named(model)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
-    images = images_to_compare_on(settings, labels)
+    images = images_to_compare_on(settings, labels, beside_masks=is_segmenter)
     labelled = _labelled_images(settings, labels) if is_classifier else []
     if settings.validation is not None and not labelled:
         raise ExportError(
@@ -112,7 +137,13 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     names, samples = [image.name for image in images], {}
     for method, arrays in inputs.items():
         reference = model_outputs(model, processor, arrays, names)
-        samples[method] = Samples(inputs=arrays, names=names, reference=reference, are_logits=is_classifier)
+        samples[method] = Samples(
+            inputs=arrays,
+            names=names,
+            reference=reference,
+            are_logits=is_classifier or is_segmenter,
+            map_shape=map_shape_of(model, arrays[0], contract) if is_segmenter else None,
+        )
     held_out = None
     if labelled:
         arrays = method_inputs(labelled, contract, methods["forward"])
@@ -148,6 +179,27 @@ def methods_of(sizes: tuple[tuple[int, int], ...], batch_sizes: tuple[int, ...])
     return methods
 
 
+@torch.no_grad()
+def map_shape_of(model: SwinHfForSemanticSegmentation, inputs: np.ndarray, contract: InputContract) -> tuple[int, int, int]:
+    """(K, h, w) of a segmenter's logits for one image like those of `inputs`."""
+    height, width = inputs.shape[1:3] if contract.layout == "NHWC" else inputs.shape[2:]
+    return tuple(model(torch.zeros(1, contract.channels, height, width)).logits.shape[1:])
+
+
+def _check_class_map(settings: ExportSettings, is_segmenter: bool, contract: InputContract) -> None:
+    """Check what only segmenters have, and what they cannot have.
+
+    Raises:
+        ExportError: another model is to put out a class map, or a segmenter's images are cropped.
+    """
+    if settings.class_map and not is_segmenter:
+        raise ExportError("class_map must be left out for a model that is no segmenter")
+    if is_segmenter and contract.crop_pct is not None:
+        raise ExportError(
+            f"the image processor of a segmenter must show it whole images, got crop_pct {contract.crop_pct}; set it to null"
+        )
+
+
 def _require_trainable(recipe: Recipe, is_classifier: bool, methods: dict[str, dict[str, int]]) -> None:
     """Check what a recipe with training needs.
 
@@ -155,15 +207,15 @@ def _require_trainable(recipe: Recipe, is_classifier: bool, methods: dict[str, d
         ExportError: it is missing.
     """
     if not is_classifier:
-        raise ExportError(f"recipe {recipe.name} must have a classifier to train, got a backbone; take int8")
+        raise ExportError(f"recipe {recipe.name} must have a classifier to train, got another model; take int8")
     if len(methods) > 1:
         raise ExportError(f"recipe {recipe.name} must have one size and batch size, got {', '.join(methods)}")
     if importlib.util.find_spec("accelerate") is None:
         raise ExportError(f"recipe {recipe.name} needs accelerate; pip install swin-hf[train]")
 
 
-def images_to_compare_on(settings: ExportSettings, labels: list[str]) -> list[LabelledImage]:
-    """The images that an export finds its scales on and is checked on.
+def images_to_compare_on(settings: ExportSettings, labels: list[str], beside_masks: bool = False) -> list[LabelledImage]:
+    """The images that an export finds its scales on and is checked on; `beside_masks` as for `load_images`.
 
     Raises:
         ExportError: the settings name none.
@@ -174,7 +226,7 @@ def images_to_compare_on(settings: ExportSettings, labels: list[str]) -> list[La
         raise ExportError(
             "dataset must be a folder or a list of real images, on which an export is calibrated and checked, got None"
         )
-    images = load_images(settings.dataset, labels, MAX_IMAGES, ("train",))
+    images = load_images(settings.dataset, labels, MAX_IMAGES, ("train",), beside_masks)
     at_least = MIN_CALIBRATION_IMAGES if recipe.is_calibrated else 1
     require_real_images(images, 2 * at_least if recipe.train_epochs else at_least, recipe.name)
     return images

@@ -21,6 +21,7 @@ class ExportSettings:
     input_dtype: "float32" or "uint8", of the program's input.
     sizes: (height, width) of the images, a method for each; empty for the model's own size.
     batch_sizes: of the images, a method for each.
+    class_map: of a segmenter: whether the program puts out the class of every pixel instead of logits.
     self_test: whether to write a bundle for a self-test on the device, which is as large as the program.
     """
 
@@ -30,6 +31,7 @@ class ExportSettings:
     input_dtype: str = "float32"
     sizes: tuple[tuple[int, int], ...] = ()
     batch_sizes: tuple[int, ...] = (1,)
+    class_map: bool = False
     self_test: bool = True
 
     def __post_init__(self):

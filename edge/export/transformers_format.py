@@ -11,28 +11,31 @@ from pathlib import Path
 import torch
 from transformers.exporters.base import EXPORT_SCHEMA_VERSION
 from transformers.exporters.metadata import ExportMetadata
-from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from edge.device.artefact import PROCESSOR_FILE, PROGRAM_FILE, TRANSFORMERS_FILE, InputContract
 from edge.device.json_text import json_text
-from swin_hf import SwinHfImageProcessorPil
+from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForSemanticSegmentation, SwinHfImageProcessorPil
 from swin_hf.weight_export import stock_processor
 
 
 def write_transformers_files(
-    folder: Path, contract: InputContract, outputs: torch.Tensor | tuple[torch.Tensor, ...], versions: dict[str, str]
+    folder: Path, contract: InputContract, kind: type, outputs: tuple[torch.Tensor, ...], versions: dict[str, str]
 ) -> list[str]:
     """Write the manifest of transformers' exporters and, for a float input, an image processor; returns the files' names.
 
-    outputs: of the method `forward`, for their structure.
+    kind: of the model. outputs: of the method `forward`, for their structure.
     """
     pytree = torch.utils._pytree
-    is_classifier = isinstance(outputs, torch.Tensor)
-    returned = ImageClassifierOutput(logits=outputs) if is_classifier else BackboneOutput(feature_maps=tuple(outputs))
+    returned = {
+        SwinHfForImageClassification: lambda: ImageClassifierOutput(logits=outputs[0]),
+        SwinHfForSemanticSegmentation: lambda: SemanticSegmenterOutput(logits=outputs[0]),
+        SwinHfBackbone: lambda: BackboneOutput(feature_maps=outputs),
+    }[kind]()
     shape = contract.shape()
     pixel_values = torch.empty(shape, dtype=getattr(torch, contract.dtype))
     metadata = ExportMetadata(
-        architecture="SwinHfForImageClassification" if is_classifier else "SwinHfBackbone",
+        architecture=kind.__name__,
         packages={name: version for name, version in versions.items() if name != "python"},
         export_dtype="float32",
         export_device="cpu",

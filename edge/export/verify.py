@@ -2,24 +2,31 @@
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge.device.artefact import recorded_checkpoint
 from edge.device.labelled import evenly
-from edge.device.parity import compare
-from edge.device.runner import Runner
+from edge.device.masks import MaskedImage, open_masked
+from edge.device.parity import Parity, compare
+from edge.device.runner import Runner, about_image
 from edge.device.verify import (
     SPLITS,
     ReadableImages,
     VerificationError,
     label_figures,
+    mask_figures,
     program_outputs,
     readable_images,
+    readable_masks,
 )
 from edge.export.bounds import missed_bound
 from edge.export.images import MAX_IMAGES, open_images
-from edge.lower.recipes import find_recipe
+from edge.lower.recipes import Recipe, find_recipe
+
+if TYPE_CHECKING:
+    from edge.export.prepare import Samples
 
 
 def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> dict[str, float | int | str]:
@@ -41,8 +48,10 @@ def verify(folder: Path, dataset: Path, checkpoint_dir: Path | None = None) -> d
     if checkpoint_dir is None and importlib.util.find_spec("transformers") is not None:
         recorded = recorded_checkpoint(folder, runner.manifest)
         checkpoint_dir = recorded if recorded is not None and recorded.is_dir() else None
+    if runner.manifest.is_segmenter:
+        return _verify_segmenter(runner, dataset, checkpoint_dir)
     readers = open_images(dataset, runner.manifest.labels, SPLITS)
-    if not runner.is_classifier:
+    if not runner.manifest.is_classifier:
         readers = evenly(readers, MAX_IMAGES)
     images = readable_images(runner, readers, dataset)
     if not images.labelled and checkpoint_dir is None:
@@ -74,8 +83,53 @@ def _compare_with_checkpoint(
     runner: Runner, outputs: np.ndarray, reference: np.ndarray, checkpoint_dir: Path
 ) -> dict[str, float | str]:
     recipe = find_recipe(runner.manifest.recipe)
-    parity = compare(outputs, reference, runner.is_classifier)
+    parity = compare(outputs, reference, runner.manifest.is_classifier)
+    return _close_figures(parity, recipe, checkpoint_dir)
+
+
+def _close_figures(parity: Parity, recipe: Recipe, checkpoint_dir: Path) -> dict[str, float | str]:
+    """The figures of a comparison that keeps the bounds of a recipe.
+
+    Raises:
+        VerificationError: it does not.
+    """
     if misses := missed_bound(recipe, parity):
         raise VerificationError(f"the program is too far from {checkpoint_dir}: recipe {recipe.name} {misses}")
-    figures = {"checkpoint": str(checkpoint_dir), "sqnr_db": parity.sqnr_db, "max_difference": parity.max_difference}
-    return figures if parity.agreement is None else figures | {"agreement": parity.agreement, "kl": parity.kl}
+    found = {name: value for name, value in vars(parity).items() if value is not None and name != "num_images"}
+    return {"checkpoint": str(checkpoint_dir)} | found
+
+
+def _verify_segmenter(runner: Runner, dataset: Path, checkpoint_dir: Path | None) -> dict[str, float | int | str]:
+    """The figures of a segmenter: on masks, if there are any, and against the checkpoint, if it is there, on 128 images.
+
+    Raises:
+        As `verify`.
+    """
+    masks = readable_masks(open_masked(dataset, SPLITS), dataset, require_masks=checkpoint_dir is None)
+    compared = evenly(masks.images, MAX_IMAGES)
+    samples = None if checkpoint_dir is None else _samples_of_checkpoint(runner, compared, checkpoint_dir)
+    figures = mask_figures(runner, masks)
+    if samples is None:
+        return figures
+    outputs, contract = [], runner.manifest.input
+    for array, name in zip(samples.inputs, samples.names):
+        with about_image(name):
+            outputs.append(runner.outputs(array)[0].reshape(1, -1))
+    parity = samples.compare(outputs, (contract.height, contract.width) if runner.manifest.class_map else None)
+    return figures | _close_figures(parity, find_recipe(runner.manifest.recipe), checkpoint_dir)
+
+
+def _samples_of_checkpoint(runner: Runner, images: list[MaskedImage], checkpoint_dir: Path) -> "Samples":
+    from edge.export.checkpoint import load_source, model_outputs
+    from edge.export.prepare import Samples, map_shape_of
+
+    (model, processor), contract = load_source(checkpoint_dir, runner.manifest), runner.manifest.input
+    inputs, names = [contract.pixel_values(image.image) for image in images], [image.name for image in images]
+    reference = [model_outputs(model, processor, [array], [name]) for array, name in zip(inputs, names)]
+    return Samples(
+        inputs=inputs,
+        names=names,
+        reference=np.concatenate(reference),
+        are_logits=True,
+        map_shape=map_shape_of(model, inputs[0], contract),
+    )

@@ -39,13 +39,18 @@ def quantized_layers(deployed: nn.Module, recipe: Recipe) -> dict[str, nn.Module
 
 @torch.no_grad()
 def layer_sensitivity(
-    deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor], reference: np.ndarray, are_logits: bool = True
+    deployed: nn.Module,
+    recipe: Recipe,
+    images: list[torch.Tensor],
+    reference: np.ndarray,
+    are_logits: bool = True,
+    num_classes: int | None = None,
 ) -> list[Sensitivity]:
     """Sensitivity of each quantized layer of a deploy form, the most sensitive first.
 
     A layer before a ReLU is quantized together with it, so that its output is rounded behind the ReLU.
 
-    reference: (n, ..) outputs of the deploy form for the n `images`, flattened.
+    reference: (n, ..) outputs of the deploy form for the n `images`, flattened. num_classes: as for `compare`.
     """
     layers = quantized_layers(deployed, recipe)
     before_relu = _before_relu(deployed, layers, images[0])
@@ -69,7 +74,7 @@ def layer_sensitivity(
         layer.weight.data = weight
         for hook in hooks:
             hook.remove()
-        found.append(Sensitivity(name, precision, compare(outputs, reference, are_logits).sqnr_db))
+        found.append(Sensitivity(name, precision, compare(outputs, reference, are_logits, num_classes).sqnr_db))
     return sorted(found, key=lambda sensitivity: sensitivity.sqnr_db)
 
 

@@ -2,7 +2,6 @@
 
 # B batch, H W image in pixels, K classes
 
-import colorsys
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from distill.data.targets import MASKS
 from distill.data.transforms import IGNORED, BatchTransform, TransformSettings
 from distill.errors import require
 from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
+from edge.device.palette import coloured, palette_of
+from edge.device.segmentation import class_ious, mean_iou
 from swin_hf import SwinHfConfig, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.segmentation_heads_swin_hf import resized
 from swin_hf.segmentation_swin_hf import AUXILIARY_STAGE
-
-GOLDEN_RATIO = 0.618034
 
 
 class SemanticSegmentation(Objective):
@@ -72,9 +71,12 @@ class SemanticSegmentation(Objective):
         logits = model(pixel_values=self.normalise(pixels)).logits.float()
         predicted = resized(logits, targets.shape[1:]).argmax(dim=1)
         ious = [mean_iou(counts) for counts in self.count_pixels(predicted, targets).cpu().numpy()]
-        colours = class_colours(len(self.class_names))
+        palette = palette_of(len(self.class_names))
         return [
-            Panels(pictures=[picture, colours[mask], colours[guess]], caption=f"image, mask, prediction: mean IoU {iou:.2f}")
+            Panels(
+                pictures=[picture, coloured(mask.numpy(), palette), coloured(guess.numpy(), palette)],
+                caption=f"image, mask, prediction: mean IoU {iou:.2f}",
+            )
             for picture, mask, guess, iou in zip(pictures_of(pixels), targets.cpu(), predicted.cpu(), ious)
         ]
 
@@ -99,28 +101,6 @@ class SemanticSegmentation(Objective):
         """The intersection over union of every class that occurs in masks or predictions."""
         ious = class_ious(prediction.predictions.sum(axis=0, dtype=np.int64))
         return {"iou_by_class": {name: float(iou) for name, iou in zip(self.class_names, ious) if not np.isnan(iou)}}
-
-
-def class_colours(num_classes: int) -> np.ndarray:
-    """Colours of the numbers of a mask (256, 3): dark for 0, often the background; hues for other classes; else grey."""
-    colours = np.full((IGNORED + 1, 3), 0.5)
-    colours[0] = 0.1
-    for number in range(1, num_classes):
-        colours[number] = colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.65, 0.95)
-    return colours
-
-
-def class_ious(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union (Jaccard 1912) of each class from a confusion matrix (K, K); NaN if it does not occur."""
-    intersection = confusion.diagonal()
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
-    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
-
-
-def mean_iou(confusion: np.ndarray) -> float:
-    """The mean over the classes that occur in masks or predictions; 0 if there are none."""
-    ious = class_ious(confusion)
-    return float(np.nanmean(ious)) if not np.isnan(ious).all() else 0.0
 
 
 def segmenter_over(config: SwinHfConfig, class_names: list[str], head: dict[str, Any]) -> SwinHfForSemanticSegmentation:
