@@ -145,6 +145,11 @@ class Manifest:
         return self.task == CLASSIFICATION
 
     @property
+    def metric(self) -> str:
+        """What `accuracy` holds."""
+        return "mean IoU" if self.is_segmenter else "accuracy"
+
+    @property
     def is_segmenter(self) -> bool:
         return self.task == SEGMENTATION
 

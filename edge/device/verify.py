@@ -158,27 +158,36 @@ def readable_masks(readers: list[MaskedReader], dataset: str | Path, require_mas
     return ReadableMasks(images=images, num_unreadable=len(errors))
 
 
+def check_masks(images: list[MaskedImage], num_classes: int) -> None:
+    """Check the numbers in masks.
+
+    Raises:
+        VerificationError: one is that of no class; the message names the image.
+    """
+    for image in images:
+        largest = image.mask[image.mask != IGNORED].max(initial=0)
+        if largest >= num_classes:
+            raise VerificationError(
+                f"the mask of {image.name} must hold numbers of the {num_classes} classes, or {IGNORED}, got {largest}"
+            )
+
+
 def mask_figures(runner: Runner, masks: ReadableMasks) -> dict[str, float | int | str]:
     """Counts of images, and how well the class maps fit the masks, if there are any.
 
     Raises:
         VerificationError: a mask has a number that is that of no class.
     """
-    K = len(runner.manifest.labels)
+    K, with_masks = len(runner.manifest.labels), [image for image in masks.images if image.mask is not None]
+    check_masks(with_masks, K)
     confusion = np.zeros((K, K), np.int64)
-    for image in masks.images:
-        if image.mask is None:
-            continue
-        known = image.mask[image.mask != IGNORED]
-        if known.max(initial=0) >= K:
-            raise VerificationError(
-                f"the mask of {image.name} must hold numbers of the {K} classes, or {IGNORED}, got {known.max()}"
-            )
-        confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
+    for image in with_masks:
+        with about_image(image.name):
+            confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
     figures = {
         "num_images": len(masks.images),
         "num_unreadable": masks.num_unreadable,
-        "num_with_masks": sum(image.mask is not None for image in masks.images),
+        "num_with_masks": len(with_masks),
     }
     if not confusion.sum():
         return figures

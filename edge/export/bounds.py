@@ -1,6 +1,6 @@
 """The bounds that a recipe sets on how far a program may be from its model."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -8,26 +8,27 @@ from edge.device.parity import Parity
 from edge.device.temperature import MIN_LABELLED_IMAGES
 from edge.lower.recipes import Recipe
 
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Numbers of held-out images, and of those that the model and its program classify correctly."""
+    """Accuracies of a model and its program on held-out images: shares of right images, or mean IoUs of class maps."""
 
     num_images: int
-    num_right_model: int
-    num_right_program: int
+    model: float
+    program: float
 
     @property
     def figures(self) -> dict[str, float | int]:
         """As in `edge.json`."""
-        n = self.num_images
-        return {"num_images": n, "model": self.num_right_model / n, "program": self.num_right_program / n}
+        return asdict(self)
 
 
 def count_right(expected: np.ndarray, logits: np.ndarray, classes: np.ndarray) -> Accuracy:
     """Accuracy of a model's logits `expected` (n, K) and its program's `logits` (n, K) on images of the `classes` (n,)."""
-    right = [int((values.argmax(axis=1) == classes).sum()) for values in (expected, logits)]
-    return Accuracy(num_images=len(classes), num_right_model=right[0], num_right_program=right[1])
+    model, program = (float((values.argmax(axis=1) == classes).mean()) for values in (expected, logits))
+    return Accuracy(num_images=len(classes), model=model, program=program)
 
 
 def missed_bound(recipe: Recipe, parity: Parity) -> str:
@@ -45,10 +46,10 @@ def missed_bound(recipe: Recipe, parity: Parity) -> str:
 
 def missed_accuracy(recipe: Recipe, accuracy: Accuracy) -> str:
     """How a program misses the bound of a recipe on accuracy, in words; empty if it does not, or if images are too few."""
-    n, lost = accuracy.num_images, accuracy.num_right_model - accuracy.num_right_program
-    if n < MIN_LABELLED_IMAGES or lost <= max(1, recipe.max_accuracy_drop * n):
+    n, lost = accuracy.num_images, accuracy.model - accuracy.program
+    if n < MIN_LABELLED_IMAGES or lost <= max(1 / n, recipe.max_accuracy_drop) + ROUNDING:
         return ""
     return (
-        f"must lose {recipe.max_accuracy_drop:.1%} of accuracy at most, got {accuracy.num_right_program / n:.1%} after "
-        f"{accuracy.num_right_model / n:.1%} on {n} held-out images"
+        f"must lose {recipe.max_accuracy_drop:.1%} of accuracy at most, got {accuracy.program:.1%} after "
+        f"{accuracy.model:.1%} on {n} held-out images"
     )

@@ -35,7 +35,8 @@ def add_export(commands) -> argparse.ArgumentParser:
         "--validation",
         type=Path,
         metavar="FOLDER",
-        help="held-out images in class folders or a saved data set, for accuracy and temperature (default: none)",
+        help="held-out images in class folders or a saved data set, for accuracy and temperature; of a segmenter, a folder "
+        "with images and masks (default: none)",
     )
     command.add_argument(
         "--class_map",
@@ -98,8 +99,8 @@ def describe(manifest: "Manifest", output_dir: Path) -> str:
     if manifest.accuracy:
         accuracy = manifest.accuracy
         lines.append(
-            f"accuracy on {accuracy['num_images']} held-out images: model {accuracy['model']:.1%}, program "
-            f"{accuracy['program']:.1%}; temperature {manifest.temperature:.2f}"
+            f"{manifest.metric} on {accuracy['num_images']} held-out images: model {accuracy['model']:.1%}, program "
+            f"{accuracy['program']:.1%}" + (f"; temperature {manifest.temperature:.2f}" if manifest.is_classifier else "")
         )
     if manifest.kept_in_float:
         lines.append(f"kept in float to stay close to the model: {', '.join(manifest.kept_in_float)}")

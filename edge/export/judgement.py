@@ -8,9 +8,13 @@ import torch
 from torch.export import ExportedProgram
 
 from edge.deploy.form import flat
+from edge.device.masks import IGNORED, MaskedImage
 from edge.device.parity import Parity
 from edge.device.runner import Runner, about_image
+from edge.device.segmentation import class_map_of, confusion_of, mean_iou
+from edge.device.verify import check_masks
 from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bound
+from edge.export.checkpoint import model_outputs
 from edge.export.form_choice import FEW_IMAGES, ChosenForm
 from edge.export.prepare import HeldOut, Prepared, Samples
 
@@ -52,11 +56,36 @@ def judge_program(prepared: Prepared, chosen: ChosenForm, runner: Runner) -> Jud
         if misses := missed_bound(prepared.recipe, parity[stage]):
             return Judgement(parity=parity, misses=f"{misses} in method {name}")
     held_out = prepared.held_out
-    if held_out is None:
+    if held_out is not None:
+        logits = np.concatenate([values[0] for values in _run(runner, held_out)])
+        accuracy = count_right(held_out.expected, logits, held_out.classes)
+    elif prepared.held_out_masks:
+        accuracy = mask_accuracy(prepared, runner)
+    else:
         return Judgement(parity=parity)
-    logits = np.concatenate([values[0] for values in _run(runner, held_out)])
-    accuracy = count_right(held_out.expected, logits, held_out.classes)
     return Judgement(parity=parity, accuracy=accuracy, misses=missed_accuracy(prepared.recipe, accuracy))
+
+
+def mask_accuracy(prepared: Prepared, runner: Runner) -> Accuracy:
+    """The mean IoU of a segmenter and of its program on the held-out images, each at its own size.
+
+    Raises:
+        VerificationError: a mask has a number that is that of no class.
+    """
+    images, contract = prepared.held_out_masks, prepared.contract
+    check_masks(images, len(prepared.labels))
+
+    def by_model(image: MaskedImage) -> np.ndarray:
+        inputs = [contract.pixel_values(image.image)]
+        logits = model_outputs(prepared.model, prepared.processor, inputs, [image.name])
+        shape = prepared.samples["forward"].map_shape
+        return class_map_of(logits.reshape(shape), image.image.height, image.image.width)
+
+    ious = {
+        name: mean_iou(sum(confusion_of(segment(image), image.mask, len(prepared.labels), IGNORED) for image in images))
+        for name, segment in (("model", by_model), ("program", lambda image: runner.segment(image.image).class_map))
+    }
+    return Accuracy(num_images=len(images), **ious)
 
 
 def _run(runner: Runner, images: Samples | HeldOut, method: str = "forward") -> Iterator[list[np.ndarray]]:

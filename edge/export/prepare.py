@@ -9,10 +9,12 @@ import torch
 
 from edge.deploy.form import Exportable, encoder_config
 from edge.device.artefact import InputContract
-from edge.device.labelled import LabelledImage, evenly
+from edge.device.labelled import LabelledImage, SplitError, evenly
+from edge.device.masks import MaskedImage, open_masked
 from edge.device.palette import palette_of
 from edge.device.parity import Parity, compare, compare_class_maps
 from edge.device.segmentation import class_map_of
+from edge.device.verify import VerificationError, readable_masks
 from edge.export.calibration import MIN_CALIBRATION_IMAGES, require_real_images
 from edge.export.checkpoint import input_contract, load_checkpoint, model_outputs, outputs_named
 from edge.export.images import MAX_IMAGES, load_images, method_inputs
@@ -76,7 +78,7 @@ class Prepared:
     labels: names of the classes, or of the feature maps of a backbone.
     methods: batch size, height and width of the images of each method.
     samples: of each method.
-    held_out: None without labelled images.
+    held_out: labelled images, of a classifier. held_out_masks: images with masks, of a segmenter.
     """
 
     checkpoint_dir: Path
@@ -89,6 +91,7 @@ class Prepared:
     methods: dict[str, dict[str, int]]
     samples: dict[str, Samples]
     held_out: HeldOut | None
+    held_out_masks: list[MaskedImage]
 
     def class_map_size(self, method: str) -> tuple[int, int] | None:
         """(height, width) of the class maps that a method puts out; None if it puts out logits or feature maps."""
@@ -127,7 +130,8 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         _require_trainable(recipe, is_classifier, methods)
     images = images_to_compare_on(settings, labels, beside_masks=is_segmenter)
     labelled = _labelled_images(settings, labels) if is_classifier else []
-    if settings.validation is not None and not labelled:
+    masked = _masked_images(settings) if is_segmenter else []
+    if settings.validation is not None and not labelled and not masked:
         raise ExportError(
             f"validation must hold images of the model's classes ({', '.join(labels[:5])}, ..) in class folders, got none in "
             f"{settings.validation}"
@@ -162,6 +166,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         methods=methods,
         samples=samples,
         held_out=held_out,
+        held_out_masks=masked,
     )
 
 
@@ -230,6 +235,24 @@ def images_to_compare_on(settings: ExportSettings, labels: list[str], beside_mas
     at_least = MIN_CALIBRATION_IMAGES if recipe.is_calibrated else 1
     require_real_images(images, 2 * at_least if recipe.train_epochs else at_least, recipe.name)
     return images
+
+
+def _masked_images(settings: ExportSettings) -> list[MaskedImage]:
+    """Held-out images with masks.
+
+    Raises:
+        ExportError: there are none.
+    """
+    if settings.validation is None:
+        return []
+    if not isinstance(settings.validation, str | Path):
+        raise ExportError("validation must be a folder for a segmenter, with its folders images and masks")
+    try:
+        readers = evenly(open_masked(settings.validation, ("validation",)), MAX_LABELLED_IMAGES)
+        masks = readable_masks(readers, settings.validation, require_masks=True)
+    except (FileNotFoundError, SplitError, VerificationError) as error:
+        raise ExportError(f"validation: {error}") from error
+    return [image for image in masks.images if image.mask is not None]
 
 
 def _labelled_images(settings: ExportSettings, labels: list[str]) -> list[LabelledImage]:

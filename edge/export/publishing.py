@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.device.artefact import (
+    CLASSIFICATION,
+    FEATURES,
     MANIFEST_FILE,
     PROGRAM_FILE,
+    SEGMENTATION,
     ArtefactError,
     Manifest,
     check_constants,
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from swin_hf.model_card import Card
     from swin_hf.publish import Publication
 
+# Of the Hub, by the tasks of artefacts.
+_PIPELINES = {CLASSIFICATION: CLASSIFICATION, SEGMENTATION: "image-segmentation", FEATURES: "image-feature-extraction"}
 _USE = """```bash
 pip install "swin-hf[edge]"
 hf download {repo_id} --local-dir program
@@ -92,15 +97,15 @@ def publish(
 
 
 def _card(manifest: Manifest) -> "Card":
-    from swin_hf.publish import FEATURES, PIPELINES, Card
+    from swin_hf.publish import Card
 
     contract, accuracy = manifest.input, manifest.accuracy
     figures = {"size of the program": f"{manifest.program['size_bytes']:,} bytes"}
     if accuracy:
-        figures[f"accuracy, {accuracy['num_images']:.0f} held-out images"] = f"{100 * accuracy['program']:.1f} %"
-        figures["accuracy of the model that it was made of"] = f"{100 * accuracy['model']:.1f} %"
+        figures[f"{manifest.metric}, {accuracy['num_images']:.0f} held-out images"] = f"{100 * accuracy['program']:.1f} %"
+        figures[f"{manifest.metric} of the model that it was made of"] = f"{100 * accuracy['model']:.1f} %"
     return Card(
-        pipeline=manifest.task if manifest.task in PIPELINES.values() else FEATURES,
+        pipeline=_PIPELINES[manifest.task],
         library="executorch",
         about=(
             f"A program for ExecuTorch, recipe `{manifest.recipe}`, for images of {contract.height} x {contract.width} "

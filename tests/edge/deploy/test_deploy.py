@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from edge.deploy.form import DeployError, deploy
 from edge.deploy.position_bias import LaidOutBias
 from edge.deploy.view import InputView
-from swin_hf import SwinHfBackbone, SwinHfForImageClassification
+from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.layers_swin_hf import bias_of_pairs
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -163,6 +163,19 @@ def test_maps_of_a_hybrid_backbone_are_the_models(make_config, kind):
     maps = deploy(model, view_of(config, batch_size=2))(pixels)
     for feature_map, expected in zip(maps, model(normalised(pixels)).feature_maps, strict=True):
         assert_same(feature_map, expected)
+
+
+@pytest.mark.parametrize("resize_logits", [True, False])
+@pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["uper", "light"])
+def test_segmenters_are_the_models_at_any_size(make_config, head, kind, norm, resize_logits):
+    config = make_config(**KINDS[kind] | {"norm": norm}, out_features=["stem", "stage1", "stage2"])
+    settings = {"hidden_size": 8, "pool_scales": [1, 2, 5], "auxiliary_channels": 4, "resize_logits": resize_logits}
+    segmenter = SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=config, decode_head=head, **settings))
+    model, pixels = randomised(segmenter.eval()), torch.rand(2, 3, 37, 42)
+    deployed = deploy(model, view_of(config, batch_size=2, height=37, width=42))
+    assert_same(deployed(pixels), model(normalised(pixels)).logits)
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms", "batch"])

@@ -42,7 +42,7 @@ def test_parity_misses_a_bound_only_below_it(sqnr_db, agreement, missed):
 )
 def test_accuracy_may_drop_by_the_share_of_the_recipe_or_an_image(num_images, lost, is_missed):
     right = num_images - 9
-    accuracy = Accuracy(num_images=num_images, num_right_model=right, num_right_program=right - lost)
+    accuracy = Accuracy(num_images=num_images, model=right / num_images, program=(right - lost) / num_images)
     assert bool(missed_accuracy(RECIPE, accuracy)) == is_missed
 
 
