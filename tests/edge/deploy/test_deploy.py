@@ -195,7 +195,7 @@ def test_deploy_form_has_four_dimensions_at_most(make_model):
 
 def test_other_models_and_channels_are_refused(make_model):
     stock = SwinForImageClassification(SwinConfig(image_size=16, embed_dim=8, depths=[1], num_heads=[2], window_size=4))
-    with pytest.raises(DeployError, match="must be a SwinHfForImageClassification or SwinHfBackbone, got SwinForImage"):
+    with pytest.raises(DeployError, match="or SwinHfForSemanticSegmentation or SwinHfBackbone, got SwinForImage"):
         deploy(stock, InputView(height=16, width=16, image_mean=MEAN, image_std=STD))
     model = make_model(num_channels=1)
     with pytest.raises(DeployError, match="image_mean must have 1 values"):
