@@ -20,6 +20,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from distill.pipeline.settings import parse_settings
+from distill.training.segmenter_evaluation import parse_evaluation_settings
 from distill.training.settings import parse_finetune_settings
 from edge.lower.recipes import RECIPES
 
@@ -200,6 +201,8 @@ def check_command(words: list[str]) -> None:
             parse_finetune_settings([*arguments.training_script_args, "--use_cpu", "true"])  # which takes --bf16 anywhere
         case ["python", "distill/run.py", *rest]:
             parse_settings(rest)
+        case ["python", "scripts/evaluate_segmenter.py", *rest]:
+            parse_evaluation_settings(rest)
         case ["python", "-m", "pytest", *rest]:
             paths = [word for word in rest if not word.startswith("-")]
             assert paths and all((ROOT / path).exists() for path in paths)
@@ -245,7 +248,7 @@ def test_flags_of_our_programs_have_no_hyphens():
 def test_flags_that_are_explained_exist():
     known = set().union(*(options_of(parser_of(module)) for module in ARGPARSE_PROGRAMS.values()))
     known |= options_of(launch_command_parser())
-    for parse_words in (parse_settings, parse_finetune_settings):
+    for parse_words in (parse_settings, parse_finetune_settings, parse_evaluation_settings):
         shown = io.StringIO()
         with redirect_stdout(shown), suppress(SystemExit):
             parse_words(["--help"])
