@@ -36,6 +36,7 @@ ARGPARSE_PROGRAMS = {  # first words of a command: the module whose `main` reads
     ("python", "-m", "device"): "edge.device.__main__",
     ("python", "-m", "swin_hf.convert"): "swin_hf.convert",
     ("python", "-m", "swin_hf.publish"): "swin_hf.publish",
+    ("python", "-m", "swin_hf.explain"): "swin_hf.explain",
     ("python", "-m", "distill.prune"): "distill.prune",
     ("python", "-m", "distill.latency"): "distill.latency",
     ("python", "scripts/benchmark.py"): "scripts.benchmark",
