@@ -49,12 +49,18 @@ class Normalise(nn.Module):
         self.inverse_root = InverseRoot()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        centred = self.centred(tokens)
+        return centred * self.inverse_deviation(centred)
+
+    def centred(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens before they are divided."""
         if self.centre:
             tokens = tokens - torch.mm(tokens, self.mean_column)
-        if self.prescale != 1.0:
-            tokens = tokens * self.prescale
-        variance = torch.mm(tokens * tokens, self.mean_column)
-        return tokens * self.inverse_root(variance + self.eps)
+        return tokens * self.prescale if self.prescale != 1.0 else tokens
+
+    def inverse_deviation(self, centred: torch.Tensor) -> torch.Tensor:
+        """What each of the centred tokens is multiplied by, (L, 1)."""
+        return self.inverse_root(torch.mm(centred * centred, self.mean_column) + self.eps)
 
     def prescaled(self, factor: float) -> None:
         """Scale tokens by `factor` before they are squared; the output does not change."""

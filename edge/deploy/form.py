@@ -15,7 +15,7 @@ from torch import nn
 
 from edge.deploy.convolutions import ToMap
 from edge.deploy.encoder import DeployBackbone, DeployEncoder
-from edge.deploy.folding import Rescale, take_apart, with_affine_before
+from edge.deploy.folding import Normalise, Rescale, take_apart, with_affine_before
 from edge.deploy.layers import DeployPlan
 from edge.deploy.segmenters import DeploySegmenter
 from edge.deploy.view import InputView
@@ -30,13 +30,14 @@ class DeployError(ExplainedError):
     """A model has no deploy form; the message says why."""
 
 
-def deploy(model: Exportable, view: InputView, compact: bool = False) -> nn.Module:
+def deploy(model: Exportable, view: InputView, compact: bool = False, explain: bool = False) -> nn.Module:
     """Deploy form of `model` for the images that `view` describes; the model itself is not changed.
 
     A classifier maps pixels to logits (B, K), or without a head to pooled features (B, C); a segmenter to logits (B, K, H, W).
     A backbone maps them to a tuple of feature maps (B, C, H, W), one for each of its `out_features`.
 
     compact: store position biases and masks as int8, exact to 1 / 254 of the largest, for programs with int8 weights.
+    explain: of a classifier, put out (B, K, H, W) class maps too, whose mean over the places is the logits.
 
     Raises:
         DeployError: another kind of model, layers that were wrapped or quantized, or another number of channels.
@@ -50,7 +51,8 @@ def deploy(model: Exportable, view: InputView, compact: bool = False) -> nn.Modu
     require_plain_layers(model, "exported", DeployError)
     model = copy.deepcopy(model).eval().float().cpu()
     kinds = {SwinHfBackbone: DeployBackbone, SwinHfForSemanticSegmentation: DeploySegmenter}
-    kind = next((form for own, form in kinds.items() if isinstance(model, own)), DeployClassifier)
+    of_classifier = ExplainedClassifier if explain else DeployClassifier
+    kind = next((form for own, form in kinds.items() if isinstance(model, own)), of_classifier)
     plan = DeployPlan(hidden_act=config.hidden_act, batch_size=view.batch_size, compact=compact)
     with torch.no_grad():
         return kind(model, view, plan).eval().requires_grad_(False)
@@ -80,6 +82,26 @@ class DeployClassifier(nn.Module):
         if self.norm_after_pooling:
             return self.classifier(self.norm(pooled(self.to_map(last))))
         return self.classifier(pooled(self.map_of_tokens(self.norm(self.to_tokens(last)))))
+
+
+class ExplainedClassifier(DeployClassifier):
+    """Pixels to logits (B, K), and the class maps (B, K, H, W) that they are the mean of (`swin_hf.explanations`)."""
+
+    def __init__(self, model: SwinHfForImageClassification, view: InputView, plan: DeployPlan):
+        super().__init__(model, view, plan)
+        self.batch_size = plan.batch_size
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        last = self.encoder(pixel_values)[-1]
+        tokens = self.to_tokens(last)
+        if self.norm_after_pooling and isinstance(self.norm, Normalise):
+            factor = self.norm.inverse_deviation(self.norm.centred(pooled(self.to_map(last))))  # (B, 1)
+            by_image = self.norm.centred(tokens).view(self.batch_size, -1, tokens.shape[1])
+            tokens = (by_image * factor.view(-1, 1, 1)).view(-1, tokens.shape[1])
+        else:
+            tokens = self.norm(tokens)
+        maps = self.map_of_tokens(self.classifier(tokens))
+        return pooled(maps), maps.contiguous()
 
 
 def pooled(feature_map: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,13 @@ class InputContract:
         size = (height or self.height, width or self.width)
         return to_pixel_values(image.convert(self.colour), *size, self.resample, self.dtype, self.crop_pct)
 
+    def seen(self, pixel_values: np.ndarray) -> Image.Image:
+        """The first image of an input, in RGB."""
+        pixels = pixel_values[0] if self.layout == "NHWC" else pixel_values[0].transpose(1, 2, 0)
+        if self.dtype != "uint8":
+            pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels).convert("RGB")
+
     def shape(self, batch_size: int = 1, height: int | None = None, width: int | None = None) -> tuple[int, int, int, int]:
         """Shape of a batch of images, of the contract's size by default."""
         height, width = height or self.height, width or self.width
@@ -108,6 +115,7 @@ class Manifest:
     task: "image-classification", "semantic-segmentation", or "feature-maps" for a backbone.
     labels: names of the classes in the order of the logits, or of the feature maps.
     palette: of a segmenter, a colour (red, green, blue) from 0 to 255 for each class; otherwise empty.
+    explains: whether a classifier puts out class maps (B, K, h, w) behind its logits, which are the mean over their places.
     class_map: whether a segmenter puts out classes (B, height, width) instead of logits (B, K, h, w), which are smaller.
     temperature: probabilities are softmax(logits / temperature).
     methods: batch size, height and width of the images that each method of the program takes.
@@ -138,6 +146,7 @@ class Manifest:
     sha256: dict[str, str]
     palette: list[tuple[int, int, int]] = field(default_factory=list)
     class_map: bool = False
+    explains: bool = False
     format_version: int = FORMAT_VERSION
 
     @property
@@ -355,6 +364,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         ),
         (all(0 <= level <= 255 for colour in manifest.palette for level in colour), f"palette {manifest.palette!r:.80}"),
         (manifest.is_segmenter or not manifest.class_map, f"class_map of the task {manifest.task!r}"),
+        (manifest.is_classifier or not manifest.explains, f"explains of the task {manifest.task!r}"),
         (1e-6 < manifest.temperature < 1e6, f"temperature {manifest.temperature}"),
         (contract.dtype in ("float32", "uint8"), f"input.dtype {contract.dtype!r}"),
         (contract.layout == ("NHWC" if contract.dtype == "uint8" else "NCHW"), f"input.layout {contract.layout!r}"),

@@ -74,32 +74,44 @@ def add_run(commands) -> argparse.ArgumentParser:
         type=Path,
         default=Path("masks"),
         metavar="FOLDER",
-        help="of a segmenter, for masks and pictures of them (default: masks)",
+        help="for masks of a segmenter, and pictures (default: masks)",
+    )
+    command.add_argument(
+        "--explain", action="store_true", help="draw what speaks for the first class, by a program exported with --explain"
     )
     add_json(command)
     return command
 
 
 def run_images(arguments: argparse.Namespace) -> int:
+    from .explanation import new_files
     from .image import UnreadableImageError
     from .runner import NotFiniteError, Runner
 
     runner = Runner(arguments.artefact)
     if runner.manifest.is_segmenter:
         return segment_images(runner, arguments)
+    files = new_files(arguments.images, arguments.output_dir, "explained") if arguments.explain else None
     results, failed = [], False
-    for image in arguments.images:
+    for number, image in enumerate(arguments.images):
         try:
-            results.append((image, runner.classify(image, arguments.top_k)))
+            result = {"image": str(image), "predictions": runner.classify(image, arguments.top_k)}
+            if files is not None:
+                result["explained"] = str(files[number][0])
+                picture = runner.explain(image, result["predictions"][0].label)
+                arguments.output_dir.mkdir(parents=True, exist_ok=True)
+                picture.save(files[number][0])
+            results.append(result)
         except (UnreadableImageError, NotFiniteError) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             failed = True
     if arguments.json:
-        print_json([{"image": str(image), "predictions": [vars(p) for p in found]} for image, found in results])
+        print_json([result | {"predictions": [vars(p) for p in result["predictions"]]} for result in results])
     else:
-        for image, predictions in results:
-            print(printable(str(image)))
-            for prediction in predictions:
+        for result in results:
+            told = f" -> {printable(result['explained'])}" if "explained" in result else ""
+            print(f"{printable(result['image'])}{told}")
+            for prediction in result["predictions"]:
                 print(f"  {prediction.probability:7.2%}  {printable(prediction.label)}")
     return int(failed)
 
@@ -108,17 +120,18 @@ def segment_images(runner: "Runner", arguments: argparse.Namespace) -> int:
     """Write the mask of each image, and a picture of it over the image, and print the share of each class.
 
     Raises:
-        ArtefactError: a file that would be written exists already.
+        FileInTheWayError: a file that would be written exists already.
     """
+    from .explanation import new_files
     from .image import UnreadableImageError, load_image
-    from .runner import NotFiniteError
-    from .segmentation import free_files
+    from .runner import NotFiniteError, about_image
 
-    results, failed = [], False
-    for image, (mask, overlay) in zip(arguments.images, free_files(arguments.images, arguments.output_dir)):
+    results, failed, files = [], False, new_files(arguments.images, arguments.output_dir, "mask", "overlay")
+    for image, (mask, overlay) in zip(arguments.images, files):
         try:
             picture = load_image(image)
-            found = runner.segment(picture)
+            with about_image(image):
+                found = runner.segment(picture)
         except (UnreadableImageError, NotFiniteError) as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             failed = True

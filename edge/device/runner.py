@@ -16,6 +16,7 @@ from PIL import Image
 
 from .artefact import MANIFEST_FILE, ArtefactError, read_artefact
 from .errors import ExplainedError
+from .explanation import enlarged, heat
 from .image import load_image
 from .segmentation import Segmentation, class_map_at, class_map_of
 
@@ -94,11 +95,12 @@ class Runner:
         B, K = self.manifest.methods[method]["batch_size"], len(self.manifest.labels)
         if self.manifest.class_map:
             return [(B, self.manifest.methods[method]["height"], self.manifest.methods[method]["width"])], "uint8"
-        if self.manifest.is_classifier:
-            return [(B, K)], "float32"
         maps = [shape for shape in found if len(shape) == 4 and shape[0] == B]
+        of_classes = (B, K, *maps[0][2:]) if maps else (B, K, 1, 1)
+        if self.manifest.is_classifier:
+            return [(B, K), of_classes] if self.manifest.explains else [(B, K)], "float32"
         if self.manifest.is_segmenter:
-            return [(B, K, *maps[0][2:]) if maps else (B, K, 1, 1)], "float32"
+            return [of_classes], "float32"
         return maps[:K] + [()] * (K - len(maps)), "float32"
 
     def shape(self, method: str) -> tuple[int, int, int, int]:
@@ -121,8 +123,8 @@ class Runner:
         return self.manifest.input.pixel_values(load_image(image), size["height"], size["width"])
 
     def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
-        """All outputs of a method: one array of logits, (B, K) or of a segmenter (B, K, h, w), or of classes
-        (B, height, width), or feature maps (B, C, H, W).
+        """All outputs of a method: logits, (B, K) or of a segmenter (B, K, h, w), or classes (B, height, width), or feature
+        maps (B, C, H, W); behind the logits of a classifier that explains itself, class maps (B, K, h, w).
 
         Raises:
             ValueError: no such method, or an input whose shape or type is not that of the contract.
@@ -212,12 +214,29 @@ class Runner:
         if not manifest.is_segmenter:
             raise ArtefactError(f"the artefact must be a segmenter to name classes of pixels, got one of {manifest.task}")
         picture = image if isinstance(image, Image.Image) else load_image(image)
-        with about_image(image):
-            output = self.outputs(manifest.input.pixel_values(picture))[0][0]
+        output = self.outputs(manifest.input.pixel_values(picture))[0][0]
         at_size = class_map_at if manifest.class_map else class_map_of
         return Segmentation(
             class_map=at_size(output, picture.height, picture.width), labels=manifest.labels, palette=manifest.palette
         )
+
+    def explain(self, image: str | Path, label: str) -> Image.Image:
+        """What speaks for a class, in red, and against it, in blue, over an image file as the program sees it.
+
+        Raises:
+            ArtefactError: the program puts out no class maps, or knows no such class.
+            UnreadableImageError: the image cannot be decoded.
+            NotFiniteError: a value for it is NaN or infinite.
+        """
+        manifest = self.manifest
+        if not manifest.explains:
+            raise ArtefactError("the artefact must be one of a classifier exported with --explain")
+        if label not in manifest.labels:
+            raise ArtefactError(f"label must be one of {', '.join(manifest.labels[:10])}, .., got {label}")
+        pixels = self.pixel_values(image)
+        with about_image(image):
+            maps = self.outputs(pixels)[1][0]
+        return heat(maps[manifest.labels.index(label)], enlarged(manifest.input.seen(pixels)))
 
 
 @contextmanager

@@ -4,22 +4,16 @@
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .errors import ExplainedError
 from .palette import coloured
 from .printable import printable
 
 OPACITY = 0.55  # of the colours over the picture
 LEGEND_CLASSES = 20  # at most, the largest ones
 SMALLEST_SHOWN = 0.001  # share of the image
-
-
-class SegmentationError(ExplainedError):
-    """Class maps cannot be written; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +56,6 @@ class Segmentation:
             draw.rectangle(box, fill=tuple(self.palette[self.labels.index(label)]), outline="grey")
             draw.text((2 * text_height, top), line, fill="black", font=font)
         return legend
-
-
-def free_files(images: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Names of new files for the mask of each image and for the picture of it.
-
-    Raises:
-        SegmentationError: one exists already, or two images would share it.
-    """
-    names = [(folder / f"{image.stem}_mask.png", folder / f"{image.stem}_overlay.png") for image in images]
-    if len(set(names)) < len(names):
-        raise SegmentationError("images must have different names, as their masks get these; run them one after the other")
-    existing = [file for files in names for file in files if file.exists()]
-    if existing:
-        raise SegmentationError(f"{existing[0]} exists already; give another --output_dir")
-    return names
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:

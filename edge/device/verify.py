@@ -112,7 +112,10 @@ def program_outputs(runner: Runner, images: ReadableImages) -> np.ndarray:
 
 def _outputs_for(runner: Runner, image: LabelledImage) -> np.ndarray:
     with about_image(image.name):
-        return np.concatenate([values.ravel() for values in runner.outputs(runner.manifest.input.pixel_values(image.image))])
+        outputs = runner.outputs(runner.manifest.input.pixel_values(image.image))
+    if runner.manifest.is_classifier:
+        return outputs[0].ravel()  # without class maps
+    return np.concatenate([values.ravel() for values in outputs])
 
 
 def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -> dict[str, float | int | str]:

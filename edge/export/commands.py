@@ -39,6 +39,11 @@ def add_export(commands) -> argparse.ArgumentParser:
         "with images and masks (default: none)",
     )
     command.add_argument(
+        "--explain",
+        action="store_true",
+        help="of a classifier: put out class maps too, which say what each place adds to the logits",
+    )
+    command.add_argument(
         "--class_map",
         action="store_true",
         help="of a segmenter: put out the class of every pixel, at the size of the image, instead of smaller logits",
@@ -68,6 +73,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         sizes=arguments.sizes,
         batch_sizes=arguments.batch_sizes,
         class_map=arguments.class_map,
+        explain=arguments.explain,
         self_test=not arguments.no_self_test,
     )
     manifest = export(arguments.checkpoint, arguments.output_dir, settings)

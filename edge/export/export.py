@@ -23,7 +23,7 @@ from edge.device.environment import installed_versions
 from edge.device.runner import Runner
 from edge.device.temperature import MIN_LABELLED_IMAGES, fit_temperature
 from edge.export.checkpoint import task_of
-from edge.export.form_choice import ChosenForm, choose_form, deployed_form, rank_layers
+from edge.export.form_choice import ChosenForm, choose_form, deployed_form, explained_forms, rank_layers
 from edge.export.judgement import Judgement, judge_graph, judge_program
 from edge.export.prepare import Prepared, prepare
 from edge.export.settings import ExportError, ExportSettings
@@ -74,6 +74,7 @@ def export_into(work_dir: Path, checkpoint_dir: Path, output_dir: Path, settings
     prepared = prepare(checkpoint_dir, settings)
     chosen = choose_form(prepared)
     forms = with_class_maps(prepared, chosen.forms) if settings.class_map else chosen.forms
+    forms = explained_forms(prepared, chosen) if settings.explain else forms
     traced = trace({name: (form, torch.from_numpy(chosen.samples[name].inputs[0])) for name, form in forms.items()})
     of_graph = judge_graph(prepared, chosen, traced)
     if of_graph.misses and not prepared.recipe.executable:  # no program will be run that could tell
@@ -116,7 +117,7 @@ def _manifest(
         methods=prepared.methods,
         recipe=prepared.recipe.name,
         backend=prepared.recipe.backend,
-        equalised=chosen.equalised,
+        equalised=chosen.ranges is not None,
         kept_in_float=list(chosen.kept_in_float),
         parity={stage: asdict(parity) for stage, parity in (chosen.parity | of_graph.parity).items()},
         accuracy=chosen.accuracy.figures if chosen.accuracy else {},
@@ -130,6 +131,7 @@ def _manifest(
         sha256={PROGRAM_FILE: sha256_of(lowered.program)},
         palette=prepared.palette,
         class_map=prepared.settings.class_map,
+        explains=prepared.settings.explain,
     )
 
 

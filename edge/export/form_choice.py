@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge.deploy.form import deploy, flat
+from edge.deploy.form import ExplainedClassifier, deploy, flat
 from edge.device.parity import Parity
 from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bound
 from edge.export.calibration import MAX_CALIBRATION_IMAGES
@@ -31,7 +31,7 @@ class ChosenForm:
     forms: of each method.
     samples: of each method, to compare its program on: all images, except those that the form was trained on.
     parity: of the deploy form and, if the recipe quantizes, of the quantized form.
-    equalised, kept_in_float: as in `edge.json`.
+    ranges: that the forms were equalised by; None if they are not. kept_in_float: as in `edge.json`.
     held_out_logits: (n, K) for the held-out images; None without any.
     accuracy: of the quantized form on the held-out images; None without either.
     """
@@ -39,7 +39,7 @@ class ChosenForm:
     forms: dict[str, nn.Module]
     samples: dict[str, Samples]
     parity: dict[str, Parity]
-    equalised: bool = False
+    ranges: ChannelRanges | None = None
     kept_in_float: tuple[str, ...] = ()
     held_out_logits: np.ndarray | None
     accuracy: Accuracy | None = None
@@ -82,8 +82,24 @@ def choose_form(prepared: Prepared) -> ChosenForm:
     )
 
 
-def deployed_form(prepared: Prepared, method: str) -> tuple[nn.Module, Parity]:
+def explained_forms(prepared: Prepared, chosen: ChosenForm) -> dict[str, nn.Module]:
+    """The chosen forms of a classifier, with class maps as a second output.
+
+    Raises:
+        ExportError: one computes other logits than the model.
+    """
+    recipe, forms = replace(prepared.recipe, rules=_rules(prepared, chosen.kept_in_float)), {}
+    for method, samples in prepared.samples.items():
+        form, _ = deployed_form(prepared, method, explain=True)
+        form = equalise(form, chosen.ranges) if chosen.ranges else form
+        forms[method] = in_precision(form, recipe, samples.tensors(MAX_CALIBRATION_IMAGES))
+    return forms
+
+
+def deployed_form(prepared: Prepared, method: str, explain: bool = False) -> tuple[nn.Module, Parity]:
     """The deploy form for a method, and how close it is to the model.
+
+    explain: as for `deploy`.
 
     Raises:
         DeployError: a model that has no deploy form.
@@ -92,11 +108,12 @@ def deployed_form(prepared: Prepared, method: str) -> tuple[nn.Module, Parity]:
     samples, view = prepared.samples[method], input_view(prepared.processor, prepared.contract, **prepared.methods[method])
     largest = max(1.0, float(np.abs(samples.reference).max()))
     if prepared.recipe.is_quantized:
-        form = deploy(prepared.model, view, compact=True)
+        form = deploy(prepared.model, view, compact=True, explain=explain)
         parity = samples.compare(_outputs(form, samples.inputs))
         if parity.max_difference <= largest * MAX_COMPACT_DIFFERENCE:
             return form, parity
-    form = deploy(prepared.model, view)  # with position biases in float, where single ones are much larger than the others
+    # With position biases in float, where single ones are much larger than the others.
+    form = deploy(prepared.model, view, explain=explain)
     parity, limit = samples.compare(_outputs(form, samples.inputs)), largest * MAX_DEPLOY_DIFFERENCE
     if not parity.max_difference <= limit:
         raise ExportError(f"the deploy form differs from the model by {parity.max_difference:.2e} (limit {limit:.2e})")
@@ -140,7 +157,7 @@ def _quantized(prepared: Prepared, deployed: dict[str, nn.Module], parity: Parit
         forms=forms,
         samples=prepared.samples,
         parity={"deploy form": parity, "quantized": candidate.parity},
-        equalised=ranges is not None,
+        ranges=ranges,
         kept_in_float=kept_in_float,
         held_out_logits=candidate.held_out_logits,
         accuracy=candidate.accuracy,
@@ -191,4 +208,6 @@ def _candidate(prepared: Prepared, form: nn.Module, samples: Samples) -> Candida
 
 
 def _outputs(form: nn.Module, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    return [flat(form(torch.from_numpy(array))) for array in inputs]
+    """What a form puts out for inputs, flattened; of one with class maps, the logits."""
+    outputs = (form(torch.from_numpy(array)) for array in inputs)
+    return [flat(values[0] if isinstance(form, ExplainedClassifier) else values) for values in outputs]

@@ -17,6 +17,9 @@ from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bo
 from edge.export.checkpoint import model_outputs
 from edge.export.form_choice import FEW_IMAGES, ChosenForm
 from edge.export.prepare import HeldOut, Prepared, Samples
+from edge.export.settings import ExportError
+
+MAX_INCOMPLETE = 1e-2  # of the mean of class maps from the logits, relative to the largest value: int8 and float16 round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ def judge_graph(prepared: Prepared, chosen: ChosenForm, traced: dict[str, Export
     """Compare the exported graph of `forward` with the model on a few images."""
     graph, samples = traced["forward"].module(check_guards=False), chosen.samples["forward"]
     with torch.no_grad():
-        outputs = [flat(graph(torch.from_numpy(array))) for array in samples.inputs[:FEW_IMAGES]]
+        outputs = [_to_compare(prepared, graph(torch.from_numpy(array))) for array in samples.inputs[:FEW_IMAGES]]
     parity = samples.compare(outputs, prepared.class_map_size("forward"))
     return Judgement(parity={"exported": parity}, misses=missed_bound(prepared.recipe, parity))
 
@@ -51,7 +54,7 @@ def judge_program(prepared: Prepared, chosen: ChosenForm, runner: Runner) -> Jud
     parity: dict[str, Parity] = {}
     for name, samples in chosen.samples.items():
         stage = "program" if name == "forward" else f"program {name}"
-        outputs = [flat(tuple(map(torch.from_numpy, values))) for values in _run(runner, samples, name)]
+        outputs = [_to_compare(prepared, tuple(map(torch.from_numpy, values))) for values in _run(runner, samples, name)]
         parity[stage] = samples.compare(outputs, prepared.class_map_size(name))
         if misses := missed_bound(prepared.recipe, parity[stage]):
             return Judgement(parity=parity, misses=f"{misses} in method {name}")
@@ -64,6 +67,21 @@ def judge_program(prepared: Prepared, chosen: ChosenForm, runner: Runner) -> Jud
     else:
         return Judgement(parity=parity)
     return Judgement(parity=parity, accuracy=accuracy, misses=missed_accuracy(prepared.recipe, accuracy))
+
+
+def _to_compare(prepared: Prepared, outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> np.ndarray:
+    """Outputs of a batch that the model has too, flattened: class maps are no outputs of a classifier.
+
+    Raises:
+        ExportError: logits are not the mean of their class maps.
+    """
+    if not prepared.settings.explain:
+        return flat(outputs)
+    logits, maps = outputs
+    difference, largest = float((maps.mean(dim=(2, 3)) - logits).abs().max()), float(maps.abs().max())
+    if not difference <= MAX_INCOMPLETE * max(largest, 1.0):
+        raise ExportError(f"the logits must be the mean of the class maps, got a difference of {difference:.1e}")
+    return flat(logits)
 
 
 def mask_accuracy(prepared: Prepared, runner: Runner) -> Accuracy:

@@ -124,7 +124,7 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     methods = methods_of(sizes, settings.batch_sizes)
     is_classifier = isinstance(model, SwinHfForImageClassification)
     is_segmenter = isinstance(model, SwinHfForSemanticSegmentation)
-    _check_class_map(settings, is_segmenter, contract)
+    _check_outputs(settings, is_classifier, is_segmenter, contract)
     labels = outputs_named(model)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
@@ -191,12 +191,15 @@ def map_shape_of(model: SwinHfForSemanticSegmentation, inputs: np.ndarray, contr
     return tuple(model(torch.zeros(1, contract.channels, height, width)).logits.shape[1:])
 
 
-def _check_class_map(settings: ExportSettings, is_segmenter: bool, contract: InputContract) -> None:
-    """Check what only segmenters have, and what they cannot have.
+def _check_outputs(settings: ExportSettings, is_classifier: bool, is_segmenter: bool, contract: InputContract) -> None:
+    """Check what only some models put out, and what segmenters cannot have.
 
     Raises:
-        ExportError: another model is to put out a class map, or a segmenter's images are cropped.
+        ExportError: another model is to put it out, or a segmenter's images are cropped.
     """
+    recipe = find_recipe(settings.recipe)
+    if settings.explain and (not is_classifier or recipe.train_epochs):
+        raise ExportError(f"explain must come with a classifier and a recipe without training, got recipe {recipe.name}")
     if settings.class_map and not is_segmenter:
         raise ExportError("class_map must be left out for a model that is no segmenter")
     if is_segmenter and contract.crop_pct is not None:

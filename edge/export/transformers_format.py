@@ -24,11 +24,11 @@ def write_transformers_files(
 ) -> list[str]:
     """Write the manifest of transformers' exporters and, for a float input, an image processor; returns the files' names.
 
-    kind: of the model. outputs: of the method `forward`, for their structure.
+    kind: of the model. outputs: of the method `forward`, for their structure; class maps behind logits become `hidden_states`.
     """
     pytree = torch.utils._pytree
     returned = {
-        SwinHfForImageClassification: lambda: ImageClassifierOutput(logits=outputs[0]),
+        SwinHfForImageClassification: lambda: ImageClassifierOutput(logits=outputs[0], hidden_states=outputs[1:] or None),
         SwinHfForSemanticSegmentation: lambda: SemanticSegmenterOutput(logits=outputs[0]),
         SwinHfBackbone: lambda: BackboneOutput(feature_maps=outputs),
     }[kind]()

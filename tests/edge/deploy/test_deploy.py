@@ -12,6 +12,7 @@ from edge.deploy.form import DeployError, deploy
 from edge.deploy.position_bias import LaidOutBias
 from edge.deploy.view import InputView
 from swin_hf import SwinHfBackbone, SwinHfForImageClassification, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
+from swin_hf.explanations import class_maps
 from swin_hf.layers_swin_hf import bias_of_pairs
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -163,6 +164,17 @@ def test_maps_of_a_hybrid_backbone_are_the_models(make_config, kind):
     maps = deploy(model, view_of(config, batch_size=2))(pixels)
     for feature_map, expected in zip(maps, model(normalised(pixels)).feature_maps, strict=True):
         assert_same(feature_map, expected)
+
+
+@pytest.mark.parametrize("norm_after_pooling", [True, False])
+@pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_maps_are_the_models(make_model, kind, norm, norm_after_pooling):
+    model = randomised(make_model(**KINDS[kind] | {"norm": norm, "norm_after_pooling": norm_after_pooling}))
+    pixels = torch.rand(2, 3, 36, 44)
+    logits, maps = deploy(model, view_of(model.config, batch_size=2, height=36, width=44), explain=True)(pixels)
+    assert_same(maps, class_maps(model, normalised(pixels)))
+    assert_same(logits, model(normalised(pixels)).logits)
 
 
 @pytest.mark.parametrize("resize_logits", [True, False])

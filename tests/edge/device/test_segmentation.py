@@ -6,17 +6,16 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from edge.device.explanation import FileInTheWayError, new_files
 from edge.device.image import UnreadableImageError
 from edge.device.labelled import SplitError
 from edge.device.masks import open_masked
 from edge.device.palette import coloured, palette_of
 from edge.device.segmentation import (
     Segmentation,
-    SegmentationError,
     class_map_at,
     class_map_of,
     confusion_of,
-    free_files,
     interpolation,
     mean_iou,
 )
@@ -72,12 +71,12 @@ def test_colours_are_distinct_and_unknown_numbers_grey():
 
 def test_nothing_is_written_over(tmp_path):
     images = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
-    assert free_files(images, tmp_path)[0] == (tmp_path / "a_mask.png", tmp_path / "a_overlay.png")
+    assert new_files(images, tmp_path, "mask", "overlay")[0] == (tmp_path / "a_mask.png", tmp_path / "a_overlay.png")
     (tmp_path / "b_overlay.png").write_bytes(b"mine")
-    with pytest.raises(SegmentationError, match=r"b_overlay\.png exists already; give another --output_dir"):
-        free_files(images, tmp_path)
-    with pytest.raises(SegmentationError, match="images must have different names"):
-        free_files([tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.png"], tmp_path)
+    with pytest.raises(FileInTheWayError, match=r"b_overlay\.png exists already; give another --output_dir"):
+        new_files(images, tmp_path, "mask", "overlay")
+    with pytest.raises(FileInTheWayError, match="images must have different names"):
+        new_files([tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.png"], tmp_path, "mask")
 
 
 def write(folder, name, size=(8, 6), level=None):
