@@ -11,6 +11,7 @@ python scripts/benchmark.py distill                                # what a teac
 python scripts/benchmark.py distill-folder --dataset FOLDER        # what a teacher is worth on a folder of few images
 python scripts/benchmark.py distill-steps                          # what a teacher costs in a step
 python scripts/benchmark.py prune                                  # pruned students against narrower ones (hours)
+python scripts/benchmark.py explain CHECKPOINT                     # whether explanations point at digits in scenes
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
 
@@ -31,6 +32,7 @@ quieten()  # before the imports that print warnings
 import torch
 from benchmark_distill import HYBRID, LADDER, benchmark_distill, work_distill, work_teacher
 from benchmark_edge import EDGE_PARTS, benchmark_edge
+from benchmark_explain import benchmark_explain
 from benchmark_folder import benchmark_folder, work_folder
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
@@ -62,7 +64,16 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(required=True, parser_class=partial(argparse.ArgumentParser, allow_abbrev=False))
-    for add in (add_models, add_trainings, add_programs, add_students, add_distillation, add_pruning, add_workers):
+    for add in (
+        add_models,
+        add_trainings,
+        add_programs,
+        add_students,
+        add_distillation,
+        add_pruning,
+        add_explanations,
+        add_workers,
+    ):
         add(commands)
     return parser
 
@@ -175,6 +186,14 @@ def add_pruning(commands) -> None:
     command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
     command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/prune.json"), metavar="FILE")
     command.set_defaults(run=benchmark_prune)
+
+
+def add_explanations(commands) -> None:
+    command = commands.add_parser("explain", help="pointing game, deletion and insertion of explanations on digit scenes")
+    command.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="classifiers of the digit scenes")
+    command.add_argument("--num_images", type=positive, default=500, help="test scenes; those that the model has right count")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/explain.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_explain)
 
 
 def add_processes(command: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import benchmark_distill
+import benchmark_explain
 import benchmark_folder
 import benchmark_steps
 import benchmark_students
@@ -217,6 +218,38 @@ def test_widths_are_compared_with_the_line_through_the_multiples_of_16():
     rows = [{"field": field, "width": width, "excess": own} for field in NAMES for width, own in excess.items()]
     rows += [{"field": field, "width": 28, "excess": -0.05} for field in NAMES]
     assert "| +10.0 % | -5.0 % | +10.0 % |" in described_widths(rows)
+
+
+class Red:
+    """A classifier whose probability of class 1 rises with the red in the left half of the images."""
+
+    def __call__(self, pixels):
+        red = pixels[:, 0, :, : pixels.shape[3] // 2].mean(dim=(1, 2))
+        return torch.stack([torch.zeros_like(red), 20 * red - 10], dim=1)
+
+
+def test_deletion_and_insertion_by_hand():
+    sharp, blurred = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    sharp[:, 0, :, :4] = 1
+    right_first = np.tile(np.arange(8.0), (8, 1))
+    left_first = -right_first
+    probability = (1 / (1 + np.exp(10 - 20 * np.linspace(0, 1, 9)))).tolist()  # while the left half comes or goes
+    whole, none = [probability[-1]] * 8, [probability[0]] * 8
+    for values, deleted, inserted in (
+        (left_first, [*probability[::-1], *none], [*probability, *whole]),
+        (right_first, [*whole, *probability[::-1]], [*none, *probability]),
+    ):
+        found = benchmark_explain.curves(Red(), sharp, blurred, values, 1)
+        expected = [np.trapezoid(curve, np.linspace(0, 1, 17)) for curve in (deleted, inserted)]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_largest_value_points_into_the_box():
+    values = np.zeros((6, 8))
+    values[2, 5] = 1
+    assert benchmark_explain.points_into(values, (5, 2, 6, 3)) and not benchmark_explain.points_into(values, (0, 0, 5, 6))
+    boxes = benchmark_explain.test_boxes(3)
+    assert len(boxes) == 3 and all(0 <= left < right <= 64 and 0 <= top < bottom <= 64 for left, top, right, bottom in boxes)
 
 
 def test_the_ladder_is_drawn(tmp_path):
