@@ -14,7 +14,7 @@ from edge.quiet import quieten
 USAGE = 2  # exit code, as argparse has it
 # What the extra "train" installs, by the names that are imported.
 OF_TRAINING = (
-    *("accelerate", "datasets", "executorch", "jinja2", "kornia", "matplotlib", "pytorch_optimizer"),
+    *("accelerate", "datasets", "executorch", "jinja2", "kornia", "matplotlib", "pycocotools", "pytorch_optimizer"),
     *("sklearn", "torch_pruning", "torchao", "tqdm", "yaml"),
 )
 

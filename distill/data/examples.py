@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 from transformers import TrainerCallback
 
+from distill.data.boxes import NO_BOX, as_centres, clipped, cropped
 from distill.data.sources import ON_THEIR_SIDE, TURNED, ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
 from edge.device.image import UnreadableImageError
@@ -24,12 +25,14 @@ class Example:
     """An image that is not loaded yet, with its class and, in segmentation, its mask.
 
     reduce_labels: 0 in the mask means nothing, and the classes count from 1.
+    boxes: (M, 5), class, left, top, right and bottom in pixels, in detection.
     """
 
     source: ImageSource
     label: int
     mask: ImageSource | None = None
     reduce_labels: bool = False
+    boxes: np.ndarray | None = None
 
     def load_mask(self) -> Image.Image | None:
         """The mask in 8-bit levels, if there is one; pixels that are ignored in training and evaluation are `IGNORED`.
@@ -96,7 +99,8 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor | np.ndarray]:
         own = number % len(self.examples)
-        return to_sample(*self.decoded[own], self.examples[own].label, self.crop, self.epoch, number)
+        example = self.examples[own]
+        return to_sample(*self.decoded[own], example.label, self.crop, self.epoch, number, example.boxes)
 
 
 class EvaluationImages(Dataset):
@@ -117,12 +121,14 @@ class EvaluationImages(Dataset):
 
     def _row(self, number: int) -> dict[str, torch.Tensor]:
         example = self.examples[number]
-        pixels = self.processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
+        image = example.source.load()
+        pixels = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
         pixels, mask = torch.as_tensor(np.asarray(pixels)), example.load_mask()
         pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
         if mask is not None:
             mask = mask.resize((pixels.shape[2], pixels.shape[1]), Image.Resampling.NEAREST)
-        return {"pixels": pixels, "targets": _targets(example.label, mask)}
+        boxes = None if example.boxes is None else as_centres(clipped(example.boxes, image.size), image.size)
+        return {"pixels": pixels, "targets": _targets(example.label, mask, boxes)}
 
 
 class BeginEpoch(TrainerCallback):
@@ -136,11 +142,20 @@ class BeginEpoch(TrainerCallback):
 
 
 def to_sample(
-    image: Image.Image, mask: Image.Image | None, label: int, crop: RandomCrop, epoch: int, number: int
+    image: Image.Image,
+    mask: Image.Image | None,
+    label: int,
+    crop: RandomCrop,
+    epoch: int,
+    number: int,
+    boxes: np.ndarray | None = None,
 ) -> dict[str, torch.Tensor | np.ndarray]:
-    """A random crop: "pixels", uint8 (3, H, W); "targets", () or (H, W); "crop", what it was drawn from."""
+    """A random crop: "pixels", uint8 (3, H, W); "targets", (), (H, W) or (M, 5); "crop", what it was drawn from."""
+    if boxes is not None:
+        window = crop.window(image.size, epoch, number)
+        boxes = as_centres(cropped(boxes, window.box, window.size, window.mirrored), window.size)
     image, mask = crop(image, epoch, number, mask)
-    return {"pixels": to_tensor(image), "targets": _targets(label, mask), "crop": np.array([epoch, number])}
+    return {"pixels": to_tensor(image), "targets": _targets(label, mask, boxes), "crop": np.array([epoch, number])}
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -148,8 +163,10 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _targets(label: int, mask: Image.Image | None) -> torch.Tensor:
-    """A class (), or the class of each pixel (H, W)."""
+def _targets(label: int, mask: Image.Image | None, boxes: np.ndarray | None = None) -> torch.Tensor:
+    """A class (), or the class of each pixel (H, W), or boxes (M, 5), each a class and a place in shares of the image."""
+    if boxes is not None:
+        return torch.from_numpy(boxes)
     return torch.tensor(label) if mask is None else torch.from_numpy(np.array(mask)).long()
 
 
@@ -160,6 +177,15 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor | np.ndarray]:
     """
     stack = {torch.Tensor: torch.stack, np.ndarray: np.stack}
     return {name: stack[type(value)]([row[name] for row in rows]) for name, value in rows[0].items()}
+
+
+def collate_boxes(rows: list[dict]) -> dict[str, torch.Tensor | np.ndarray]:
+    """As `collate`, with targets (B, M, 5), filled up with boxes of the class -1."""
+    most = max(len(row["targets"]) for row in rows)
+    filled = torch.full((len(rows), most, 5), float(NO_BOX))
+    for own, row in zip(filled, rows):
+        own[: len(row["targets"])] = row["targets"]
+    return collate([row | {"targets": targets} for row, targets in zip(rows, filled)])
 
 
 def check_mask(example: Example, image: Image.Image, mask: Image.Image, num_classes: int) -> set[int]:

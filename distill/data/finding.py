@@ -40,7 +40,7 @@ def find_images(
         found = targets.in_rows(place, dataset, class_names)
     found = replace(found, left_out=found.left_out | left_out)
     _check_number(found, dataset)
-    if drop_small_classes and targets.have_classes and found.masks is None:
+    if drop_small_classes and targets.have_classes and found.have_classes:
         found = found.without(set(small_classes(found)))
     targets.check(found, dataset)
     return found

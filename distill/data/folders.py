@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from distill.data.boxes import Objects, numbered, read_coco, read_metadata
 from distill.data.layout import find_class_folders, find_splits, innermost
 from distill.data.sources import DataError, FoundImages, ImageSource, NoClassesError
 from edge.device.listing import Listing, describe_left_out
 from edge.device.names import IMAGE_NAMES, MASK_NAMES, as_utf8, plain
 
 CLASSES_FILE = "classes.txt"
+COCO_FILES, METADATA_FILE = ("annotations.json", "_annotations.coco.json"), "metadata.jsonl"
 
 
 def images_in_class_folders(listing: Listing) -> FoundImages:
@@ -60,6 +62,57 @@ def images_in_mask_folders(listing: Listing, class_names: Path | None) -> FoundI
     names = read_class_names(class_names or listing.root / CLASSES_FILE, str(listing.root))
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     return FoundImages(images=images, labels=labels, class_names=names, masks=masks, left_out=left_out)
+
+
+def images_with_boxes(listing: Listing) -> FoundImages:
+    """Images with the objects in them, from a COCO file or a `metadata.jsonl` in the folder, or in that of each split."""
+    top, files = innermost(listing), {plain(str(path)): path for path in listing.images}
+    annotated = {}
+    for split, root in find_splits(listing, top, lone_train=False).items():
+        annotated[split] = (root, *_annotations_of(listing, root, top))
+    names = list(dict.fromkeys(name for _, _, _, own in annotated.values() for name in own))
+    used = {name for _, _, objects, _ in annotated.values() for own in objects.values() for name, _ in own}
+    names = [name for name in names if name in used]
+    images, boxes = {}, {}
+    for split, (root, file, objects, _) in annotated.items():
+        places = [root, root / "images", top, top / "images"]
+        found = {name: _first_file(name, places, files) for name in objects}
+        lacking = [name for name, path in found.items() if path is None]
+        if lacking:
+            raise DataError(
+                f"{len(lacking)} of {len(found)} images that {file} names are not beside it: {lacking[0]}, ..; put them into "
+                "its folder, or into a folder images there"
+            )
+        images[split] = [_source(listing.root / path) for path in found.values()]
+        boxes[split] = [numbered(objects[name], names) for name in found]
+    left_out = _left_out(listing, sum(map(len, images.values())), "without annotations")
+    labels = {split: [0] * len(sources) for split, sources in images.items()}
+    return FoundImages(images=images, labels=labels, class_names=names, boxes=boxes, left_out=left_out)
+
+
+def _annotations_of(listing: Listing, root: Path, top: Path) -> tuple[Path, dict[str, Objects], list[str]]:
+    """The file that describes the objects in the images of a folder, and what it says.
+
+    Raises:
+        DataError: there is none, or more than one that could be it.
+    """
+    folder = listing.root / root
+    own = [folder / name for name in (*COCO_FILES, METADATA_FILE)]
+    official = listing.root / top / "annotations" / f"instances_{root.name}.json"
+    found = [file for file in (*own, official) if file.is_file()] or sorted(folder.glob("*.json"))
+    if len(found) != 1:
+        several = ", ".join(file.name for file in found[:3]) or "none"
+        raise DataError(
+            f"--dataset {folder} must have one file with the boxes of its images, {', '.join(COCO_FILES)} or {METADATA_FILE}, "
+            f"got {several}"
+        )
+    read = read_metadata if found[0].name == METADATA_FILE else read_coco
+    return (found[0], *read(found[0]))
+
+
+def _first_file(name: str, places: list[Path], files: dict[str, Path]) -> Path | None:
+    """The file of the listing that an annotation names, seen from one of these folders."""
+    return next((files[key] for place in places if (key := plain(str(place / name))) in files), None)
 
 
 def images_alone(listing: Listing) -> FoundImages:

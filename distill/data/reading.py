@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from distill.data.boxes import check_boxes
 from distill.data.examples import Example, check_mask
 from distill.data.sources import ImageSource
 from edge.device.image import UnreadableImageError
@@ -52,6 +53,8 @@ def read_all(examples: dict[Place, Example], num_classes: int) -> Reading:
         example = examples[place]
         try:
             image, mask = example.source.load(), example.load_mask()
+            if example.boxes is not None:
+                check_boxes(example.boxes, image.size, example.source.name)
             if mask is not None:
                 reading.mask_classes.update(check_mask(example, image, mask, num_classes))
                 if example.may_be_turned:

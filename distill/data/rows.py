@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from distill.data.boxes import BOX_NAMES, CLASS_NAMES, as_boxes, numbered, objects_of
 from distill.data.folders import notes_on_names
 from distill.data.sources import LABEL_NAMES, DataError, FoundImages, ImageSource
 from edge.device.image import UnreadableImageError
@@ -33,6 +34,61 @@ def rows_with_masks(splits: Rows, dataset: str, class_names: list[str]) -> Found
     masks = {split: _sources(rows, column, f"{column} of {dataset}", split) for split, rows in splits.items()}
     labels = {split: [0] * len(sources) for split, sources in images.items()}
     return FoundImages(images=images, labels=labels, class_names=class_names, masks=masks)
+
+
+def rows_with_boxes(splits: Rows, dataset: str) -> FoundImages:
+    """Images and the objects in them: a column `objects`, or a column `box` with the corners of one, and one of its class."""
+    features = next(iter(splits.values())).features
+    images = _images(splits, dataset)
+    labels = {split: [0] * len(sources) for split, sources in images.items()}
+    if "objects" not in features:
+        return _one_box_each(splits, dataset, images, labels)
+    names, objects = _names_of_objects(features["objects"]), {}
+    for split, rows in splits.items():
+        try:
+            objects[split] = [objects_of(cell) for cell in rows.select_columns("objects")["objects"]]
+        except (ValueError, TypeError) as error:
+            raise DataError(f"--dataset {dataset}, column objects: {error}") from error
+    given = sorted({name for own in objects.values() for cell in own for name, _ in cell}, key=_by_number)
+    named = {name: names[int(name)] if names and name.isdecimal() and int(name) < len(names) else name for name in given}
+    class_names = list(dict.fromkeys(named[name] for name in given))
+    boxes = {
+        split: [numbered([(named[name], box) for name, box in cell], class_names) for cell in own]
+        for split, own in objects.items()
+    }
+    return FoundImages(images=images, labels=labels, class_names=class_names, boxes=boxes)
+
+
+def _one_box_each(
+    splits: Rows, dataset: str, images: dict[str, list[ImageSource]], labels: dict[str, list[int]]
+) -> FoundImages:
+    features = next(iter(splits.values())).features
+    if "box" not in features:
+        raise DataError(
+            f"--dataset {dataset} must have, besides its images, a column objects with {' or '.join(BOX_NAMES)} and "
+            f"{' or '.join(CLASS_NAMES)}, or a column box; got {dict(features)}"
+        )
+    classes, names = _labels(splits, label_column(features, dataset))
+    boxes = {
+        split: [as_boxes([number], [box]) for number, box in zip(classes[split], rows["box"])]
+        for split, rows in splits.items()
+    }
+    return FoundImages(images=images, labels=labels, class_names=names, boxes=boxes)
+
+
+def _names_of_objects(feature: Any) -> list[str] | None:
+    """The names of the classes of objects, if they are numbers with names."""
+    inner = feature.feature if isinstance(feature, datasets.List) else feature
+    for name in CLASS_NAMES if isinstance(inner, dict) else ():
+        own = inner.get(name)
+        own = own.feature if isinstance(own, datasets.List) else own
+        if isinstance(own, datasets.ClassLabel):
+            return [plain(name) for name in own.names]
+    return None
+
+
+def _by_number(name: str) -> tuple[float, str]:
+    return (float(name) if name.isdecimal() else math.inf, name)
 
 
 def rows_of_images(splits: Rows, dataset: str) -> FoundImages:

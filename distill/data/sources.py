@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from edge.device.errors import ExplainedError
@@ -67,6 +68,7 @@ class FoundImages:
 
     labels: for each image an index into `class_names`; 0 for all where there are masks, or nothing at all, to learn from.
     masks: for each image the one that says which class each of its pixels has, in segmentation.
+    boxes: for each image (M, 5), class, left, top, right and bottom of its objects in pixels, in detection.
     left_out: how many files or rows are left out for each reason.
     notes: what else people should know about these images, a sentence each.
     """
@@ -75,8 +77,14 @@ class FoundImages:
     labels: dict[str, list[int]]
     class_names: list[str]
     masks: dict[str, list[ImageSource]] | None = None
+    boxes: dict[str, list[np.ndarray]] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def have_classes(self) -> bool:
+        """Whether each image has one class, by which a split can be stratified."""
+        return self.masks is None and self.boxes is None
 
     @property
     def whole(self) -> str:

@@ -209,10 +209,10 @@ def _divided_with_others(copies: Sequence[Sequence[Place]], whole: str) -> tuple
 
 def _check_different(found: FoundImages, numbers: list[int], at_least: int) -> None:
     counts = Counter(found.labels[found.whole][number] for number in numbers)
-    classes = range(len(found.class_names)) if found.masks is None else [0]
+    classes = range(len(found.class_names)) if found.have_classes else [0]
     few = [label for label in classes if counts[label] < at_least]
     if few:
-        of = "" if found.masks is not None or len(classes) == 1 else " of each class"
+        of = "" if not found.have_classes or len(classes) == 1 else " of each class"
         names = ", ".join(f"{found.class_names[label]} ({counts[label]})" for label in few) if of else str(len(numbers))
         raise DataError(
             f"there must be at least {at_least} different images{of} that are no copies of held-out ones, so that every split "
@@ -255,7 +255,8 @@ def _look_through(found: FoundImages, settings: ImageSettings) -> Reading:
 def _example(found: FoundImages, place: Place, settings: ImageSettings) -> Example:
     split, number = place
     mask = None if found.masks is None else found.masks[split][number]
-    return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels)
+    boxes = None if found.boxes is None else found.boxes[split][number]
+    return Example(found.images[split][number], found.labels[split][number], mask, settings.reduce_labels, boxes)
 
 
 def _check_what_is_left(examples: dict[str, list[Example]], found: FoundImages, dataset: str, record: Path) -> None:
@@ -265,7 +266,7 @@ def _check_what_is_left(examples: dict[str, list[Example]], found: FoundImages, 
                 f"there are no {split} images that can be used in --dataset {dataset}; see {record} for those left out. "
                 "Validation or test images that a data set does not bring are cut from its training images"
             )
-    if found.masks is None and "train" in examples:
+    if found.have_classes and "train" in examples:
         trained = {example.label for example in examples["train"]}
         lacking = [name for label, name in enumerate(found.class_names) if label not in trained]
         if lacking:

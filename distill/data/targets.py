@@ -8,8 +8,22 @@ from pathlib import Path
 import datasets
 
 from distill.data.digit_scenes import DigitScenes
-from distill.data.folders import images_alone, images_in_class_folders, images_in_mask_folders, read_class_names
-from distill.data.rows import Rows, label_column, mask_column, rows_of_images, rows_with_classes, rows_with_masks
+from distill.data.folders import (
+    images_alone,
+    images_in_class_folders,
+    images_in_mask_folders,
+    images_with_boxes,
+    read_class_names,
+)
+from distill.data.rows import (
+    Rows,
+    label_column,
+    mask_column,
+    rows_of_images,
+    rows_with_boxes,
+    rows_with_classes,
+    rows_with_masks,
+)
 from distill.data.sources import DataError, FoundImages
 from edge.device.listing import Listing
 
@@ -24,7 +38,7 @@ class Targets:
     in_rows: the images in rows, by split, of a data set with this name, with a file of class names or None.
     columns: the columns of classes and of masks that are read from a streamed row; None for what is not needed.
     check: raises a `DataError` for images that cannot be learned from.
-    have_classes, have_masks: whether models store names of classes; whether masks are cropped along with their images.
+    have_classes: whether models store names of classes. have_masks, are_boxes: which are cropped along with their images.
     """
 
     in_folder: Callable[[Listing, Path | None], FoundImages]
@@ -33,6 +47,7 @@ class Targets:
     check: Callable[[FoundImages, str], None]
     have_classes: bool = True
     have_masks: bool = False
+    are_boxes: bool = False
 
 
 def small_classes(found: FoundImages) -> dict[int, int]:
@@ -56,6 +71,16 @@ def _check_classes(found: FoundImages, dataset: str) -> None:
         )
 
 
+def _check_boxes(found: FoundImages, dataset: str) -> None:
+    """Check that there is something to detect."""
+    if not found.class_names:
+        raise DataError(f"--dataset {dataset} has no boxes; a detector needs some")
+
+
+def _refuse_stream() -> tuple[None, None]:
+    raise DataError("--streaming must be false for object-detection")
+
+
 def _names_of_masks(dataset: str, class_names: Path | None) -> list[str]:
     return DigitScenes.MASK_CLASSES if dataset == "digit-scenes" else read_class_names(class_names, dataset)
 
@@ -72,6 +97,13 @@ MASKS = Targets(
     columns=lambda features, dataset: (None, mask_column(features, dataset)),
     check=lambda found, dataset: None,
     have_masks=True,
+)
+BOXES = Targets(
+    in_folder=lambda listing, class_names: images_with_boxes(listing),
+    in_rows=lambda splits, dataset, class_names: rows_with_boxes(splits, dataset),
+    columns=lambda features, dataset: _refuse_stream(),
+    check=_check_boxes,
+    are_boxes=True,
 )
 NOTHING = Targets(  # only images
     in_folder=lambda listing, class_names: images_alone(listing),

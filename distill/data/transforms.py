@@ -15,6 +15,7 @@ from kornia.constants import DataKey, Resample
 from PIL import Image
 from torch import nn
 
+from distill.data.boxes import NO_BOX
 from distill.errors import require
 
 CROP_TRIALS = 10
@@ -68,6 +69,15 @@ class TransformSettings:
         require(self.repeated_augmentation >= 1, "repeated_augmentation", "be positive", self.repeated_augmentation)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropWindow:
+    """A crop (left, top, right, bottom) of an image, to be resized to (width, height), and mirrored or not."""
+
+    box: tuple[int, int, int, int]
+    mirrored: bool
+    size: tuple[int, int]
+
+
 class RandomCrop:
     """Random resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6) and mirror of a PIL image and its mask.
 
@@ -86,16 +96,20 @@ class RandomCrop:
     def __call__(
         self, image: Image.Image, epoch: int, number: int, mask: Image.Image | None = None
     ) -> tuple[Image.Image, Image.Image | None]:
-        random = np.random.default_rng((self.seed, epoch, number))
-        box = self.sample_box(*image.size, random)
-        mirrored = random.random() < self.settings.horizontal_flip
-        size = (self.size_at(epoch),) * 2
+        window = self.window(image.size, epoch, number)
 
         def cut(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
-            picture = picture.resize(size, resample, box=box)
-            return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+            picture = picture.resize(window.size, resample, box=window.box)
+            return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if window.mirrored else picture
 
         return cut(image, self.resample), mask and cut(mask, Image.Resampling.NEAREST)
+
+    def window(self, size: tuple[int, int], epoch: int, number: int) -> CropWindow:
+        """What is cut out of an image of this (width, height)."""
+        random = np.random.default_rng((self.seed, epoch, number))
+        box = self.sample_box(*size, random)
+        mirrored = random.random() < self.settings.horizontal_flip
+        return CropWindow(box=box, mirrored=mirrored, size=(self.size_at(epoch),) * 2)
 
     def size_at(self, epoch: int) -> int:
         """Height and width in an epoch: progressive resolution (Tan and Le 2021, arXiv:2104.00298)."""
@@ -159,6 +173,24 @@ class BatchTransform(nn.Module):
             steps.append(K.RandomErasing(p=settings.random_erasing))
         nearest = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": None}}
         self.steps = K.AugmentationSequential(*steps, extra_args=nearest) if steps else None
+
+    @torch.no_grad()
+    def with_boxes(self, pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, H, W) and the boxes (B, M, 5) in them, each a class and centre, width and height in shares.
+
+        A box that was turned becomes the upright one around it, cut to the image; one that left it becomes no box.
+        """
+        if self.steps is None or not boxes.shape[1]:
+            return (pixels if self.steps is None else self(pixels)), boxes
+        size = torch.tensor([pixels.shape[3], pixels.shape[2]], device=boxes.device)
+        whole = boxes.new_tensor([0.5, 0.5, 1.0, 1.0])  # in the place of no box, since Kornia wants boxes with an area
+        places = torch.where(boxes[..., :1] < 0, whole, boxes[..., 1:])
+        low, high = ((places[..., :2] + sign * places[..., 2:] / 2) * size for sign in (-1, 1))
+        pixels, moved = self.steps(pixels, torch.cat([low, high], dim=2), data_keys=["input", "bbox_xyxy"])
+        low, high = (moved[..., at : at + 2].clamp(min=0).minimum(size) / size for at in (0, 2))
+        moved = torch.cat([boxes[..., :1], (low + high) / 2, high - low], dim=2)
+        moved[(moved[..., 3:].amin(dim=2) <= 0) | (boxes[..., 0] < 0)] = float(NO_BOX)
+        return pixels.clamp(0, 1), moved
 
     @torch.no_grad()
     def forward(

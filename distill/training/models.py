@@ -8,7 +8,17 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BaseImageProcessor,
+    ConditionalDetrImageProcessorPil,
+    DeformableDetrImageProcessorPil,
+    DetrImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RTDetrImageProcessorPil,
+)
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from distill.compress.weight_selection import SelectionError, select_weights
@@ -37,6 +47,11 @@ from swin_hf.working_processor import require_working_processor
 SWINS = {  # by their kind of config, the class that loads them
     **dict.fromkeys(("swin_hf", "swin", "swinv2"), SwinHfForImageClassification),
     "swin_hf_upernet": SwinHfForSemanticSegmentation,
+}
+DETECTOR_PROCESSORS = {  # by their kind of config, what makes boxes of their outputs
+    **{"detr": DetrImageProcessorPil, "conditional_detr": ConditionalDetrImageProcessorPil},
+    "deformable_detr": DeformableDetrImageProcessorPil,
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine"), RTDetrImageProcessorPil),
 }
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 
@@ -213,7 +228,7 @@ def load_processor(
         ModelError: the checkpoint's crop is not defined at another size, or it makes images of other channels.
     """
     num_channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
-    processor = _processor_at(choice, image_size, crops, num_channels)
+    processor = _processor_at(choice, image_size, crops, num_channels, config)
     require_working_processor(processor, num_channels, f"--{choice.flag} {choice.name}", ModelError)
     if channels_of(processor) != num_channels:
         raise ModelError(
@@ -223,10 +238,20 @@ def load_processor(
     return processor
 
 
-def _processor_at(choice: ModelChoice, image_size: int, crops: bool, num_channels: int) -> BaseImageProcessor:
+def detector_processor(kind: type[BaseImageProcessor], like: BaseImageProcessor) -> BaseImageProcessor:
+    """The image processor of a detector, which makes boxes of its outputs, with the size and normalisation of another."""
+    given = {name: getattr(like, name) for name in ("size", "resample", "do_normalize", "image_mean", "image_std")}
+    return kind(**given | {"size": dict(like.size), "do_pad": False})
+
+
+def _processor_at(
+    choice: ModelChoice, image_size: int, crops: bool, num_channels: int, config: PreTrainedConfig | None
+) -> BaseImageProcessor:
     size = {"height": image_size, "width": image_size}
+    detector = DETECTOR_PROCESSORS.get(getattr(config, "model_type", ""))
     if choice.is_preset:
-        return SwinHfImageProcessorPil(size=size, num_channels=num_channels)
+        ours = SwinHfImageProcessorPil(size=size, num_channels=num_channels)
+        return detector_processor(detector, ours) if detector else ours
     try:
         processor = AutoImageProcessor.from_pretrained(choice.source, backend="pil", size=size)
     except Exception as error:  # on values of a wrong type transformers raises anything
@@ -245,6 +270,8 @@ def _processor_at(choice: ModelChoice, image_size: int, crops: bool, num_channel
         for crop in ("do_center_crop", "crop_pct"):
             if getattr(processor, crop, None):
                 setattr(processor, crop, None)
+    if detector and not hasattr(processor, "post_process_object_detection"):
+        return detector_processor(detector, processor)
     return processor
 
 
@@ -278,11 +305,13 @@ def _over_backbone(
     """A new head on a Swin backbone, with the backbone's weights from the checkpoint if one was chosen."""
     model = task.over_backbone(config, class_names, choice.head_args)
     if not choice.is_preset:
+        inner = next(part for part in model.modules() if isinstance(part, SwinHfBackbone))
         backbone, report = SwinHfBackbone.from_pretrained(
-            choice.source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            choice.source, config=inner.config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         _check_weights(choice, backbone, report, FRESH_IN_BACKBONE, announce)
-        model.backbone.load_state_dict(backbone.state_dict())
+        weights = backbone.state_dict()  # of which detectors that freeze batch normalisation do not count the batches
+        inner.load_state_dict({name: weights[name] for name in inner.state_dict()})
     return model
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -31,7 +30,8 @@ class PredictionPictures(TrainerCallback):
         count = min(count, len(images))
         spread = [round(number * (len(images) - 1) / max(count - 1, 1)) for number in range(count)]  # over all classes
         rows = [images[number] for number in spread]
-        self.batch = {name: torch.stack([row[name] for row in rows]) for name in ("pixels", "targets")}
+        collated = trainer.data_collator([{name: row[name] for name in ("pixels", "targets")} for row in rows])
+        self.batch = {name: collated[name] for name in ("pixels", "targets")}
 
     def on_evaluate(self, args, state, control, **kwargs):
         panels = self.trainer.draw(self.batch)  # in all processes, since they may share the weights

@@ -154,7 +154,7 @@ class FinetuneSettings:
     @property
     def crops(self) -> bool:
         """Whether images are judged on their centre where the checkpoint's processor does; masks are not cropped."""
-        return self.task.evaluation_crop and not self.kind.targets.have_masks
+        return self.task.evaluation_crop and not (self.kind.targets.have_masks or self.kind.targets.are_boxes)
 
     def changed(self, **arguments: Any) -> "FinetuneSettings":
         """A copy with other arguments of the Trainer."""

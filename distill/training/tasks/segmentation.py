@@ -72,9 +72,13 @@ class SemanticSegmentation(Objective):
         predicted = resized(logits, targets.shape[1:]).argmax(dim=1)
         ious = [mean_iou(counts) for counts in self.count_pixels(predicted, targets).cpu().numpy()]
         palette = palette_of(len(self.class_names))
+
+        def shown(classes: torch.Tensor) -> np.ndarray:
+            return coloured(classes.numpy(), palette) / 255
+
         return [
             Panels(
-                pictures=[picture, coloured(mask.numpy(), palette), coloured(guess.numpy(), palette)],
+                pictures=[picture, shown(mask), shown(guess)],
                 caption=f"image, mask, prediction: mean IoU {iou:.2f}",
             )
             for picture, mask, guess, iou in zip(pictures_of(pixels), targets.cpu(), predicted.cpu(), ious)

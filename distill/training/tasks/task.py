@@ -35,7 +35,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Panels:
-    """Pictures (H, W, 3), in [0, 1] or bytes, of one image and its prediction; `right`: whether the prediction is correct."""
+    """Pictures (H, W, 3) in [0, 1] of one image and its prediction; `right`: whether the prediction is correct."""
 
     pictures: list[np.ndarray]
     caption: str
