@@ -31,8 +31,8 @@ class ImageSettings:
     dataset: str = field(
         default="",
         metadata={
-            "help": "digits, digit-scenes, a folder of class folders or of images and masks, a .csv, .jsonl or .parquet "
-            "table, a folder with parquet files, a saved `datasets`, or a Hub id."
+            "help": "digits, digit-scenes, a folder of class folders, of images and masks or with a COCO file, a .csv, .jsonl "
+            "or .parquet table, a folder with parquet files, a saved `datasets`, or a Hub id."
         },
     )
     dataset_name: str = field(

@@ -49,9 +49,10 @@ SWINS = {  # by their kind of config, the class that loads them
     "swin_hf_upernet": SwinHfForSemanticSegmentation,
 }
 DETECTOR_PROCESSORS = {  # by their kind of config, what makes boxes of their outputs
-    **{"detr": DetrImageProcessorPil, "conditional_detr": ConditionalDetrImageProcessorPil},
+    **dict.fromkeys(("detr", "table-transformer"), DetrImageProcessorPil),
+    **dict.fromkeys(("conditional_detr", "dab-detr"), ConditionalDetrImageProcessorPil),
     "deformable_detr": DeformableDetrImageProcessorPil,
-    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine"), RTDetrImageProcessorPil),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "deimv2"), RTDetrImageProcessorPil),
 }
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
 

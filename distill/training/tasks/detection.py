@@ -18,7 +18,9 @@ from torch import nn
 from transformers import (
     AutoModelForObjectDetection,
     ConditionalDetrConfig,
+    DabDetrConfig,
     DeformableDetrConfig,
+    Deimv2Config,
     DetrConfig,
     DFineConfig,
     EvalPrediction,
@@ -26,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     RTDetrConfig,
     RTDetrV2Config,
+    TableTransformerConfig,
 )
 
 from distill.data.examples import collate_boxes
@@ -205,14 +208,23 @@ def _of_levels(config: SwinHfConfig, head: dict[str, Any]) -> dict[str, Any]:
     return _transformer(config, head) | {"num_feature_levels": len(config.out_features)}
 
 
+def _dynamic_anchors(config: SwinHfConfig, head: dict[str, Any]) -> dict[str, Any]:
+    """Settings of DAB-DETR, which calls `d_model` otherwise."""
+    settings = _transformer(config, head)
+    return settings | {"hidden_size": head.get("hidden_size", settings.pop("d_model"))}
+
+
 Settings = Callable[[SwinHfConfig, dict[str, Any]], dict[str, Any]]
 DETECTORS: dict[str, tuple[type[PreTrainedConfig], Settings, int]] = {  # with the number of last maps that they read
     "rt_detr": (RTDetrConfig, _pyramid, 3),
     "rt_detr_v2": (RTDetrV2Config, _pyramid_of_levels, 3),
     "d_fine": (DFineConfig, _pyramid, 3),
     "deformable_detr": (DeformableDetrConfig, _of_levels, 3),
+    "deimv2": (Deimv2Config, _pyramid, 3),
     "conditional_detr": (ConditionalDetrConfig, _transformer, 1),
+    "dab_detr": (DabDetrConfig, _dynamic_anchors, 1),
     "detr": (DetrConfig, _transformer, 1),
+    "table_transformer": (TableTransformerConfig, _transformer, 1),
 }
 
 

@@ -25,8 +25,9 @@ from distill.training.tasks.detection import DETECTORS, FOUND, TRUTH, ObjectDete
 STILL_SETTINGS = TransformSettings(randaugment_ops=0, color_jitter=0, random_erasing=0)
 SMALL = "d_model: 32, num_queries: 4, decoder_layers: 2, decoder_attention_heads: 2, encoder_attention_heads: 2"
 HEADS = {
-    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine"), f"{SMALL}, num_denoising: 2, encoder_ffn_dim: 16"),
-    **dict.fromkeys(("deformable_detr", "conditional_detr", "detr"), f"{SMALL}, encoder_layers: 1"),
+    **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "deimv2"), f"{SMALL}, num_denoising: 2, encoder_ffn_dim: 16"),
+    **dict.fromkeys(("deformable_detr", "conditional_detr", "detr", "table_transformer"), f"{SMALL}, encoder_layers: 1"),
+    "dab_detr": f"{SMALL.replace('d_model', 'hidden_size')}, encoder_layers: 1",
 }
 
 
