@@ -11,6 +11,7 @@ python scripts/benchmark.py distill                                # what a teac
 python scripts/benchmark.py distill-folder --dataset FOLDER        # what a teacher is worth on a folder of few images
 python scripts/benchmark.py distill-steps                          # what a teacher costs in a step
 python scripts/benchmark.py prune                                  # pruned students against narrower ones (hours)
+python scripts/benchmark.py segmenters CHECKPOINT                  # mean IoU and latency of programs of segmenters
 python scripts/benchmark.py explain CHECKPOINT                     # whether explanations point at digits in scenes
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
 """
@@ -37,6 +38,7 @@ from benchmark_folder import benchmark_folder, work_folder
 from benchmark_models import DTYPES, SIDES, benchmark_models, work
 from benchmark_outputs import check_report
 from benchmark_prune import benchmark_prune, work_prune
+from benchmark_segmenters import benchmark_segmenters
 from benchmark_steps import benchmark_steps
 from benchmark_students import BY_NAME, benchmark_students, work_student
 from benchmark_training import CONTENDERS, benchmark_training, compare_weight_inits, work_training
@@ -71,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_students,
         add_distillation,
         add_pruning,
-        add_explanations,
+        add_checkpoints,
         add_workers,
     ):
         add(commands)
@@ -188,7 +190,13 @@ def add_pruning(commands) -> None:
     command.set_defaults(run=benchmark_prune)
 
 
-def add_explanations(commands) -> None:
+def add_checkpoints(commands) -> None:
+    command = commands.add_parser("segmenters", help="mean IoU, latency and size of segmenters on the digit scenes")
+    command.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="segmenters of the digit scenes")
+    command.add_argument("--threads", type=positive, default=1, help="of the programs, when they are timed")
+    command.add_argument("--repeats", type=positive, default=200, help="timed runs of each program")
+    command.add_argument("--output_file", type=Path, default=Path("runs/benchmark/segmenters.json"), metavar="FILE")
+    command.set_defaults(run=benchmark_segmenters)
     command = commands.add_parser("explain", help="pointing game, deletion and insertion of explanations on digit scenes")
     command.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="classifiers of the digit scenes")
     command.add_argument("--num_images", type=positive, default=500, help="test scenes; those that the model has right count")
