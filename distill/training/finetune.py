@@ -26,7 +26,7 @@ from distill.errors import SettingsError, require
 from distill.public_names import public_name
 from distill.training.figures import as_agreement, evaluation_of, largest_class_share
 from distill.training.models import load_model, load_processor
-from distill.training.optimisation import freeze_stages
+from distill.training.optimisation import freeze_stages, synchronised
 from distill.training.pictures import PredictionPictures
 from distill.training.settings import FinetuneSettings, settled
 from distill.training.stream_trainer import StreamTrainer
@@ -111,10 +111,12 @@ def build_model(settings: FinetuneSettings, class_names: list[str], announce: bo
     """The model to train, with frozen stages if asked for; the seed decides its new weights.
 
     Raises:
-        ModelError, SettingsError, LayerError: there is no such model.
+        ModelError, SettingsError, LayerError: there is no such model, or its batch norms cannot be synchronised.
     """
     set_seed(settings.trainer.seed)
     model = load_model(settings.model, settings.kind, class_names, settings.task.image_size, announce)
+    if settings.optimisation.sync_batch_norm:
+        model = synchronised(model, settings.trainer.world_size, settings.trainer.device)
     freeze_stages(model, settings.optimisation.frozen_stages)
     return model
 

@@ -33,6 +33,9 @@ class OptimisationSettings:
     lamb: bool = field(default=False, metadata={"help": "Use LAMB instead of --optim, for batches of thousands."})
     frozen_stages: int = field(default=0, metadata={"help": "Number of first stages to freeze, with the embeddings."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights, which are evaluated and saved."})
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Batch normalisation counts the images of all GPUs together, for few on each."}
+    )
     class_weights: str = field(default="none", metadata={"help": "none, or balanced: by the inverse frequency of a class."})
 
     def __post_init__(self):
@@ -102,6 +105,18 @@ def freeze_stages(model: nn.Module, num_stages: int) -> None:
         match = STAGE.search(name)
         if "embeddings." in name or (match and int(match.group(1)) < num_stages):
             parameter.requires_grad_(False)
+
+
+def synchronised(model: PreTrainedModel, num_processes: int, device: torch.device) -> PreTrainedModel:
+    """The model with batch norms that count the images of all processes together; the same model for one process.
+
+    Raises:
+        SettingsError: the processes are not on GPUs, where alone PyTorch has such norms.
+    """
+    if num_processes == 1:
+        return model
+    require(device.type == "cuda", "sync_batch_norm", "be false where there are several processes without GPUs", True)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 class WeightAverage:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import KINDS, TINY_VIT
 
-from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups
+from distill.errors import SettingsError
+from distill.training.optimisation import LayerError, WeightAverage, freeze_stages, parameter_groups, synchronised
 
 
 def test_learning_rates_fall_from_the_head_to_the_embeddings(make_model):
@@ -84,3 +85,15 @@ def test_statistics_of_batch_norms_are_averaged_too(make_model):
         torch.testing.assert_close(norm.running_mean, first * 2 / 11 + second * 9 / 11)  # the decay after one step
         assert norm.num_batches_tracked == 7
     assert torch.equal(norm.running_mean, second)
+
+
+def test_batch_norms_are_synchronised_on_several_gpus_alone(make_model):
+    model = make_model(**TINY_VIT)
+    assert synchronised(model, 1, torch.device("cpu")) is model
+    with pytest.raises(SettingsError, match="--sync_batch_norm must be false where there are several processes without GPUs"):
+        synchronised(model, 2, torch.device("cpu"))
+    kept = model.state_dict()
+    together = synchronised(model, 2, torch.device("cuda", 0))  # which needs no GPU before it is moved there
+    norms = [module for module in together.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert all(torch.equal(weight, kept[name]) for name, weight in together.state_dict().items())
