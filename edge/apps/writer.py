@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.device.artefact import PROGRAM_FILE, Manifest, read_artefact
+from edge.device.artefact import CLASSIFICATION, PROGRAM_FILE, SEGMENTATION, Manifest, read_artefact
 from edge.device.errors import ExplainedError
 from edge.device.json_text import json_text
 
@@ -82,7 +82,14 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
         AppError: the app does not support the artefact.
     """
     task, contract, methods = manifest.task, manifest.input, manifest.methods
-    _check(task == "image-classification", "task", "be image-classification", task, "export an image classifier")
+    advice = "export an image classifier or a segmenter"
+    _check(task in (CLASSIFICATION, SEGMENTATION), "task", f"be {CLASSIFICATION} or {SEGMENTATION}", task, advice)
+    _check(not manifest.explains, "explains", "be false, as apps show no class maps yet", True, "export without --explain")
+    if platform == "react-native" and task == SEGMENTATION:
+        rule, size = "be that of the input, and logits, for react-native", (contract.height, contract.width)
+        fits = manifest.map_size == size and not manifest.class_map
+        got = f"{manifest.map_size}, {'classes' if manifest.class_map else 'logits'}"
+        _check(fits, "map_size", rule, got, "export again with --enlarge")
     backend = manifest.backend
     _check(backend == "xnnpack", "backend", "be xnnpack, which the app links", backend, "export with recipe int8 or fp32")
     _check(manifest.labels, "labels", "name the classes", manifest.labels, "export a model with `id2label`")
@@ -107,6 +114,9 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
         "dtype": contract.dtype,
         "temperature": manifest.temperature,
         "labels": manifest.labels,
+        "task": task,
+        "palette": [list(colour) for colour in manifest.palette],
+        "classMap": manifest.class_map,
     }
 
 

@@ -116,7 +116,8 @@ class Manifest:
     labels: names of the classes in the order of the logits, or of the feature maps.
     palette: of a segmenter, a colour (red, green, blue) from 0 to 255 for each class; otherwise empty.
     explains: whether a classifier puts out class maps (B, K, h, w) behind its logits, which are the mean over their places.
-    class_map: whether a segmenter puts out classes (B, height, width) instead of logits (B, K, h, w), which are smaller.
+    map_size: of a segmenter, (h, w) of the logits (B, K, h, w) or of the classes (B, h, w) that `forward` puts out.
+    class_map: whether it puts out classes instead of logits.
     temperature: probabilities are softmax(logits / temperature).
     methods: batch size, height and width of the images that each method of the program takes.
     equalised: whether the ranges of channels had to be equalised to keep the program close to the model.
@@ -145,6 +146,7 @@ class Manifest:
     versions: dict[str, str]
     sha256: dict[str, str]
     palette: list[tuple[int, int, int]] = field(default_factory=list)
+    map_size: tuple[int, int] | None = None
     class_map: bool = False
     explains: bool = False
     format_version: int = FORMAT_VERSION
@@ -363,6 +365,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
             f"palette of {len(manifest.palette)} colours",
         ),
         (all(0 <= level <= 255 for colour in manifest.palette for level in colour), f"palette {manifest.palette!r:.80}"),
+        ((manifest.map_size is not None) == manifest.is_segmenter, f"map_size {manifest.map_size}"),
         (manifest.is_segmenter or not manifest.class_map, f"class_map of the task {manifest.task!r}"),
         (manifest.is_classifier or not manifest.explains, f"explains of the task {manifest.task!r}"),
         (1e-6 < manifest.temperature < 1e6, f"temperature {manifest.temperature}"),

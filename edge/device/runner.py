@@ -100,7 +100,7 @@ class Runner:
         if self.manifest.is_classifier:
             return [(B, K), of_classes] if self.manifest.explains else [(B, K)], "float32"
         if self.manifest.is_segmenter:
-            return [of_classes], "float32"
+            return [(B, K, *self.manifest.map_size) if method == "forward" else of_classes], "float32"
         return maps[:K] + [()] * (K - len(maps)), "float32"
 
     def shape(self, method: str) -> tuple[int, int, int, int]:

@@ -44,9 +44,14 @@ def add_export(commands) -> argparse.ArgumentParser:
         help="of a classifier: put out class maps too, which say what each place adds to the logits",
     )
     command.add_argument(
+        "--enlarge",
+        action="store_true",
+        help="of a segmenter: put out logits at the size of the image, instead of smaller ones",
+    )
+    command.add_argument(
         "--class_map",
         action="store_true",
-        help="of a segmenter: put out the class of every pixel, at the size of the image, instead of smaller logits",
+        help="of a segmenter: put out the class of every pixel, at the size of the image, instead of logits",
     )
     command.add_argument(
         "--input_dtype", choices=("float32", "uint8"), default="float32", help="of the program's input (default: float32)"
@@ -72,6 +77,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         input_dtype=arguments.input_dtype,
         sizes=arguments.sizes,
         batch_sizes=arguments.batch_sizes,
+        enlarge=arguments.enlarge,
         class_map=arguments.class_map,
         explain=arguments.explain,
         self_test=not arguments.no_self_test,

@@ -130,6 +130,7 @@ def _manifest(
         versions=installed_versions("swin-hf", "torch", "executorch", "torchao", "transformers"),
         sha256={PROGRAM_FILE: sha256_of(lowered.program)},
         palette=prepared.palette,
+        map_size=prepared.map_size,
         class_map=prepared.settings.class_map,
         explains=prepared.settings.explain,
     )

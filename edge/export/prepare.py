@@ -99,6 +99,12 @@ class Prepared:
         return (own["height"], own["width"]) if self.settings.class_map else None
 
     @property
+    def map_size(self) -> tuple[int, int] | None:
+        """(height, width) of what `forward` of a segmenter puts out."""
+        shape = self.samples["forward"].map_shape
+        return self.class_map_size("forward") or (None if shape is None else shape[1:])
+
+    @property
     def palette(self) -> list[tuple[int, int, int]]:
         return palette_of(len(self.labels)) if isinstance(self.model, SwinHfForSemanticSegmentation) else []
 
@@ -125,6 +131,8 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
     is_classifier = isinstance(model, SwinHfForImageClassification)
     is_segmenter = isinstance(model, SwinHfForSemanticSegmentation)
     _check_outputs(settings, is_classifier, is_segmenter, contract)
+    if is_segmenter:
+        model.config.resize_logits = settings.enlarge
     labels = outputs_named(model)
     if recipe.train_epochs:
         _require_trainable(recipe, is_classifier, methods)
@@ -200,8 +208,9 @@ def _check_outputs(settings: ExportSettings, is_classifier: bool, is_segmenter: 
     recipe = find_recipe(settings.recipe)
     if settings.explain and (not is_classifier or recipe.train_epochs):
         raise ExportError(f"explain must come with a classifier and a recipe without training, got recipe {recipe.name}")
-    if settings.class_map and not is_segmenter:
-        raise ExportError("class_map must be left out for a model that is no segmenter")
+    for name in ("enlarge", "class_map"):
+        if getattr(settings, name) and not is_segmenter:
+            raise ExportError(f"{name} must be left out for a model that is no segmenter")
     if is_segmenter and contract.crop_pct is not None:
         raise ExportError(
             f"the image processor of a segmenter must show it whole images, got crop_pct {contract.crop_pct}; set it to null"

@@ -21,6 +21,7 @@ class ExportSettings:
     input_dtype: "float32" or "uint8", of the program's input.
     sizes: (height, width) of the images, a method for each; empty for the model's own size.
     batch_sizes: of the images, a method for each.
+    enlarge: of a segmenter: whether the program enlarges its logits to the size of the image.
     class_map: of a segmenter: whether the program puts out the class of every pixel instead of logits.
     explain: of a classifier: whether the program puts out class maps too, whose mean is the logits.
     self_test: whether to write a bundle for a self-test on the device, which is as large as the program.
@@ -32,6 +33,7 @@ class ExportSettings:
     input_dtype: str = "float32"
     sizes: tuple[tuple[int, int], ...] = ()
     batch_sizes: tuple[int, ...] = (1,)
+    enlarge: bool = False
     class_map: bool = False
     explain: bool = False
     self_test: bool = True

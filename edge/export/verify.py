@@ -124,6 +124,8 @@ def _samples_of_checkpoint(runner: Runner, images: list[MaskedImage], checkpoint
     from edge.export.prepare import Samples, map_shape_of
 
     (model, processor), contract = load_source(checkpoint_dir, runner.manifest), runner.manifest.input
+    is_enlarged = runner.manifest.map_size == (contract.height, contract.width) and not runner.manifest.class_map
+    model.config.resize_logits = is_enlarged
     inputs, names = [contract.pixel_values(image.image) for image in images], [image.name for image in images]
     reference = [model_outputs(model, processor, [array], [name]) for array, name in zip(inputs, names)]
     return Samples(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from android_classes import write_android_classes
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -18,6 +19,7 @@ import edge.__main__ as cli
 from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, runtime_version, write_app
 from edge.device.artefact import InputContract, Manifest, Source
 from edge.device.image import to_pixel_values
+from edge.device.segmentation import Segmentation, class_map_at, class_map_of
 from edge.export.export import ExportSettings, export
 from swin_hf.output_folders import OutputError
 
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 ANDROID = ROOT / "edge/apps/android"
 IOS = ROOT / "edge/apps/ios"
 RESAMPLE_KT = ANDROID / "app/src/main/java/org/swinhf/edge/Resample.kt"
-RESAMPLE_SWIFT = IOS / "Sources/Resample.swift"
+RESAMPLE_SWIFT, CLASS_MAP_SWIFT = IOS / "Sources/Resample.swift", IOS / "Sources/ClassMap.swift"
 PROGRAM = b"a program"
 
 
@@ -102,6 +104,9 @@ def test_app_holds_the_program_and_its_contract(artefact, tmp_path, platform):
         "dtype": "float32",
         "temperature": 1.25,
         "labels": ["cat", "$dog"],
+        "task": "image-classification",
+        "palette": [],
+        "classMap": False,
     }
 
 
@@ -110,6 +115,22 @@ def test_crops_are_for_the_native_apps():
         assert fill(platform, manifest(input_crop_pct=0.875))["cropPct"] == 0.875
     with pytest.raises(AppError, match="^input.crop_pct must be None for react-native, which does not crop, got 0.875; "):
         fill("react-native", manifest(input_crop_pct=0.875))
+
+
+SEGMENTER = {"task": "semantic-segmentation", "palette": [(26, 26, 26), (255, 0, 7)], "map_size": (8, 12)}
+
+
+def test_segmenters_have_their_colours_in_the_contract():
+    for platform in ("android", "ios"):
+        contract = fill(platform, manifest(**SEGMENTER))
+        assert contract["task"] == "semantic-segmentation" and contract["palette"] == [[26, 26, 26], [255, 0, 7]]
+        assert not contract["classMap"] and fill(platform, manifest(**SEGMENTER | {"class_map": True}))["classMap"]
+    with pytest.raises(AppError, match=r"^map_size must be that of the input, and logits, .* got \(8, 12\), logits; export "):
+        fill("react-native", manifest(**SEGMENTER))
+    enlarged = SEGMENTER | {"map_size": (32, 48)}
+    with pytest.raises(AppError, match=r"got \(32, 48\), classes; export again with --enlarge"):
+        fill("react-native", manifest(**enlarged, class_map=True))
+    assert fill("react-native", manifest(**enlarged))["palette"] == [[26, 26, 26], [255, 0, 7]]
 
 
 def test_a_program_that_takes_bytes_runs_in_the_native_apps():
@@ -121,7 +142,8 @@ def test_a_program_that_takes_bytes_runs_in_the_native_apps():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"task": "semantic-segmentation"}, "^task must be image-classification, got semantic-segmentation; "),
+        ({"task": "feature-maps"}, "^task must be image-classification or semantic-segmentation, got feature-maps; "),
+        ({"explains": True}, "^explains must be false, as apps show no class maps yet, got True; export without --explain"),
         ({"backend": "coreml"}, "^backend must be xnnpack, which the app links, got coreml; "),
         ({"labels": []}, r"^labels must name the classes, got \[\]; "),
         ({"input_resample": 1}, r"^input.resample must be one of 0 \(nearest\), 2 \(bilinear\), 3 \(bicubic\), got 1; "),
@@ -273,7 +295,24 @@ import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import org.swinhf.edge.*
 
-fun main(args: Array<String>) = args.toList().chunked(7).forEach { case ->
+fun main(args: Array<String>) = if (args[0] == "classes") classes(args) else resize(args)
+
+fun classes(args: Array<String>) {
+    val (count, rows, columns, height, width) = args.drop(2).map { it.toInt() }
+    val bytes = File(args[1]).readBytes()
+    val floats = FloatArray(count * rows * columns)
+    ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(floats)
+    val map = classMapOf(floats, count, rows, columns, height, width)
+    val nearest = classMapOf(ByteArray(rows * columns) { (it % count).toByte() }, rows, columns, height, width)
+    val palette = List(count) { intArrayOf(40 * it, 255 - 40 * it, 7) }
+    val over = (0 until height).flatMap { y -> map.over(IntArray(width) { 0x0A32C8 }, y, palette).toList() }
+    val colours = over.flatMap { listOf(it shr 16, it shr 8, it) }.map { it.toByte() }
+    val shares = map.shares(count).joinToString(" ")
+    File(args[1] + ".out").writeBytes((map.classes + nearest.classes).map { it.toByte() }.toByteArray() + colours)
+    File(args[1] + ".shares").writeText(shares)
+}
+
+fun resize(args: Array<String>) = args.toList().chunked(7).forEach { case ->
     val (sourceHeight, sourceWidth, height, width) = case.subList(1, 5).map { it.toInt() }
     val rgb = File(case[0]).readBytes()
     fun at(index: Int) = rgb[index].toInt() and 255
@@ -328,33 +367,61 @@ def assert_same_as_pillow(command: list[str], folder: Path) -> None:
         np.testing.assert_array_equal(np.frombuffer(out[size:], "<f4").reshape(planes.shape), planes)
 
 
-def test_kotlin_resizes_as_pillow_does(tmp_path):
+def assert_same_classes(command: list[str], file: Path, shape: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """Have a compiled class map made of random logits, and compare it with that of `python -m edge run`."""
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    file.write_bytes(logits.tobytes())
+    subprocess.run([*command, "classes", str(file), *map(str, (*shape, *size))], check=True, timeout=60)
+    out, pixels = np.frombuffer(Path(f"{file}.out").read_bytes(), np.uint8), size[0] * size[1]
+    classes, nearest, over = out[:pixels], out[pixels : 2 * pixels], out[2 * pixels :].reshape(*size, 3)
+    expected = class_map_of(logits, *size)
+    assert (classes.reshape(size) == expected).mean() > 0.99  # where two logits are all but equal, rounding decides
+    given = (np.arange(shape[1] * shape[2]) % shape[0]).reshape(shape[1:]).astype(np.uint8)
+    np.testing.assert_array_equal(nearest.reshape(size), class_map_at(given, *size))
+    palette = [(40 * number, 255 - 40 * number, 7) for number in range(shape[0])]
+    found = Segmentation(class_map=classes.reshape(size), labels=list("abcd"), palette=palette)
+    drawn = np.asarray(found.drawn_over(Image.new("RGB", size[::-1], (0x0A, 0x32, 0xC8))))[: size[0], : size[1]]
+    assert np.abs(over.astype(int) - drawn).max() <= 1
+    shares = [float(share) for share in Path(f"{file}.shares").read_text().split()]
+    np.testing.assert_allclose(shares, np.bincount(classes, minlength=4) / pixels)
+
+
+def test_kotlin_is_that_of_android_and_resizes_as_pillow_does(tmp_path):
     if shutil.which("java") is None:
         pytest.skip("java is not installed")
     compiler = npm_packages("kotlin", "kotlin-compiler@2.4.20") / "kotlin-compiler/bin/kotlinc"
     (tmp_path / "Driver.kt").write_text(DRIVER_KT)
-    command = ["bash", compiler, RESAMPLE_KT, tmp_path / "Driver.kt", "-include-runtime", "-d", tmp_path / "resample.jar"]
-    subprocess.run(command, check=True, timeout=300)
-    assert_same_as_pillow(["java", "-cp", str(tmp_path / "resample.jar"), "DriverKt"], tmp_path)
+    sources = [*sorted(RESAMPLE_KT.parent.glob("*.kt")), tmp_path / "Driver.kt", *write_android_classes(tmp_path / "android")]
+    command = ["bash", compiler, *sources, "-Werror", "-include-runtime", "-d", tmp_path / "app.jar"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    driver = ["java", "-cp", str(tmp_path / "app.jar"), "DriverKt"]
+    assert_same_as_pillow(driver, tmp_path)
+    for number, (rows, columns, height, width) in enumerate([(5, 7, 33, 20), (8, 8, 8, 8), (6, 4, 3, 9), (1, 1, 4, 5)]):
+        assert_same_classes(driver, tmp_path / f"logits{number}", (4, rows, columns), (height, width))
 
 
 def test_swift_resizes_as_pillow_does(tmp_path):
     if shutil.which("swiftc") is None:
         pytest.skip("swiftc is not installed")
     (tmp_path / "main.swift").write_text(DRIVER_SWIFT)
-    command = ["swiftc", "-O", RESAMPLE_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "resample"]
+    command = ["swiftc", "-O", RESAMPLE_SWIFT, CLASS_MAP_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "resample"]
     subprocess.run(command, check=True, timeout=300)
     assert_same_as_pillow([str(tmp_path / "resample")], tmp_path)
 
 
 USE_TS = """
 import { createClassifier, useClassifier, type cv } from 'react-native-executorch';
+import { useSemanticSegmenter, type SemanticSegmentationResult } from 'react-native-executorch';
 import { calibrate, classifierModel, labels } from './classifier';
+import { colormap, segmenterModel } from './segmenter';
 
 export async function best(image: cv.ImageBuffer): Promise<{ label: string; confidence: number }[]> {
   const classifier = await createClassifier(classifierModel('/data/model.pte'));
   return calibrate(await classifier.classify(image)).slice(0, labels.length);
 }
+export const usePixels = (image: cv.ImageBuffer): Promise<SemanticSegmentationResult<string>> | undefined =>
+  useSemanticSegmenter(segmenterModel('/data/model.pte')).segment?.(image, colormap);
 export const useModel = () => useClassifier(classifierModel('https://example.org/model.pte')).classify;
 """
 
@@ -402,14 +469,19 @@ def test_react_native_calibration_is_a_softmax_with_the_temperature(react_native
 const fs = require('fs'), typescript = require('typescript');
 const options = { module: 'commonjs', target: 'es2022', esModuleInterop: true };
 fs.writeFileSync('classifier.js', typescript.transpile(fs.readFileSync('classifier.ts', 'utf8'), options));
+fs.writeFileSync('segmenter.js', typescript.transpile(fs.readFileSync('segmenter.ts', 'utf8'), options));
 const { calibrate, classifierModel } = require('./classifier.js');
+const { colormap, segmenterModel } = require('./segmenter.js');
 const of = (confidence, label) => ({ confidence, label });
-console.log(JSON.stringify([calibrate([of(0.9, 'cat'), of(0.1, '$dog')]), classifierModel('model.pte')]));
+const calibrated = calibrate([of(0.9, 'cat'), of(0.1, '$dog')]);
+console.log(JSON.stringify([calibrated, classifierModel('model.pte'), segmenterModel('model.pte'), colormap]));
 """
     result = subprocess.run(["node", "-e", script], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
-    calibrated, model = json.loads(result.stdout)
+    calibrated, model, segmenter, colormap = json.loads(result.stdout)
     scores = np.exp(np.log([0.9, 0.1]) / 1.25)
     np.testing.assert_allclose([entry["confidence"] for entry in calibrated], scores / scores.sum(), rtol=1e-12)
     assert [entry["label"] for entry in calibrated] == ["cat", "$dog"]
     assert model["modelOpts"]["labels"] == ["cat", "$dog"]
     assert model["modelOpts"]["normalizeOpts"] == {"alpha": 1 / 255, "beta": 0}
+    assert segmenter["modelOpts"] == model["modelOpts"] | {"outInterpolation": "nearest"}
+    assert colormap == {"cat": [0, 0, 0, 255], "$dog": [0, 0, 0, 255]}  # a classifier has no colours

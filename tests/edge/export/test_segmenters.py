@@ -132,6 +132,16 @@ def test_class_maps_come_out_of_the_program_on_request(checkpoint, scenes, tmp_p
     assert self_test(tmp_path / "edge")[0] == 3
 
 
+def test_logits_are_enlarged_in_the_program_on_request(checkpoint, scenes, tmp_path):
+    settings = ExportSettings(recipe="fp32", dataset=scenes, enlarge=True, self_test=False)
+    manifest = export(checkpoint, tmp_path / "edge", settings)
+    assert manifest.program["num_delegates"] == 1 and manifest.program["outside"] == {}
+    runner, file = Runner(tmp_path / "edge"), scenes / "images" / "0.png"
+    assert runner.outputs(runner.pixel_values(file))[0].shape == (1, 3, 16, 16)
+    assert (runner.segment(file).class_map == expected_map(checkpoint, file)).mean() > 0.95
+    assert verify(tmp_path / "edge", scenes, checkpoint)["sqnr_db"] > 80
+
+
 def test_the_uper_head_of_a_hybrid_is_one_delegate_in_int8(scenes, tmp_path):
     segmenter(TINY_VIT, "uper").save_pretrained(tmp_path / "model")
     SwinHfImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
@@ -184,8 +194,8 @@ def test_only_segmenters_have_class_maps(make_model, image_folder, tmp_path):
     PLAIN_PROCESSOR.save_pretrained(tmp_path / "model")
     with pytest.raises(ExportError, match="class_map must be left out for a model that is no segmenter"):
         export(tmp_path / "model", tmp_path / "edge", ExportSettings(dataset=image_folder, class_map=True))
-    with pytest.raises(ExportError, match="class_map must be left out"):
-        export(tmp_path / "model", tmp_path / "edge", ExportSettings(dataset=image_folder, class_map=True, recipe="fp32"))
+    with pytest.raises(ExportError, match="enlarge must be left out for a model that is no segmenter"):
+        export(tmp_path / "model", tmp_path / "edge", ExportSettings(dataset=image_folder, enlarge=True))
 
 
 def test_numbers_of_no_class_are_named(artefact, scenes, tmp_path):

@@ -13,4 +13,12 @@ struct Contract: Decodable {
     let temperature: Double
     /// Names of the classes, in the order of the logits.
     let labels: [String]
+    /// "semantic-segmentation": the program says the class of each pixel; "image-classification": that of the picture.
+    let task: String
+    /// Red, green and blue of the colour of each class, if it segments.
+    let palette: [[Int]]
+    /// The program puts out classes (1, height, width), as bytes, instead of logits (1, K, h, w).
+    let classMap: Bool
+
+    var segments: Bool { task == "semantic-segmentation" }
 }

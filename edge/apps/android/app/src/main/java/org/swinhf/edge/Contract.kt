@@ -15,11 +15,18 @@ class Contract(
     val temperature: Double,
     /** Names of the classes, in the order of the logits. */
     val labels: List<String>,
+    /** The program says the class of each pixel, instead of that of the picture. */
+    val segments: Boolean,
+    /** Red, green and blue of the colour of each class, if it segments. */
+    val palette: List<IntArray>,
+    /** The program puts out classes (1, height, width), as bytes, instead of logits (1, K, h, w). */
+    val classMap: Boolean,
 ) {
     companion object {
         fun parse(text: String): Contract {
             val json = JSONObject(text)
             val labels = json.getJSONArray("labels")
+            val palette = json.getJSONArray("palette")
             return Contract(
                 height = json.getInt("height"),
                 width = json.getInt("width"),
@@ -28,6 +35,12 @@ class Contract(
                 takesBytes = json.getString("dtype") == "uint8",
                 temperature = json.getDouble("temperature"),
                 labels = List(labels.length()) { labels.getString(it) },
+                segments = json.getString("task") == "semantic-segmentation",
+                palette = List(palette.length()) { index ->
+                    val colour = palette.getJSONArray(index)
+                    IntArray(3) { colour.getInt(it) }
+                },
+                classMap = json.getBoolean("classMap"),
             )
         }
     }

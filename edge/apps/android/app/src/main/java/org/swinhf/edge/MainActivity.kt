@@ -6,9 +6,15 @@ import android.graphics.Canvas
 import android.graphics.Color
 import android.graphics.Matrix
 import android.os.Bundle
+import android.text.SpannableStringBuilder
+import android.text.Spanned.SPAN_EXCLUSIVE_EXCLUSIVE
+import android.text.style.ForegroundColorSpan
+import android.view.View
 import android.view.ViewGroup.LayoutParams.MATCH_PARENT
 import android.view.ViewGroup.LayoutParams.WRAP_CONTENT
 import android.widget.Button
+import android.widget.FrameLayout
+import android.widget.ImageView
 import android.widget.LinearLayout
 import android.widget.TextView
 import androidx.activity.ComponentActivity
@@ -21,7 +27,9 @@ import androidx.camera.view.PreviewView
 import java.io.File
 import java.util.concurrent.Executors
 
-/** A preview of the camera, a button, and the five most probable classes of the picture that it takes. */
+private const val LARGEST_SIDE = 1024 // of a picture whose pixels are given classes
+
+/** A preview of the camera, a button, and what the program says of the picture: its classes, or those of its pixels. */
 class MainActivity : ComponentActivity() {
     private val worker = Executors.newSingleThreadExecutor()
     private val permission = registerForActivityResult(ActivityResultContracts.RequestPermission()) { granted ->
@@ -30,14 +38,15 @@ class MainActivity : ComponentActivity() {
     private lateinit var camera: LifecycleCameraController
     private lateinit var answer: TextView
     private lateinit var shutter: Button
-    private lateinit var classifier: Classifier
+    private lateinit var overlay: ImageView
+    private lateinit var describe: (Bitmap) -> Answer
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         camera = LifecycleCameraController(this)
         answer = TextView(this).apply { setPadding(32, 32, 32, 32) }
         shutter = Button(this).apply {
-            text = "Classify"
+            text = "Take a picture"
             isEnabled = false
             setOnClickListener { takePicture() }
         }
@@ -45,16 +54,24 @@ class MainActivity : ComponentActivity() {
             controller = camera
             scaleType = PreviewView.ScaleType.FIT_CENTER // all of it is classified, so all of it is shown
         }
+        overlay = ImageView(this).apply {
+            visibility = View.GONE
+            setBackgroundColor(Color.BLACK)
+            setOnClickListener { visibility = View.GONE } // back to the camera
+        }
         setContentView(LinearLayout(this).apply {
             orientation = LinearLayout.VERTICAL
             fitsSystemWindows = true
-            addView(preview, LinearLayout.LayoutParams(MATCH_PARENT, 0, 1f))
+            addView(FrameLayout(context).apply {
+                addView(preview, MATCH_PARENT, MATCH_PARENT)
+                addView(overlay, MATCH_PARENT, MATCH_PARENT)
+            }, LinearLayout.LayoutParams(MATCH_PARENT, 0, 1f))
             addView(answer, MATCH_PARENT, WRAP_CONTENT)
             addView(shutter, MATCH_PARENT, WRAP_CONTENT)
         })
         permission.launch(Manifest.permission.CAMERA)
         inBackground {
-            classifier = loadClassifier()
+            describe = loadProgram()
             runOnUiThread { shutter.isEnabled = true }
         }
     }
@@ -64,24 +81,30 @@ class MainActivity : ComponentActivity() {
         worker.shutdown()
     }
 
-    /** The program of the assets; ExecuTorch reads files only. */
-    private fun loadClassifier(): Classifier {
-        val contract = assets.open("contract.json").bufferedReader().use { it.readText() }
+    /** What the program of the assets says of a picture; ExecuTorch reads files only. */
+    private fun loadProgram(): (Bitmap) -> Answer {
+        val contract = Contract.parse(assets.open("contract.json").bufferedReader().use { it.readText() })
         val program = File(filesDir, "model.pte")
         assets.open("model.pte").use { from -> program.outputStream().use { to -> from.copyTo(to) } }
-        return Classifier(program.path, Contract.parse(contract))
+        if (contract.segments) {
+            val segmenter = Segmenter(program.path, contract)
+            return { segmented(it, segmenter, contract) }
+        }
+        val classifier = Classifier(program.path, contract)
+        return { bitmap ->
+            val best = classifier.classify(toPicture(bitmap)).take(5)
+            Answer(best.joinToString("\n") { "%5.1f %%  %s".format(100 * it.probability, it.label) })
+        }
     }
 
     private fun takePicture() {
         shutter.isEnabled = false
         camera.takePicture(worker, object : ImageCapture.OnImageCapturedCallback() {
             override fun onCaptureSuccess(image: ImageProxy) = inBackground {
-                val bitmap = image.use { upright(it) }
-                val best = classifier.classify(toPicture(bitmap)).take(5)
-                show(best.joinToString("\n") { "%5.1f %%  %s".format(100 * it.probability, it.label) })
+                show(describe(image.use { upright(it) }))
             }
 
-            override fun onError(exception: ImageCaptureException) = show("No picture: ${exception.message}")
+            override fun onError(exception: ImageCaptureException) = show(Answer("No picture: ${exception.message}"))
         })
     }
 
@@ -89,14 +112,45 @@ class MainActivity : ComponentActivity() {
         try {
             work()
         } catch (error: Exception) {
-            show("$error")
+            show(Answer("$error"))
         }
     }
 
-    private fun show(text: String) = runOnUiThread {
-        answer.text = text
-        shutter.isEnabled = ::classifier.isInitialized
+    private fun show(found: Answer) = runOnUiThread {
+        answer.text = found.text
+        overlay.setImageBitmap(found.picture)
+        overlay.visibility = if (found.picture == null) View.GONE else View.VISIBLE
+        shutter.isEnabled = ::describe.isInitialized
     }
+}
+
+/** What is said of a picture, in coloured text, and a picture to show with it. */
+private class Answer(val text: CharSequence, val picture: Bitmap? = null)
+
+/** The classes of the pixels over a picture, and a legend with their shares. */
+private fun segmented(bitmap: Bitmap, segmenter: Segmenter, contract: Contract): Answer {
+    val shown = shrunk(bitmap)
+    val map = segmenter.segment(toPicture(bitmap), shown.height, shown.width)
+    val picture = toPicture(shown)
+    val over = Bitmap.createBitmap(map.width, map.height, Bitmap.Config.ARGB_8888)
+    for (y in 0 until map.height) {
+        over.setPixels(map.over(picture.row(y), y, contract.palette), 0, map.width, 0, y, map.width, 1)
+    }
+    val shares = map.shares(contract.labels.size).withIndex().filter { it.value > 0 }.sortedByDescending { it.value }.take(5)
+    val legend = SpannableStringBuilder()
+    for ((number, share) in shares) {
+        val (red, green, blue) = contract.palette[number]
+        legend.append("\u25A0 ", ForegroundColorSpan(Color.rgb(red, green, blue)), SPAN_EXCLUSIVE_EXCLUSIVE)
+        legend.append("%5.1f %%  %s\n".format(100 * share, contract.labels[number]))
+    }
+    return Answer(legend.trim(), over)
+}
+
+/** A bitmap no larger than what a screen can show. */
+private fun shrunk(bitmap: Bitmap): Bitmap {
+    val factor = LARGEST_SIDE.toFloat() / maxOf(bitmap.width, bitmap.height)
+    if (factor >= 1) return bitmap
+    return Bitmap.createScaledBitmap(bitmap, (bitmap.width * factor).toInt(), (bitmap.height * factor).toInt(), true)
 }
 
 /** What the camera saw, turned as the phone was held. */

@@ -1,0 +1,65 @@
+import ExecuTorch
+import Foundation
+
+struct Prediction {
+    let label: String
+    let probability: Double
+}
+
+struct ProgramError: LocalizedError {
+    let errorDescription: String?
+}
+
+/// The program of the bundle, which takes pictures as the contract beside it says. An actor, as a module is for one thread.
+actor Program {
+    let contract: Contract
+    private let module: Module
+
+    init(bundle: Bundle = .main) throws {
+        guard let program = bundle.path(forResource: "model", ofType: "pte"),
+            let json = bundle.url(forResource: "contract", withExtension: "json")
+        else {
+            throw ProgramError(errorDescription: "The app must hold model.pte and contract.json; add them to Resources.")
+        }
+        contract = try JSONDecoder().decode(Contract.self, from: Data(contentsOf: json))
+        module = Module(filePath: program)
+        let labels: [String] = try module.execute("labels")
+        guard labels.count == contract.labels.count else {
+            let message = "contract.json must name the \(labels.count) classes of model.pte, got \(contract.labels.count); "
+            throw ProgramError(errorDescription: message + "write the app again.")
+        }
+        try module.load("forward")
+    }
+
+    /// Every class with its probability, the most probable first.
+    func classify(_ picture: Picture) throws -> [Prediction] {
+        let output: Tensor<Float> = try module.forward(input(picture))
+        let logits = output.scalars().map(Double.init)
+        let largest = logits.max() ?? 0
+        let scores = logits.map { exp(($0 - largest) / contract.temperature) }
+        let sum = scores.reduce(0, +)
+        return zip(contract.labels, scores).map { Prediction(label: $0, probability: $1 / sum) }
+            .sorted { $0.probability > $1.probability }
+    }
+
+    /// The class of each pixel of a picture, as if it had this size.
+    func segment(_ picture: Picture, height: Int, width: Int) throws -> ClassMap {
+        if contract.classMap {
+            let output: Tensor<UInt8> = try module.forward(input(picture))
+            let (rows, columns) = (output.shape[1], output.shape[2])
+            return ClassMap(given: output.scalars(), rows: rows, columns: columns, height: height, width: width)
+        }
+        let output: Tensor<Float> = try module.forward(input(picture))
+        let (count, rows, columns) = (output.shape[1], output.shape[2], output.shape[3])
+        return ClassMap(
+            logits: output.scalars(), count: count, rows: rows, columns: columns, height: height, width: width)
+    }
+
+    private func input(_ picture: Picture) -> ValueConvertible {
+        let (height, width) = (contract.height, contract.width)
+        let pixels = fit(picture, height: height, width: width, cropPct: contract.cropPct, filter: contract.resample)
+        return contract.dtype == "uint8"
+            ? Tensor<UInt8>(pixels, shape: [1, height, width, 3])
+            : Tensor<Float>(toPlanes(pixels), shape: [1, 3, height, width])
+    }
+}
