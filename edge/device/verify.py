@@ -11,7 +11,7 @@ from .errors import ExplainedError
 from .flatbuffer import FlatbufferError
 from .image import UnreadableImageError
 from .labelled import ImageReader, LabelledImage, open_folder
-from .masks import IGNORED, MaskedImage, MaskedReader, open_masked
+from .masks import IGNORED, MaskedReader, open_masked
 from .runner import Runner, about_image
 from .segmentation import confusion_of, mean_iou
 
@@ -67,8 +67,9 @@ def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int | s
         VerificationError: the artefact is a backbone, or none of the images can be read or has a known label.
     """
     runner = Runner(folder)
+    labels = runner.manifest.labels
     if runner.manifest.is_segmenter:
-        return mask_figures(runner, readable_masks(open_masked(dataset, SPLITS), dataset, require_masks=True))
+        return mask_figures(runner, readable_masks(open_masked(dataset, SPLITS), dataset, len(labels), require_masks=True))
     if not runner.manifest.is_classifier:
         raise VerificationError("the artefact must be a classifier or a segmenter to be verified on labels, got a backbone")
     images = readable_images(runner, open_folder(dataset, runner.manifest.labels, SPLITS), dataset)
@@ -134,67 +135,60 @@ def label_figures(runner: Runner, images: ReadableImages, outputs: np.ndarray) -
 
 @dataclass(frozen=True, kw_only=True)
 class ReadableMasks:
-    """Images with or without masks to verify a segmenter on, less those that cannot be decoded."""
+    """Images to verify a segmenter on, less those that cannot be decoded; with_masks: those of them that have one."""
 
-    images: list[MaskedImage]
+    readers: list[MaskedReader]
+    with_masks: list[MaskedReader]
     num_unreadable: int
 
 
-def readable_masks(readers: list[MaskedReader], dataset: str | Path, require_masks: bool) -> ReadableMasks:
-    """The images of the readers that work.
+def readable_masks(readers: list[MaskedReader], dataset: str | Path, num_classes: int, require_masks: bool) -> ReadableMasks:
+    """Those of the readers that work.
 
     Raises:
-        VerificationError: none of them works, or none has a mask though masks are required.
+        VerificationError: none of them works, or none has a mask though masks are required, or a mask has a number that is
+            that of no class; the message names the image.
     """
-    images, errors = [], []
+    working, with_masks, errors = [], [], []
     for read in readers:
         try:
-            images.append(read())
+            image = read()
         except UnreadableImageError as error:
             errors.append(error)
-    if not images:
+            continue
+        working.append(read)
+        if image.mask is not None:
+            with_masks.append(read)
+            largest = image.mask[image.mask != IGNORED].max(initial=0)
+            if largest >= num_classes:
+                raise VerificationError(
+                    f"the mask of {image.name} must hold numbers of the {num_classes} classes, or {IGNORED}, got {largest}"
+                )
+    if not working:
         raise VerificationError(f"none of the images in {dataset} can be read: {errors[0]}")
-    if require_masks and all(image.mask is None for image in images):
+    if require_masks and not with_masks:
         raise VerificationError(
             f"dataset must hold a folder images and a folder masks with files of the same names, got no mask in {dataset}"
         )
-    return ReadableMasks(images=images, num_unreadable=len(errors))
-
-
-def check_masks(images: list[MaskedImage], num_classes: int) -> None:
-    """Check the numbers in masks.
-
-    Raises:
-        VerificationError: one is that of no class; the message names the image.
-    """
-    for image in images:
-        largest = image.mask[image.mask != IGNORED].max(initial=0)
-        if largest >= num_classes:
-            raise VerificationError(
-                f"the mask of {image.name} must hold numbers of the {num_classes} classes, or {IGNORED}, got {largest}"
-            )
+    return ReadableMasks(readers=working, with_masks=with_masks, num_unreadable=len(errors))
 
 
 def mask_figures(runner: Runner, masks: ReadableMasks) -> dict[str, float | int | str]:
-    """Counts of images, and how well the class maps fit the masks, if there are any.
-
-    Raises:
-        VerificationError: a mask has a number that is that of no class.
-    """
-    K, with_masks = len(runner.manifest.labels), [image for image in masks.images if image.mask is not None]
-    check_masks(with_masks, K)
-    confusion = np.zeros((K, K), np.int64)
-    for image in with_masks:
-        with about_image(image.name):
-            confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
-    figures = {
-        "num_images": len(masks.images),
+    """Counts of images, and how well the class maps fit the masks, if there are any."""
+    K, figures = len(runner.manifest.labels), {}
+    if masks.with_masks:
+        confusion = np.zeros((K, K), np.int64)
+        for image in (read() for read in masks.with_masks):
+            with about_image(image.name):
+                confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
+        right = float(confusion.trace() / max(confusion.sum(), 1))
+        figures = {"mean_iou": mean_iou(confusion), "pixel_accuracy": right}
+    counts = {
+        "num_images": len(masks.readers),
         "num_unreadable": masks.num_unreadable,
-        "num_with_masks": len(with_masks),
+        "num_with_masks": len(masks.with_masks),
     }
-    if not confusion.sum():
-        return figures
-    return figures | {"mean_iou": mean_iou(confusion), "pixel_accuracy": float(confusion.trace() / confusion.sum())}
+    return counts | figures
 
 
 def _first(names: list[str], count: int = 5) -> str:

@@ -16,7 +16,8 @@ from edge.device.labelled import FileLabels, ImageReader, LabelledImage, SplitEr
 from edge.device.masks import open_beside_masks
 from edge.device.names import plain
 
-MAX_IMAGES = 128  # to compare on
+MAX_IMAGES, MIN_IMAGES = 128, 16  # to compare on, if there are so many
+MOST_NUMBERS = 2**28  # of outputs that are kept to compare with, a gigabyte
 
 Images = str | Path | Iterable[Image.Image]
 
@@ -55,6 +56,11 @@ def load_images(
     if unreadable:
         warnings.warn(f"left out {len(unreadable)} of {len(readers)} images in {source}: {unreadable[0]}", stacklevel=2)
     return images
+
+
+def affordable(numbers: int) -> int:
+    """How many images outputs are compared on, of so many numbers each, which are kept in memory."""
+    return min(max(MOST_NUMBERS // numbers, MIN_IMAGES), MAX_IMAGES)
 
 
 def open_images(

@@ -1,6 +1,6 @@
 """The last step of an export: compare the exported graph and the program with the model, and say what they miss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from edge.device.masks import IGNORED, MaskedImage
 from edge.device.parity import Parity
 from edge.device.runner import Runner, about_image
 from edge.device.segmentation import class_map_of, confusion_of, mean_iou
-from edge.device.verify import check_masks
 from edge.export.bounds import Accuracy, count_right, missed_accuracy, missed_bound
 from edge.export.checkpoint import model_outputs
 from edge.export.form_choice import FEW_IMAGES, ChosenForm
@@ -85,25 +84,19 @@ def _to_compare(prepared: Prepared, outputs: torch.Tensor | tuple[torch.Tensor, 
 
 
 def mask_accuracy(prepared: Prepared, runner: Runner) -> Accuracy:
-    """The mean IoU of a segmenter and of its program on the held-out images, each at its own size.
-
-    Raises:
-        VerificationError: a mask has a number that is that of no class.
-    """
-    images, contract = prepared.held_out_masks, prepared.contract
-    check_masks(images, len(prepared.labels))
+    """The mean IoU of a segmenter and of its program on the held-out images, each at its own size."""
+    contract, shape, K = prepared.contract, prepared.samples["forward"].map_shape, len(prepared.labels)
 
     def by_model(image: MaskedImage) -> np.ndarray:
-        inputs = [contract.pixel_values(image.image)]
-        logits = model_outputs(prepared.model, prepared.processor, inputs, [image.name])
-        shape = prepared.samples["forward"].map_shape
+        logits = model_outputs(prepared.model, prepared.processor, [contract.pixel_values(image.image)], [image.name])
         return class_map_of(logits.reshape(shape), image.image.height, image.image.width)
 
-    ious = {
-        name: mean_iou(sum(confusion_of(segment(image), image.mask, len(prepared.labels), IGNORED) for image in images))
-        for name, segment in (("model", by_model), ("program", lambda image: runner.segment(image.image).class_map))
-    }
-    return Accuracy(num_images=len(images), **ious)
+    def of(segment: Callable[[MaskedImage], np.ndarray]) -> float:
+        images = (read() for read in prepared.held_out_masks)
+        return mean_iou(sum(confusion_of(segment(image), image.mask, K, IGNORED) for image in images))
+
+    by_program = of(lambda image: runner.segment(image.image).class_map)
+    return Accuracy(num_images=len(prepared.held_out_masks), model=of(by_model), program=by_program)
 
 
 def _run(runner: Runner, images: Samples | HeldOut, method: str = "forward") -> Iterator[list[np.ndarray]]:

@@ -10,14 +10,14 @@ import torch
 from edge.deploy.form import Exportable, encoder_config
 from edge.device.artefact import InputContract
 from edge.device.labelled import LabelledImage, SplitError, evenly
-from edge.device.masks import MaskedImage, open_masked
+from edge.device.masks import MaskedReader, open_masked
 from edge.device.palette import palette_of
 from edge.device.parity import Parity, compare, compare_class_maps
 from edge.device.segmentation import class_map_of
 from edge.device.verify import VerificationError, readable_masks
 from edge.export.calibration import MIN_CALIBRATION_IMAGES, require_real_images
 from edge.export.checkpoint import input_contract, load_checkpoint, model_outputs, outputs_named
-from edge.export.images import MAX_IMAGES, load_images, method_inputs
+from edge.export.images import MAX_IMAGES, affordable, load_images, method_inputs
 from edge.export.settings import ExportError, ExportSettings
 from edge.lower.recipes import CASTS, Recipe, find_recipe
 from swin_hf import SwinHfForImageClassification, SwinHfForSemanticSegmentation, SwinHfImageProcessorPil
@@ -78,7 +78,7 @@ class Prepared:
     labels: names of the classes, or of the feature maps of a backbone.
     methods: batch size, height and width of the images of each method.
     samples: of each method.
-    held_out: labelled images, of a classifier. held_out_masks: images with masks, of a segmenter.
+    held_out: labelled images, of a classifier. held_out_masks: readers of images with masks, of a segmenter.
     """
 
     checkpoint_dir: Path
@@ -91,7 +91,7 @@ class Prepared:
     methods: dict[str, dict[str, int]]
     samples: dict[str, Samples]
     held_out: HeldOut | None
-    held_out_masks: list[MaskedImage]
+    held_out_masks: list[MaskedReader]
 
     def class_map_size(self, method: str) -> tuple[int, int] | None:
         """(height, width) of the class maps that a method puts out; None if it puts out logits or feature maps."""
@@ -138,12 +138,17 @@ def prepare(checkpoint_dir: Path, settings: ExportSettings) -> Prepared:
         _require_trainable(recipe, is_classifier, methods)
     images = images_to_compare_on(settings, labels, beside_masks=is_segmenter)
     labelled = _labelled_images(settings, labels) if is_classifier else []
-    masked = _masked_images(settings) if is_segmenter else []
+    masked = _masked_images(settings, len(labels)) if is_segmenter else []
     if settings.validation is not None and not labelled and not masked:
         raise ExportError(
             f"validation must hold images of the model's classes ({', '.join(labels[:5])}, ..) in class folders, got none in "
             f"{settings.validation}"
         )
+    largest = 0  # numbers that the model puts out for one image
+    for method in methods.values():
+        one = method_inputs(images[:1], contract, method | {"batch_size": 1})
+        largest = max(largest, model_outputs(model, processor, one, [images[0].name]).size)
+    images = evenly(images, affordable(largest))
     inputs = {name: method_inputs(images, contract, method) for name, method in methods.items()}
     # PyTorch's work comes before the runtime's first run: two spinning thread pools slow each other down.
     names, samples = [image.name for image in images], {}
@@ -249,8 +254,8 @@ def images_to_compare_on(settings: ExportSettings, labels: list[str], beside_mas
     return images
 
 
-def _masked_images(settings: ExportSettings) -> list[MaskedImage]:
-    """Held-out images with masks.
+def _masked_images(settings: ExportSettings, num_classes: int) -> list[MaskedReader]:
+    """Readers of held-out images with masks.
 
     Raises:
         ExportError: there are none.
@@ -261,10 +266,9 @@ def _masked_images(settings: ExportSettings) -> list[MaskedImage]:
         raise ExportError("validation must be a folder for a segmenter, with its folders images and masks")
     try:
         readers = evenly(open_masked(settings.validation, ("validation",)), MAX_LABELLED_IMAGES)
-        masks = readable_masks(readers, settings.validation, require_masks=True)
+        return readable_masks(readers, settings.validation, num_classes, require_masks=True).with_masks
     except (FileNotFoundError, SplitError, VerificationError) as error:
         raise ExportError(f"validation: {error}") from error
-    return [image for image in masks.images if image.mask is not None]
 
 
 def _labelled_images(settings: ExportSettings, labels: list[str]) -> list[LabelledImage]:

@@ -1,6 +1,7 @@
 """Check a device artefact on images: against labels, and against the checkpoint that it was exported from."""
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from edge.device.artefact import recorded_checkpoint
 from edge.device.labelled import evenly
-from edge.device.masks import MaskedImage, open_masked
+from edge.device.masks import MaskedReader, open_masked
 from edge.device.parity import Parity, compare
 from edge.device.runner import Runner, about_image
 from edge.device.verify import (
@@ -22,7 +23,7 @@ from edge.device.verify import (
     readable_masks,
 )
 from edge.export.bounds import missed_bound
-from edge.export.images import MAX_IMAGES, open_images
+from edge.export.images import MAX_IMAGES, affordable, open_images
 from edge.lower.recipes import Recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ def _verify_segmenter(runner: Runner, dataset: Path, checkpoint_dir: Path | None
     Raises:
         As `verify`.
     """
-    masks = readable_masks(open_masked(dataset, SPLITS), dataset, require_masks=checkpoint_dir is None)
-    compared = evenly(masks.images, MAX_IMAGES)
+    labels = runner.manifest.labels
+    masks = readable_masks(open_masked(dataset, SPLITS), dataset, len(labels), require_masks=checkpoint_dir is None)
+    compared = evenly(masks.readers, affordable(len(labels) * math.prod(runner.manifest.map_size)))
     samples = None if checkpoint_dir is None else _samples_of_checkpoint(runner, compared, checkpoint_dir)
     figures = mask_figures(runner, masks)
     if samples is None:
@@ -119,14 +121,17 @@ def _verify_segmenter(runner: Runner, dataset: Path, checkpoint_dir: Path | None
     return figures | _close_figures(parity, find_recipe(runner.manifest.recipe), checkpoint_dir)
 
 
-def _samples_of_checkpoint(runner: Runner, images: list[MaskedImage], checkpoint_dir: Path) -> "Samples":
+def _samples_of_checkpoint(runner: Runner, readers: list[MaskedReader], checkpoint_dir: Path) -> "Samples":
     from edge.export.checkpoint import load_source, model_outputs
     from edge.export.prepare import Samples, map_shape_of
 
     (model, processor), contract = load_source(checkpoint_dir, runner.manifest), runner.manifest.input
     is_enlarged = runner.manifest.map_size == (contract.height, contract.width) and not runner.manifest.class_map
     model.config.resize_logits = is_enlarged
-    inputs, names = [contract.pixel_values(image.image) for image in images], [image.name for image in images]
+    inputs, names = [], []
+    for image in (read() for read in readers):
+        inputs.append(contract.pixel_values(image.image))
+        names.append(image.name)
     reference = [model_outputs(model, processor, [array], [name]) for array, name in zip(inputs, names)]
     return Samples(
         inputs=inputs,
