@@ -135,7 +135,7 @@ def test_pushes_hold_what_is_needed_and_no_more(hub, pushed, folders):
     assert 'from_pretrained("org/secret"' in card
 
     expected = dict.fromkeys(("encoder", "painter", "backbone"), CHECKPOINT)
-    expected["segmenter"] = CHECKPOINT | {"segmentation_swin_hf.py"}
+    expected["segmenter"] = CHECKPOINT | {"segmentation_swin_hf.py", "segmentation_heads_swin_hf.py"}
     expected["program"] = {"model.pte", "edge.json", "export.json", "preprocessor_config.json", "self_test.bpte"}
     for name, files in expected.items():
         repository = models[f"org/{name}"]
