@@ -46,7 +46,7 @@ class Segmentation:
 
     def _legend(self, text_height: int) -> Image.Image:
         shown = [(label, share) for label, share in self.shares().items() if share >= SMALLEST_SHOWN][:LEGEND_CLASSES]
-        lines, font = [f"{printable(label)}  {share:.1%}" for label, share in shown], ImageFont.load_default(text_height)
+        lines, font = [f"{printable(label)}  {share:.1%}" for label, share in shown], font_of(text_height)
         row, width = text_height * 3 // 2, max(int(font.getlength(line)) for line in lines) + 3 * text_height
         legend = Image.new("RGB", (width, row * len(lines) + text_height), "white")
         draw = ImageDraw.Draw(legend)
@@ -56,6 +56,14 @@ class Segmentation:
             draw.rectangle(box, fill=tuple(self.palette[self.labels.index(label)]), outline="grey")
             draw.text((2 * text_height, top), line, fill="black", font=font)
         return legend
+
+
+def font_of(height: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, of this height in pixels where Pillow has FreeType."""
+    try:
+        return ImageFont.load_default(height)
+    except (ImportError, OSError):
+        return ImageFont.load_default()
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
