@@ -139,7 +139,7 @@ STUDENTS = [
     Student(RESNET, "widths 32 to 256", 1.6e-2, lambda: resnet([32, 64, 128, 256], [1, 1, 1, 1])),
     Student(RESNET, "widths 32 to 256, twice as deep", 2e-3, lambda: resnet([32, 64, 128, 256], [2, 2, 2, 2])),
     Student(MOBILENET, "multiplier 0.25, stride 16", 4e-3, lambda: mobilenet(0.25, 16)),
-    Student(MOBILENET, "multiplier 0.35, stride 16", 4e-3, lambda: mobilenet(0.35, 16)),
+    Student(MOBILENET, "multiplier 0.35, stride 16", 2e-3, lambda: mobilenet(0.35, 16)),
 ]
 BY_NAME = {student.name: student for student in STUDENTS}
 MIDDLE = f"{HYBRID}, widths 16 to 64, depths 4-1-2"  # whose learning rate its changes share

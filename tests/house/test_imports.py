@@ -32,7 +32,7 @@ DEVICE = frozenset({"numpy", "PIL", "torch", "executorch"})  # ExecuTorch's whee
 MODELS = frozenset({"numpy", "PIL", "torch", "transformers", "huggingface_hub", "safetensors"})
 LOWERING = DEVICE | MODELS | {"torchao"}
 IMAGES = frozenset({"numpy", "PIL", "torch", "datasets", "sklearn", "tqdm", "kornia", "transformers"})
-TRAINING = IMAGES | MODELS | {"accelerate", "filelock", "matplotlib", "pytorch_optimizer", "yaml"}
+TRAINING = IMAGES | MODELS | {"accelerate", "filelock", "matplotlib", "pycocotools", "pytorch_optimizer", "yaml"}
 TRACKERS = frozenset({"wandb", "trackio"})
 
 ROOMS = {

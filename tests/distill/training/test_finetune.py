@@ -237,7 +237,8 @@ def test_every_config_parses(config):
         ("--learning_rat 1", "unknown setting --learning_rat in the command line; did you mean --learning_rate"),
         (
             "--task detection",
-            "--task must be one of image-classification, semantic-segmentation, masked-image-modeling, got 'detection'",
+            "--task must be one of image-classification, semantic-segmentation, object-detection, masked-image-modeling, got "
+            "'detection'; did you mean object-detection",
         ),
         ("--layer_decay 2", r"--layer_decay must lie in \(0, 1\], got 2.0"),
         ("--ema_decay 1", r"--ema_decay must lie in \[0, 1\)"),

@@ -87,7 +87,10 @@ def _with_other_weights(module):
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "resnet"}'), "model of type swin_hf, got resnet"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "resnet"}'),
+            "model of type swin_hf or swin_hf_upernet, got resnet",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
         (
             lambda folder: (folder / "preprocessor_config.json").write_text('{"do_center_crop": true}'),

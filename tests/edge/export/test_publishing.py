@@ -61,6 +61,10 @@ def manifest(**changes) -> dict:
         "versions": {},
         "sha256": {name: sha256_of(content) for name, content in FILES.items()},
         "format_version": Manifest.format_version,
+        "palette": [],
+        "map_size": None,
+        "class_map": False,
+        "explains": False,
     }
     return content | changes
 
