@@ -124,9 +124,9 @@ def mask_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def checkpoint(make_model, tmp_path) -> Path:
-    """A saved tiny classifier for the classes of `image_folder`, with its processor."""
+    """A saved tiny classifier for the classes of `image_folder`, with its processor; of few blocks, as many tests lower it."""
     folder = tmp_path / "checkpoint"
-    make_model(id2label={0: "blue", 1: "green", 2: "red"}).save_pretrained(folder)
+    make_model(id2label={0: "blue", 1: "green", 2: "red"}, depths=[1, 1]).save_pretrained(folder)
     PLAIN_PROCESSOR.save_pretrained(folder)
     return folder
 
