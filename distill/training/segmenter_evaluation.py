@@ -19,7 +19,7 @@ from distill.errors import SettingsError, require
 from distill.training.command_line import CommandLine
 from distill.training.settings import CONFIG_DIR
 from edge.device.image import UnreadableImageError
-from edge.device.segmentation import class_ious, confusion_of, mean_iou
+from edge.device.segmentation import class_ious, confusion_of, mask_scores
 from swin_hf.dense_inference import class_probabilities
 
 EVALUATED = (*SPLITS, "all")
@@ -88,8 +88,8 @@ def evaluate_segmenter(settings: EvaluationSettings, images: ImageSettings) -> d
     if images.streaming:
         raise SettingsError("--streaming must be false for an evaluation, which looks at images once")
     found = find_images(images.dataset, MASKS, Path(images.class_names) if images.class_names else None)
-    segmenter = load_segmenter(settings.model, found.class_names)
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    segmenter = load_segmenter(settings.model, found.class_names).to(device)
     with tempfile.TemporaryDirectory() as folder:
         splits = prepare_splits(found, images, Path(folder) / "data.json", known=False)
     chosen = splits if settings.split == "all" else {settings.split: splits[settings.split]}
@@ -101,11 +101,10 @@ def evaluate_segmenter(settings: EvaluationSettings, images: ImageSettings) -> d
         except UnreadableImageError:
             unreadable += 1
             continue
-        confusion += confusion_of(class_map(segmenter.to(device), image, settings), mask, num_classes, IGNORED)
+        confusion += confusion_of(class_map(segmenter, image, settings), mask, num_classes, IGNORED)
     ious = class_ious(confusion)
     return {
-        "mean_iou": mean_iou(confusion),
-        "pixel_accuracy": float(confusion.trace() / max(confusion.sum(), 1)),
+        **mask_scores(confusion),
         "num_images": len(examples) - unreadable,
         "iou_by_class": {name: float(iou) for name, iou in zip(found.class_names, ious) if not np.isnan(iou)},
     }

@@ -112,6 +112,11 @@ def mean_iou(confusion: np.ndarray) -> float:
     return float(np.nanmean(ious)) if not np.isnan(ious).all() else 0.0
 
 
+def mask_scores(confusion: np.ndarray) -> dict[str, float]:
+    """How well predictions fit masks, from a confusion matrix (K, K): mean IoU, and the share of right pixels."""
+    return {"mean_iou": mean_iou(confusion), "pixel_accuracy": float(confusion.trace() / max(confusion.sum(), 1))}
+
+
 def confusion_of(predicted: np.ndarray, truth: np.ndarray, num_classes: int, ignored: int) -> np.ndarray:
     """Counts (K, K) of pixels, true classes in rows."""
     known = truth != ignored

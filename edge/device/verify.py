@@ -1,7 +1,9 @@
 """Check a device artefact on labelled images and by the self-test that is bundled with it."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from .image import UnreadableImageError
 from .labelled import ImageReader, LabelledImage, open_folder
 from .masks import IGNORED, MaskedReader, open_masked
 from .runner import Runner, about_image
-from .segmentation import confusion_of, mean_iou
+from .segmentation import confusion_of, mask_scores
+
+Read = TypeVar("Read")  # what a reader reads
 
 _ADVICE = "copy the artefact again or export it again"
 
@@ -87,19 +91,31 @@ def readable_images(runner: Runner, readers: list[ImageReader], dataset: str | P
     Raises:
         VerificationError: none of them works.
     """
-    working, labels, names, errors = [], [], [], []
+    working, labels, names = [], [], []
+    for read, image in _read_images(readers, dataset):
+        working.append(read)
+        labels.append(image.label if runner.manifest.is_classifier and image.label in runner.manifest.labels else None)
+        names.append(image.name)
+    return ReadableImages(readers=working, labels=labels, names=names, num_unreadable=len(readers) - len(working))
+
+
+def _read_images(readers: list[Callable[[], Read]], dataset: str | Path) -> Iterator[tuple[Callable[[], Read], Read]]:
+    """Those of the readers that work, one after another, each with what it read.
+
+    Raises:
+        VerificationError: none of them works.
+    """
+    first_error, num_read = None, 0
     for read in readers:
         try:
             image = read()
         except UnreadableImageError as error:
-            errors.append(error)
+            first_error = first_error or error
             continue
-        working.append(read)
-        labels.append(image.label if runner.manifest.is_classifier and image.label in runner.manifest.labels else None)
-        names.append(image.name)
-    if not working:
-        raise VerificationError(f"none of the images in {dataset} can be read: {errors[0]}")
-    return ReadableImages(readers=working, labels=labels, names=names, num_unreadable=len(errors))
+        num_read += 1
+        yield read, image
+    if not num_read:
+        raise VerificationError(f"none of the images in {dataset} can be read: {first_error}")
 
 
 def program_outputs(runner: Runner, images: ReadableImages) -> np.ndarray:
@@ -149,13 +165,8 @@ def readable_masks(readers: list[MaskedReader], dataset: str | Path, num_classes
         VerificationError: none of them works, or none has a mask though masks are required, or a mask has a number that is
             that of no class; the message names the image.
     """
-    working, with_masks, errors = [], [], []
-    for read in readers:
-        try:
-            image = read()
-        except UnreadableImageError as error:
-            errors.append(error)
-            continue
+    working, with_masks = [], []
+    for read, image in _read_images(readers, dataset):
         working.append(read)
         if image.mask is not None:
             with_masks.append(read)
@@ -164,13 +175,11 @@ def readable_masks(readers: list[MaskedReader], dataset: str | Path, num_classes
                 raise VerificationError(
                     f"the mask of {image.name} must hold numbers of the {num_classes} classes, or {IGNORED}, got {largest}"
                 )
-    if not working:
-        raise VerificationError(f"none of the images in {dataset} can be read: {errors[0]}")
     if require_masks and not with_masks:
         raise VerificationError(
             f"dataset must hold a folder images and a folder masks with files of the same names, got no mask in {dataset}"
         )
-    return ReadableMasks(readers=working, with_masks=with_masks, num_unreadable=len(errors))
+    return ReadableMasks(readers=working, with_masks=with_masks, num_unreadable=len(readers) - len(working))
 
 
 def mask_figures(runner: Runner, masks: ReadableMasks) -> dict[str, float | int | str]:
@@ -181,8 +190,7 @@ def mask_figures(runner: Runner, masks: ReadableMasks) -> dict[str, float | int 
         for image in (read() for read in masks.with_masks):
             with about_image(image.name):
                 confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
-        right = float(confusion.trace() / max(confusion.sum(), 1))
-        figures = {"mean_iou": mean_iou(confusion), "pixel_accuracy": right}
+        figures = mask_scores(confusion)
     counts = {
         "num_images": len(masks.readers),
         "num_unreadable": masks.num_unreadable,
