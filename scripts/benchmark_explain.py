@@ -82,10 +82,8 @@ def judge_checkpoint(checkpoint: Path, num_images: int) -> dict:
 def test_boxes(num_images: int) -> list[tuple[int, int, int, int]]:
     """Left, top, right and bottom of the digits in the first test scenes."""
     builder = DigitScenes()
-    rows = builder.as_dataset(split="test") if builder.info.splits else None
-    if rows is None:
-        builder.download_and_prepare()
-        rows = builder.as_dataset(split="test")
+    builder.download_and_prepare()
+    rows = builder.as_dataset(split="test")
     return [tuple(row["box"]) for row in rows.select(range(min(num_images, len(rows)))).select_columns("box")]
 
 

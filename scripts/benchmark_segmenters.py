@@ -19,8 +19,8 @@ from edge.device.bench import bench_in_turns
 from edge.device.environment import describe_machine, installed_versions
 from edge.device.errors import ExplainedError
 from edge.device.runner import Runner
-from edge.device.segmentation import class_map_of, confusion_of, mean_iou
-from edge.export.checkpoint import load_checkpoint, model_outputs
+from edge.device.segmentation import class_map_of, confusion_of, mask_scores, mean_iou
+from edge.export.checkpoint import load_checkpoint
 from edge.export.export import export
 from edge.export.settings import ExportSettings
 from swin_hf import SwinHfForSemanticSegmentation
@@ -85,10 +85,8 @@ def judge_model(model: SwinHfForSemanticSegmentation, processor, scenes: FoundIm
     """Mean IoU of a model on the test scenes."""
 
     def segment(image) -> np.ndarray:
-        pixels = processor(image, do_normalize=False, return_tensors="np")["pixel_values"]
-        logits = model_outputs(model, processor, [pixels.astype(np.float32)], ["a scene"])
-        shape = model(torch.zeros(pixels.shape)).logits.shape[1:]
-        return class_map_of(logits.reshape(shape), image.height, image.width)
+        logits = model(**processor(image, return_tensors="pt")).logits[0]
+        return class_map_of(logits.numpy(), image.height, image.width)
 
     return judge(segment, scenes)
 
@@ -109,9 +107,8 @@ def judge(segment, scenes: FoundImages) -> dict:
         counts[number % PARTS] += confusion_of(segment(image.load()), truth, num_classes, IGNORED)
     total, (_, interval) = counts.sum(axis=0), mean_and_interval([mean_iou(own) for own in counts])
     return {
-        "mean_iou": mean_iou(total),
+        **mask_scores(total),
         "interval": interval,
-        "pixel_accuracy": float(total.trace() / total.sum()),
         "num_images": len(images),
     }
 
