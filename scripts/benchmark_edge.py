@@ -4,14 +4,13 @@ import argparse
 import json
 import tempfile
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 from benchmark_frontier import PICTURE, measure_frontier
 from benchmark_grid import measure_grid
-from benchmark_outputs import picture_beside
+from benchmark_outputs import measured_here, picture_beside
 from benchmark_programs import NUM_CROPS, closeness, make_program
 
 from distill.data.finding import find_images
@@ -21,7 +20,6 @@ from distill.errors import require
 from edge.compare.candidates import processor_of, random_classifier
 from edge.compare.macs import count_macs
 from edge.compare.peers import prepare_limits, prepare_peers, rows_of, with_limits
-from edge.device.environment import describe_machine, installed_versions
 from edge.device.labelled import LabelledImage, evenly
 from edge.device.runner import Runner
 from edge.export.checkpoint import input_contract, load_checkpoint, model_outputs
@@ -41,12 +39,8 @@ def benchmark_edge(arguments: argparse.Namespace) -> None:
         OutputError, SettingsError: a part cannot be measured or written.
     """
     check_parts(arguments)
-    measured = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "executorch", "transformers", "torchao", "onnxruntime", "openvino", "timm"),
-        "threads": arguments.threads,
-    }
+    packages = ("torch", "executorch", "transformers", "torchao", "onnxruntime", "openvino", "timm")
+    measured = measured_here(*packages) | {"threads": arguments.threads}
     report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
     for part in arguments.parts:
         with tempfile.TemporaryDirectory() as work_dir:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark_outputs import measured_here
 from benchmark_trainings import mean_and_interval
 from PIL import Image, ImageFilter
 from tqdm import tqdm
@@ -20,7 +21,6 @@ from distill.data.digit_scenes import DigitScenes
 from distill.data.finding import find_images
 from distill.data.targets import CLASSES
 from distill.public_names import public_name
-from edge.device.environment import describe_machine, installed_versions
 from edge.device.errors import ExplainedError
 from swin_hf import SwinHfForImageClassification
 from swin_hf.explanations import ExplanationError, attention_rollout, class_maps, grad_cam
@@ -38,12 +38,7 @@ def benchmark_explain(arguments: argparse.Namespace) -> None:
     Raises:
         ExplainedError: a checkpoint is no classifier of ours for the digit scenes, or has too few images right.
     """
-    report = {
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "transformers"),
-        "num_images": arguments.num_images,
-        "checkpoints": {},
-    }
+    report = measured_here("torch", "transformers") | {"num_images": arguments.num_images, "checkpoints": {}}
     for checkpoint in arguments.checkpoints:
         found = report["checkpoints"][public_name(str(checkpoint))] = judge_checkpoint(checkpoint, arguments.num_images)
         write_json(arguments.output_file, report)

@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import torch
+from benchmark_outputs import measured_here
 from torch import nn
 from transformers import PreTrainedModel, SwinForImageClassification, Swinv2ForImageClassification
 
-from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
+from edge.device.environment import memory_of_this_process
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
@@ -72,11 +72,9 @@ def benchmark_models(arguments: argparse.Namespace) -> None:
         for work in arguments.works
     ]
     device = torch.device(arguments.device)
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_machine(),
+    packages = ("torch", "transformers", *(["timm"] if _timm() else []))
+    report = measured_here(*packages, device=device) | {
         "threads": arguments.threads,
-        "versions": installed_versions("torch", "transformers", *(["timm"] if _timm() else [])),
         "cases": [],
     }
     print(HEADER)

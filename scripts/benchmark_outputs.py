@@ -1,7 +1,11 @@
-"""Where benchmarks write: a report in JSON, and pictures beside it."""
+"""What benchmarks write, and where: a report in JSON with what it was measured on, and pictures beside it."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
+from edge.device.environment import describe_machine, installed_versions
 from swin_hf.output_folders import OutputError, check_file_replaceable
 
 
@@ -26,3 +30,13 @@ def picture_beside(report: Path, ending: str = "") -> Path:
     if picture.exists() and not report.exists():
         raise OutputError(f"--output_file must leave {picture} free for the picture; it is left as it is: give another name")
     return picture
+
+
+def measured_here(*packages: str, device: str | torch.device = "cpu") -> dict:
+    """What every report begins with: today's date, the machine or its GPU, the versions of Python and of `packages`."""
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": torch.cuda.get_device_name(device) if on_gpu else describe_machine(),
+        "versions": installed_versions(*packages),
+    }

@@ -2,11 +2,11 @@
 
 import argparse
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark_outputs import measured_here
 from benchmark_trainings import mean_and_interval
 from tqdm import tqdm
 
@@ -16,7 +16,6 @@ from distill.data.targets import MASKS
 from distill.data.transforms import IGNORED
 from distill.public_names import public_name
 from edge.device.bench import bench_in_turns
-from edge.device.environment import describe_machine, installed_versions
 from edge.device.errors import ExplainedError
 from edge.device.runner import Runner
 from edge.device.segmentation import class_map_of, confusion_of, mask_scores, mean_iou
@@ -57,10 +56,7 @@ def benchmark_segmenters(arguments: argparse.Namespace) -> None:
         timed = bench_in_turns([folder for _, folder in folders], arguments.repeats, (arguments.threads,))
         for (at, _), program in zip(folders, timed["programs"]):
             rows[at]["p50_ms"] = program["latency"][0]["p50_ms"]
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "executorch", "transformers", "torchao"),
+    report = measured_here("torch", "executorch", "transformers", "torchao") | {
         "threads": arguments.threads,
         "repeats": arguments.repeats,
         "rows": rows,

@@ -7,13 +7,13 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 from benchmark_distill import HYBRID, TEACHERS, make_student
+from benchmark_outputs import measured_here
 from benchmark_students import NUM_CLASSES, SIDE
 from transformers import PreTrainedModel
 
@@ -24,7 +24,6 @@ from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings
 from distill.training.tasks.task import Objective
 from distill.training.teacher_cache import Shard, TeacherCache, begin_epoch, finish_epoch, folder_of
-from edge.device.environment import describe_machine, installed_versions
 from swin_hf import SwinHfForImageClassification, SwinHfImageProcessorPil
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
@@ -56,10 +55,7 @@ def benchmark_steps(arguments: argparse.Namespace) -> None:
         row["over_sum"] = times["distillation"] / (times["student"] + times["teacher"])
         row["cache_speed_up"] = times["distillation"] / times["cache"]
         rows.append(row)
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_machine(),
-        "versions": installed_versions("torch", "transformers"),
+    report = measured_here("torch", "transformers", device=device) | {
         "threads": arguments.threads,
         "repeats": arguments.repeats,
         "rows": rows,

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +15,7 @@ import matplotlib
 import numpy as np
 import torch
 from benchmark_models import stock_model
-from benchmark_outputs import picture_beside
+from benchmark_outputs import measured_here, picture_beside
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -25,7 +24,7 @@ from distill.data.transforms import RandomCrop, TransformSettings
 from distill.quiet import quieten_libraries
 from distill.training.finetune import finetune
 from distill.training.settings import parse_finetune_settings
-from edge.device.environment import describe_machine, installed_versions, memory_of_this_process
+from edge.device.environment import memory_of_this_process
 from swin_hf import SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
@@ -61,10 +60,8 @@ class StepTimes(TrainerCallback):
 
 def benchmark_training(arguments: argparse.Namespace) -> None:
     """Train with all contenders in turn, each in its own process, and compare images per second and memory."""
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else describe_machine(),
-        "versions": installed_versions("torch", "transformers", "accelerate", "kornia"),
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = measured_here("torch", "transformers", "accelerate", "kornia", device=device) | {
         "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "contenders": {},
     }
@@ -232,10 +229,7 @@ def compare_weight_inits(arguments: argparse.Namespace) -> None:
                 metrics = json.loads((Path(folder) / "metrics.json").read_text())
             results.append([row["eval_accuracy"] for row in metrics["history"] if "eval_accuracy" in row])
             print(f"{weight_init}, seed {seed}: {results[-1][-1]:.1%} of the validation images")
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions("torch", "transformers"),
+    report = measured_here("torch", "transformers") | {
         "architecture": architecture,
         "num_validation_images": NUM_VALIDATION_DIGITS,
         "validation_accuracy_by_epoch": curves,

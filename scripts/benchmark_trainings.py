@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
 import numpy as np
+from benchmark_outputs import measured_here
 from scipy import stats
 
-from edge.device.environment import describe_machine, environment_of_child, installed_versions
+from edge.device.environment import environment_of_child
 from edge.device.errors import ExplainedError
 from swin_hf.output_folders import write_json
 
@@ -28,12 +28,7 @@ class Training(Protocol):
 def begin_report(arguments: argparse.Namespace, *packages: str) -> dict:
     """The report in `arguments.output_file`, or a new one, with this machine and today's date; "trainings" are kept."""
     report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
-    report |= {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "versions": installed_versions(*packages),
-        "epochs": arguments.epochs,
-    }
+    report |= measured_here(*packages) | {"epochs": arguments.epochs}
     report.setdefault("trainings", {})
     return report
 

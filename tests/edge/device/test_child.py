@@ -11,6 +11,7 @@ import pytest
 
 START = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 from edge.device.child import run_in_child
 
 def wait():
