@@ -88,7 +88,7 @@ class FinetuneArguments(TrainingArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of all but norms, biases and position tables."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps with a rising learning rate; below 1: as a share."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of transformers: cosine, polynomial, ..."})
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm; 0: they are not."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the training images."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and batch."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per device and batch of an evaluation."})

@@ -255,6 +255,10 @@ class AfterEveryStep(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         torch.manual_seed(args.seed + args.process_index)  # each process drops other branches
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if (learned := self.trainer.objective.learned) is not None and args.max_grad_norm > 0:  # the Trainer clips the model's
+            nn.utils.clip_grad_norm_(learned.parameters(), args.max_grad_norm)
+
     def on_step_end(self, args, state, control, **kwargs):
         interruption.check()
         if self.trainer.objective.learned is not None:

@@ -19,6 +19,7 @@ from transformers import (
     ResNetForImageClassification,
     SwinConfig,
     SwinForImageClassification,
+    TrainerCallback,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -188,6 +189,28 @@ def test_projectors_are_trained_resumed_and_left_behind(featured, tmp_path):
     history = json.loads((folders[0] / "metrics.json").read_text())["history"]
     logged = [row for row in history if "feature_loss" in row]
     assert len(logged) == 2 and all({"task_loss", "kd_loss", "feature_loss"} <= row.keys() for row in logged)
+
+
+class GradientNorms(TrainerCallback):
+    """The norms with which each step was made: of the model, whose groups come first, and of the projectors."""
+
+    def __init__(self):
+        self.of_model, self.of_projectors = [], []
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        *model, projectors = [[part.grad for part in group["params"]] for group in optimizer.param_groups]
+        self.of_model.append(torch.nn.utils.get_total_norm([part for group in model for part in group]).item())
+        self.of_projectors.append(torch.nn.utils.get_total_norm(projectors).item())
+
+
+def test_gradients_of_the_model_and_of_projectors_are_clipped(featured, tmp_path):
+    arguments, norms = [*featured, "--feature_loss", "hints", "--num_train_epochs", "1"], {}
+    for limit in (0.0, 0.01):
+        norms[limit] = GradientNorms()
+        finetune(settings_for(tmp_path / str(limit), *arguments, "--max_grad_norm", str(limit)), [norms[limit]])
+    assert min(norms[0.0].of_projectors) > 0.02 and min(norms[0.0].of_model) > 0.02
+    assert norms[0.01].of_projectors == pytest.approx([0.01] * 3, rel=1e-3)
+    assert norms[0.01].of_model == pytest.approx([0.01] * 3, rel=1e-3)
 
 
 def test_two_processes_train_the_same_projectors(featured, image_folder, tmp_path):
