@@ -80,8 +80,35 @@ def in_precision(deployed: nn.Module, recipe: Recipe, images: list[torch.Tensor]
     if recipe.is_quantized:
         return quantize(deployed, recipe, images)
     if recipe.float_dtype == "float16" and recipe.backend == "xnnpack":
-        return HalfPrecision(deployed, images)
+        return with_scalars_as_buffers(exported_graph(HalfPrecision(deployed, images), images[0]))
     return deployed
+
+
+def with_scalars_as_buffers(model: fx.GraphModule) -> fx.GraphModule:
+    """A graph in which numbers that are added to tensors, or multiplied with them, are buffers of the tensors' precision.
+
+    ExecuTorch makes them float32 constants and, in every run and outside of the delegate, casts them to float16.
+    """
+    for node in list(model.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        tensors = [argument.meta["val"] for argument in node.args if isinstance(argument, fx.Node)]
+        dtypes = {tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()}
+        for position, (argument, declared) in enumerate(zip(node.args, node.target._schema.arguments)):
+            if len(dtypes) == 1 and isinstance(declared.type, torch.TensorType) and isinstance(argument, int | float):
+                node.update_arg(position, _buffer(model, node, float(argument), *dtypes))
+    model.graph.eliminate_dead_code()
+    model.recompile()
+    return model
+
+
+def _buffer(model: fx.GraphModule, user: fx.Node, value: float, dtype: torch.dtype) -> fx.Node:
+    """A node before `user` that reads the buffer of a number, which all its users share."""
+    name = f"scalar_{value}_{dtype}".translate(str.maketrans(".-+", "_mp"))
+    if not hasattr(model, name):
+        model.register_buffer(name, torch.tensor(value, dtype=dtype))
+    with model.graph.inserting_before(user):
+        return model.graph.get_attr(name)
 
 
 def quantize(deployed: nn.Module, recipe: Recipe, images: Iterable[torch.Tensor]) -> nn.Module:

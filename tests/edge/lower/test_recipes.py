@@ -21,10 +21,11 @@ from edge.device.parity import compare
 from edge.lower import lowering
 from edge.lower.equalisation import channel_ranges, equalise
 from edge.lower.lowering import LoweringError, lower, trace
-from edge.lower.quantize import RecipeQuantizer, exported_graph, layers_of, quantize
+from edge.lower.quantize import RecipeQuantizer, exported_graph, in_precision, layers_of, quantize, with_scalars_as_buffers
 from edge.lower.recipes import PRECISIONS, RECIPES, Recipe, RecipeError, Rule, find_recipe
 from edge.lower.sensitivity import layer_sensitivity
 
+CAST = "dim_order_ops::_to_dim_order_copy"
 VIEW = InputView(height=16, width=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
 ONE_STAGE = {"depths": [2], "num_heads": [2], "embed_dim": 32}
 HYBRID = TINY_VIT | {"image_size": 16, "patch_size": 2, "embed_dim": 32, "depths": [1, 1]}
@@ -108,7 +109,7 @@ def test_programs_follow_the_model_in_one_delegate(make_model, monkeypatch, name
     images = smooth_images(20)
     deployed = deploy(model, VIEW, compact=recipe.is_quantized)
     copies = count_copies(monkeypatch)
-    form = HalfPrecision(deployed, images) if name == "fp16" else quantize(deployed, recipe, images)
+    form = in_precision(deployed, recipe, images)
     lowered = lower(trace({"forward": (form, images[0])}), recipe, {})
     program = Runtime.get().load_program(lowered.program)
     forward = program.load_method("forward")
@@ -116,7 +117,7 @@ def test_programs_follow_the_model_in_one_delegate(make_model, monkeypatch, name
     expected = np.concatenate([model(2 * image - 1).logits.detach().numpy() for image in images])
     assert compare(found, expected).sqnr_db > {"fp16": 45, "int8": 22, "int8-dynamic": 25, "int4": 10}[name]
     assert lowered.num_delegates == 1
-    assert set(lowered.outside) <= set(recipe.outside)
+    assert lowered.outside == ({CAST: 2} if name == "fp16" else {})  # of the pixels and of the logits
     assert len(copies) <= 2, copies  # of the pixels and of the pooled channels: none between tokens and maps
 
 
@@ -140,6 +141,20 @@ def test_half_precision_survives_large_activations(make_model):
     images = smooth_images(4)
     deployed = deploy(model, VIEW)
     assert compare(outputs_of(HalfPrecision(deployed, images), images), outputs_of(deployed, images)).sqnr_db > 30
+
+
+class WithScalars(nn.Module):
+    def forward(self, x):
+        y = x.half()
+        return (torch.clamp(2 * y + 1e-05, max=1) / 3 * (y - 4)).float()
+
+
+def test_numbers_in_half_precision_need_no_casts():
+    graph, x = exported_graph(WithScalars().eval(), torch.rand(2, 4)), torch.rand(2, 4)
+    before = graph(x)
+    assert torch.equal(with_scalars_as_buffers(graph)(x), before)
+    assert {value.item() for value in graph.buffers()} == {2.0, 3.0, 4.0, torch.tensor(1e-05).half().item()}
+    assert lower(trace({"forward": (graph, x)}), RECIPES["fp16"], {}).outside == {CAST: 2}
 
 
 def test_methods_share_their_weights(make_model):
