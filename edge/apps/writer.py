@@ -84,7 +84,9 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
     task, contract, methods = manifest.task, manifest.input, manifest.methods
     advice = "export an image classifier or a segmenter"
     _check(task in (CLASSIFICATION, SEGMENTATION), "task", f"be {CLASSIFICATION} or {SEGMENTATION}", task, advice)
-    _check(not manifest.explains, "explains", "be false, as apps show no class maps yet", True, "export without --explain")
+    explained = manifest.explains and platform == "react-native"
+    rule = "be false for react-native, whose classifier takes programs of one output"
+    _check(not explained, "explains", rule, True, "export without --explain")
     if platform == "react-native" and task == SEGMENTATION:
         rule, size = "be that of the input, and logits, for react-native", (contract.height, contract.width)
         fits = manifest.map_size == size and not manifest.class_map
@@ -117,6 +119,7 @@ def fill(platform: str, manifest: Manifest) -> dict[str, object]:
         "task": task,
         "palette": [list(colour) for colour in manifest.palette],
         "classMap": manifest.class_map,
+        "explains": manifest.explains,
     }
 
 

@@ -15,6 +15,7 @@ CLASSES = {  # by their full names: what they extend and what is in them
         """
         public enum Config { ARGB_8888 }
         public static Bitmap createBitmap(int width, int height, Config config) { return null; }
+        public static Bitmap createBitmap(int[] colors, int width, int height, Config config) { return null; }
         public static Bitmap createBitmap(Bitmap b, int x, int y, int w, int h, Matrix m, boolean filter) { return null; }
         public static Bitmap createScaledBitmap(Bitmap b, int width, int height, boolean filter) { return null; }
         public int getWidth() { return 0; }

@@ -18,6 +18,7 @@ from sklearn.datasets import load_sample_images
 import edge.__main__ as cli
 from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, runtime_version, write_app
 from edge.device.artefact import InputContract, Manifest, Source
+from edge.device.explanation import heat
 from edge.device.image import to_pixel_values
 from edge.device.segmentation import Segmentation, class_map_at, class_map_of
 from edge.export.export import ExportSettings, export
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 ANDROID = ROOT / "edge/apps/android"
 IOS = ROOT / "edge/apps/ios"
 RESAMPLE_KT = ANDROID / "app/src/main/java/org/swinhf/edge/Resample.kt"
-RESAMPLE_SWIFT, CLASS_MAP_SWIFT = IOS / "Sources/Resample.swift", IOS / "Sources/ClassMap.swift"
+COMPILED_SWIFT = [IOS / "Sources" / f"{name}.swift" for name in ("Resample", "ClassMap", "Places", "Heat")]  # no frameworks
 PROGRAM = b"a program"
 
 
@@ -107,6 +108,7 @@ def test_app_holds_the_program_and_its_contract(artefact, tmp_path, platform):
         "task": "image-classification",
         "palette": [],
         "classMap": False,
+        "explains": False,
     }
 
 
@@ -133,6 +135,13 @@ def test_segmenters_have_their_colours_in_the_contract():
     assert fill("react-native", manifest(**enlarged))["palette"] == [[26, 26, 26], [255, 0, 7]]
 
 
+def test_the_native_apps_show_what_explains_an_answer():
+    for platform in ("android", "ios"):
+        assert fill(platform, manifest(explains=True))["explains"]
+    with pytest.raises(AppError, match="^explains must be false for react-native, .* got True; export without --explain"):
+        fill("react-native", manifest(explains=True))
+
+
 def test_a_program_that_takes_bytes_runs_in_the_native_apps():
     assert fill("android", manifest(**BYTES))["dtype"] == fill("ios", manifest(**BYTES))["dtype"] == "uint8"
     with pytest.raises(AppError, match=r"^input must be float32 NCHW in \[0, 1\] for react-native, got uint8 NHWC"):
@@ -143,7 +152,6 @@ def test_a_program_that_takes_bytes_runs_in_the_native_apps():
     "changes, message",
     [
         ({"task": "feature-maps"}, "^task must be image-classification or semantic-segmentation, got feature-maps; "),
-        ({"explains": True}, "^explains must be false, as apps show no class maps yet, got True; export without --explain"),
         ({"backend": "coreml"}, "^backend must be xnnpack, which the app links, got coreml; "),
         ({"labels": []}, r"^labels must name the classes, got \[\]; "),
         ({"input_resample": 1}, r"^input.resample must be one of 0 \(nearest\), 2 \(bilinear\), 3 \(bicubic\), got 1; "),
@@ -295,13 +303,28 @@ import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import org.swinhf.edge.*
 
-fun main(args: Array<String>) = if (args[0] == "classes") classes(args) else resize(args)
+fun main(args: Array<String>) = when (args[0]) {
+    "classes" -> classes(args)
+    "heat" -> heat(args)
+    else -> resize(args)
+}
+
+fun floats(file: String, count: Int) = FloatArray(count).also {
+    ByteBuffer.wrap(File(file).readBytes()).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(it)
+}
+
+fun heat(args: Array<String>) {
+    val (number, rows, columns, height, width) = args.drop(2).map { it.toInt() }
+    val maps = floats(args[1], (number + 1) * rows * columns)
+    val heat = heatOf(maps, number, rows, columns, File(args[1] + ".seen").readBytes(), height, width)
+    val colours = heat.pixels.flatMap { listOf(it shr 16, it shr 8, it) }.map { it.toByte() }
+    check(heat.pixels.all { it ushr 24 == 255 } && heat.width == width && heat.height == height)
+    File(args[1] + ".out").writeBytes(colours.toByteArray())
+}
 
 fun classes(args: Array<String>) {
     val (count, rows, columns, height, width) = args.drop(2).map { it.toInt() }
-    val bytes = File(args[1]).readBytes()
-    val floats = FloatArray(count * rows * columns)
-    ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(floats)
+    val floats = floats(args[1], count * rows * columns)
     val map = classMapOf(floats, count, rows, columns, height, width)
     val nearest = classMapOf(ByteArray(rows * columns) { (it % count).toByte() }, rows, columns, height, width)
     val palette = List(count) { intArrayOf(40 * it, 255 - 40 * it, 7) }
@@ -386,6 +409,18 @@ def assert_same_classes(command: list[str], file: Path, shape: tuple[int, int, i
     np.testing.assert_allclose(shares, np.bincount(classes, minlength=4) / pixels)
 
 
+def assert_same_heat(command: list[str], file: Path, shape: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """Have a compiled heat map made of random class maps, and compare it with that of `python -m edge run --explain`."""
+    random = np.random.default_rng(0)
+    maps, seen = random.normal(size=shape).astype(np.float32), random.integers(0, 256, (*size, 3), np.uint8)
+    file.write_bytes(maps.tobytes())
+    Path(f"{file}.seen").write_bytes(seen.tobytes())
+    subprocess.run([*command, "heat", str(file), *map(str, (shape[0] - 1, *shape[1:], *size))], check=True, timeout=60)
+    found = np.frombuffer(Path(f"{file}.out").read_bytes(), np.uint8).reshape(*size, 3)
+    expected = np.asarray(heat(maps[-1], Image.fromarray(seen)))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_kotlin_is_that_of_android_and_resizes_as_pillow_does(tmp_path):
     if shutil.which("java") is None:
         pytest.skip("java is not installed")
@@ -399,13 +434,15 @@ def test_kotlin_is_that_of_android_and_resizes_as_pillow_does(tmp_path):
     assert_same_as_pillow(driver, tmp_path)
     for number, (rows, columns, height, width) in enumerate([(5, 7, 33, 20), (8, 8, 8, 8), (6, 4, 3, 9), (1, 1, 4, 5)]):
         assert_same_classes(driver, tmp_path / f"logits{number}", (4, rows, columns), (height, width))
+        if rows <= height and columns <= width:  # a program's class maps have no more places than its pixels
+            assert_same_heat(driver, tmp_path / f"maps{number}", (3, rows, columns), (height, width))
 
 
 def test_swift_resizes_as_pillow_does(tmp_path):
     if shutil.which("swiftc") is None:
         pytest.skip("swiftc is not installed")
     (tmp_path / "main.swift").write_text(DRIVER_SWIFT)
-    command = ["swiftc", "-O", RESAMPLE_SWIFT, CLASS_MAP_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "resample"]
+    command = ["swiftc", "-O", *COMPILED_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "resample"]
     subprocess.run(command, check=True, timeout=300)
     assert_same_as_pillow([str(tmp_path / "resample")], tmp_path)
 

@@ -37,15 +37,10 @@ extension ClassMap {
         var classes = [Int](repeating: 0, count: height * width)
         for y in 0..<height {
             for x in 0..<width {
-                let (top, left) = (vertical[y], horizontal[x])
                 var best = -Float.infinity
                 for number in 0..<count {
-                    let plane = number * rows * columns
-                    let above = top.lower * columns + plane
-                    let below = top.upper * columns + plane
-                    let upper = logits[above + left.lower] * (1 - left.share) + logits[above + left.upper] * left.share
-                    let lower = logits[below + left.lower] * (1 - left.share) + logits[below + left.upper] * left.share
-                    let value = upper * (1 - top.share) + lower * top.share
+                    let start = number * rows * columns
+                    let value = logits.between(start: start, columns: columns, vertical[y], horizontal[x])
                     if value > best {
                         best = value
                         classes[y * width + x] = number
@@ -64,20 +59,5 @@ extension ClassMap {
             return Int(given[row * columns + column])
         }
         self.init(height: height, width: width, classes: classes)
-    }
-}
-
-/// Between which two of the given places an enlarged one lies, and how near to the second.
-private struct Place {
-    let lower: Int
-    let upper: Int
-    let share: Float
-}
-
-private func places(given: Int, length: Int) -> [Place] {
-    (0..<length).map { index in
-        let place = min(max((Double(index) + 0.5) * Double(given) / Double(length) - 0.5, 0), Double(given - 1))
-        let lower = min(Int(place), max(given - 2, 0))
-        return Place(lower: lower, upper: min(lower + 1, given - 1), share: Float(place - Double(lower)))
     }
 }

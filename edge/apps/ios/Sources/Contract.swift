@@ -19,6 +19,8 @@ struct Contract: Decodable {
     let palette: [[Int]]
     /// The program puts out classes (1, height, width), as bytes, instead of logits (1, K, h, w).
     let classMap: Bool
+    /// Behind the logits, a classifier puts out class maps (1, K, h, w), which explain them.
+    let explains: Bool
 
     var segments: Bool { task == "semantic-segmentation" }
 }

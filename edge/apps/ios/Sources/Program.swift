@@ -6,6 +6,12 @@ struct Prediction {
     let probability: Double
 }
 
+/// Every class with its probability, the most probable first; and what speaks for that one, if the program tells.
+struct Classification {
+    let predictions: [Prediction]
+    let heat: Heat?
+}
+
 struct ProgramError: LocalizedError {
     let errorDescription: String?
 }
@@ -31,33 +37,51 @@ actor Program {
         try module.load("forward")
     }
 
-    /// Every class with its probability, the most probable first.
-    func classify(_ picture: Picture) throws -> [Prediction] {
-        let output: Tensor<Float> = try module.forward(input(picture))
-        let logits = output.scalars().map(Double.init)
+    func classify(_ picture: Picture) throws -> Classification {
+        let pixels = seen(picture)
+        let outputs: [Value] = try module.forward([input(pixels)])
+        guard let output: Tensor<Float> = outputs.first?.tensor() else {
+            throw ProgramError(errorDescription: "model.pte must put out logits as floats; export it again with swin-hf.")
+        }
+        let logits = output.scalars()
         let largest = logits.max() ?? 0
-        let scores = logits.map { exp(($0 - largest) / contract.temperature) }
+        let scores = logits.map { exp(Double($0 - largest) / contract.temperature) }
         let sum = scores.reduce(0, +)
-        return zip(contract.labels, scores).map { Prediction(label: $0, probability: $1 / sum) }
+        let predictions = zip(contract.labels, scores).map { Prediction(label: $0, probability: $1 / sum) }
             .sorted { $0.probability > $1.probability }
+        guard contract.explains, outputs.count > 1, let maps: Tensor<Float> = outputs[1].tensor(),
+            let best = logits.firstIndex(of: largest)
+        else {
+            return Classification(predictions: predictions, heat: nil)
+        }
+        let heat = Heat(
+            maps: maps.scalars(), number: best, rows: maps.shape[2], columns: maps.shape[3], seen: pixels,
+            height: contract.height, width: contract.width)
+        return Classification(predictions: predictions, heat: heat)
     }
 
     /// The class of each pixel of a picture, as if it had this size.
     func segment(_ picture: Picture, height: Int, width: Int) throws -> ClassMap {
         if contract.classMap {
-            let output: Tensor<UInt8> = try module.forward(input(picture))
+            let output: Tensor<UInt8> = try module.forward(input(seen(picture)))
             let (rows, columns) = (output.shape[1], output.shape[2])
             return ClassMap(given: output.scalars(), rows: rows, columns: columns, height: height, width: width)
         }
-        let output: Tensor<Float> = try module.forward(input(picture))
+        let output: Tensor<Float> = try module.forward(input(seen(picture)))
         let (count, rows, columns) = (output.shape[1], output.shape[2], output.shape[3])
         return ClassMap(
             logits: output.scalars(), count: count, rows: rows, columns: columns, height: height, width: width)
     }
 
-    private func input(_ picture: Picture) -> ValueConvertible {
+    /// The bytes (height, width, 3) of a picture that the program sees.
+    private func seen(_ picture: Picture) -> [UInt8] {
+        fit(
+            picture, height: contract.height, width: contract.width, cropPct: contract.cropPct, filter: contract.resample)
+    }
+
+    /// Bytes (height, width, 3) as the program takes them.
+    private func input(_ pixels: [UInt8]) -> ValueConvertible {
         let (height, width) = (contract.height, contract.width)
-        let pixels = fit(picture, height: height, width: width, cropPct: contract.cropPct, filter: contract.resample)
         return contract.dtype == "uint8"
             ? Tensor<UInt8>(pixels, shape: [1, height, width, 3])
             : Tensor<Float>(toPlanes(pixels), shape: [1, 3, height, width])

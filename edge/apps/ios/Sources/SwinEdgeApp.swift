@@ -52,12 +52,21 @@ struct ProgramView: View {
                 try await segment(picture, image)
                 return
             }
-            let best = try await program.classify(picture).prefix(5)
-            let lines = best.map { String(format: "%5.1f %%  %@", 100 * $0.probability, $0.label) }
-            answer = AttributedString(lines.joined(separator: "\n"))
+            show(try await program.classify(picture))
         } catch {
             answer = AttributedString(error.localizedDescription)
         }
+    }
+
+    /// Shows the most probable classes and, if the program tells, what speaks for the first of them.
+    private func show(_ found: Classification) {
+        let best = found.predictions.prefix(5)
+        var lines = best.map { String(format: "%5.1f %%  %@", 100 * $0.probability, $0.label) }
+        if let heat = found.heat, let first = best.first {
+            image = UIImage(bytes: heat.bytes, height: heat.height, width: heat.width)
+            lines.append("red: for \(first.label), blue: against it")
+        }
+        answer = AttributedString(lines.joined(separator: "\n"))
     }
 
     /// Shows the classes of the pixels over the picture, and a legend with their shares.

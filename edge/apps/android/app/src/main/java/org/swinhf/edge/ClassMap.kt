@@ -1,7 +1,5 @@
 package org.swinhf.edge
 
-import kotlin.math.max
-import kotlin.math.min
 import kotlin.math.roundToInt
 
 // The arithmetic of `edge.device.segmentation`: logits are enlarged as PyTorch enlarges them, classes to the nearest.
@@ -35,15 +33,9 @@ fun classMapOf(logits: FloatArray, count: Int, rows: Int, columns: Int, height: 
     val (vertical, horizontal) = places(rows, height) to places(columns, width)
     val classes = IntArray(height * width)
     for (y in 0 until height) for (x in 0 until width) {
-        val (top, left) = vertical[y] to horizontal[x]
         var best = Float.NEGATIVE_INFINITY
         for (number in 0 until count) {
-            val plane = number * rows * columns
-            val above = top.lower * columns + plane
-            val below = top.upper * columns + plane
-            val upper = logits[above + left.lower] * (1 - left.share) + logits[above + left.upper] * left.share
-            val lower = logits[below + left.lower] * (1 - left.share) + logits[below + left.upper] * left.share
-            val value = upper * (1 - top.share) + lower * top.share
+            val value = logits.between(number * rows * columns, columns, vertical[y], horizontal[x])
             if (value > best) {
                 best = value
                 classes[y * width + x] = number
@@ -61,13 +53,4 @@ fun classMapOf(given: ByteArray, rows: Int, columns: Int, height: Int, width: In
         given[row * columns + column].toInt() and 255
     }
     return ClassMap(height, width, classes)
-}
-
-/** Between which two of the given places an enlarged one lies, and how near to the second. */
-private class Place(val lower: Int, val upper: Int, val share: Float)
-
-private fun places(given: Int, length: Int): List<Place> = List(length) { index ->
-    val place = min(max((index + 0.5) * given / length - 0.5, 0.0), (given - 1).toDouble())
-    val lower = min(place.toInt(), max(given - 2, 0))
-    Place(lower, min(lower + 1, given - 1), (place - lower).toFloat())
 }

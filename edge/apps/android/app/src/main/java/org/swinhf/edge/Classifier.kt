@@ -18,27 +18,40 @@ fun load(programPath: String, contract: Contract): Module {
     return module
 }
 
-/** A picture as the program takes it. */
-fun input(picture: Picture, contract: Contract): EValue {
-    val (height, width) = contract.height to contract.width
-    val pixels = fit(picture, height, width, contract.cropPct, contract.filter)
+/** The bytes (height, width, 3) of a picture that the program sees. */
+fun seen(picture: Picture, contract: Contract): ByteArray =
+    fit(picture, contract.height, contract.width, contract.cropPct, contract.filter)
+
+/** Bytes (height, width, 3) as the program takes them. */
+fun input(pixels: ByteArray, contract: Contract): EValue {
+    val (height, width) = contract.height.toLong() to contract.width.toLong()
     return EValue.from(
-        if (contract.takesBytes) Tensor.fromBlobUnsigned(pixels, longArrayOf(1, height.toLong(), width.toLong(), 3))
-        else Tensor.fromBlob(toPlanes(pixels), longArrayOf(1, 3, height.toLong(), width.toLong()))
+        if (contract.takesBytes) Tensor.fromBlobUnsigned(pixels, longArrayOf(1, height, width, 3))
+        else Tensor.fromBlob(toPlanes(pixels), longArrayOf(1, 3, height, width))
     )
 }
+
+/** Every class with its probability, the most probable first; and what speaks for that one, if the program tells. */
+class Classification(val predictions: List<Prediction>, val heat: Heat?)
 
 /** The program in [programPath], which takes pictures as [contract] says. Not for two threads at once. */
 class Classifier(programPath: String, private val contract: Contract) {
     private val module = load(programPath, contract)
 
-    /** Every class with its probability, the most probable first. */
-    fun classify(picture: Picture): List<Prediction> {
-        val logits = module.forward(input(picture, contract))[0].toTensor().dataAsFloatArray
+    fun classify(picture: Picture): Classification {
+        val pixels = seen(picture, contract)
+        val outputs = module.forward(input(pixels, contract)).map { it.toTensor() }
+        val logits = outputs[0].dataAsFloatArray
         val largest = logits.max()
         val scores = logits.map { exp((it - largest) / contract.temperature) }
         val sum = scores.sum()
         val predictions = contract.labels.zip(scores) { label, score -> Prediction(label, score / sum) }
-        return predictions.sortedByDescending { it.probability }
+        val heat = if (contract.explains) heat(outputs[1], logits.indexOfFirst { it == largest }, pixels) else null
+        return Classification(predictions.sortedByDescending { it.probability }, heat)
+    }
+
+    private fun heat(maps: Tensor, number: Int, pixels: ByteArray): Heat {
+        val (rows, columns) = maps.shape().takeLast(2).map { it.toInt() }
+        return heatOf(maps.dataAsFloatArray, number, rows, columns, pixels, contract.height, contract.width)
     }
 }

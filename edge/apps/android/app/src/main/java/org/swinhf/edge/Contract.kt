@@ -21,6 +21,8 @@ class Contract(
     val palette: List<IntArray>,
     /** The program puts out classes (1, height, width), as bytes, instead of logits (1, K, h, w). */
     val classMap: Boolean,
+    /** Behind the logits, a classifier puts out class maps (1, K, h, w), which explain them. */
+    val explains: Boolean,
 ) {
     companion object {
         fun parse(text: String): Contract {
@@ -41,6 +43,7 @@ class Contract(
                     IntArray(3) { colour.getInt(it) }
                 },
                 classMap = json.getBoolean("classMap"),
+                explains = json.getBoolean("explains"),
             )
         }
     }

@@ -91,10 +91,7 @@ class MainActivity : ComponentActivity() {
             return { segmented(it, segmenter, contract) }
         }
         val classifier = Classifier(program.path, contract)
-        return { bitmap ->
-            val best = classifier.classify(toPicture(bitmap)).take(5)
-            Answer(best.joinToString("\n") { "%5.1f %%  %s".format(100 * it.probability, it.label) })
-        }
+        return { classified(it, classifier) }
     }
 
     private fun takePicture() {
@@ -126,6 +123,16 @@ class MainActivity : ComponentActivity() {
 
 /** What is said of a picture, in coloured text, and a picture to show with it. */
 private class Answer(val text: CharSequence, val picture: Bitmap? = null)
+
+/** The most probable classes of a picture and, if the program tells, what speaks for the first of them. */
+private fun classified(bitmap: Bitmap, classifier: Classifier): Answer {
+    val found = classifier.classify(toPicture(bitmap))
+    val best = found.predictions.take(5)
+    val lines = best.joinToString("\n") { "%5.1f %%  %s".format(100 * it.probability, it.label) }
+    val heat = found.heat ?: return Answer(lines)
+    val over = Bitmap.createBitmap(heat.pixels, heat.width, heat.height, Bitmap.Config.ARGB_8888)
+    return Answer("$lines\nred: for ${best[0].label}, blue: against it", over)
+}
 
 /** The classes of the pixels over a picture, and a legend with their shares. */
 private fun segmented(bitmap: Bitmap, segmenter: Segmenter, contract: Contract): Answer {
