@@ -14,6 +14,7 @@ import yaml
 from android_classes import write_android_classes
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from swift_modules import write_executorch_in_swift
 
 import edge.__main__ as cli
 from edge.apps.writer import FILTERS, PLATFORMS, AppError, fill, runtime_version, write_app
@@ -355,16 +356,48 @@ fun resize(args: Array<String>) = args.toList().chunked(7).forEach { case ->
 DRIVER_SWIFT = """
 import Foundation
 
-for start in stride(from: 1, to: CommandLine.arguments.count, by: 7) {
-    let arguments = CommandLine.arguments[start..<start + 7].map { $0 }
-    let rgb = [UInt8](try! Data(contentsOf: URL(fileURLWithPath: arguments[0])))
-    let sizes = arguments[1...4].map { Int($0)! }
-    let bytes: [UInt8] = stride(from: 0, to: rgb.count, by: 3).flatMap { Array(rgb[$0..<$0 + 3]) + [7] }
-    let picture = Picture(height: sizes[0], width: sizes[1], bytes: bytes)
-    let filter = Filter(rawValue: arguments[5])!
-    let pixels = fit(picture, height: sizes[2], width: sizes[3], cropPct: Double(arguments[6]), filter: filter)
-    let out = Data(pixels) + toPlanes(pixels).withUnsafeBytes { Data($0) }
-    try! out.write(to: URL(fileURLWithPath: arguments[0] + ".out"))
+func bytes(_ file: String) -> [UInt8] { [UInt8](try! Data(contentsOf: URL(fileURLWithPath: file))) }
+func floats(_ file: String) -> [Float] { bytes(file).withUnsafeBytes { Array($0.bindMemory(to: Float.self)) } }
+func write(_ data: Data, _ file: String) { try! data.write(to: URL(fileURLWithPath: file)) }
+func colours(_ bytes: [UInt8]) -> [UInt8] { stride(from: 0, to: bytes.count, by: 4).flatMap { bytes[$0..<$0 + 3] } }
+
+func heat(_ file: String, _ sizes: [Int]) {
+    let heat = Heat(
+        maps: floats(file), number: sizes[0], rows: sizes[1], columns: sizes[2], seen: bytes(file + ".seen"),
+        height: sizes[3], width: sizes[4])
+    precondition(heat.height == sizes[3] && heat.width == sizes[4])
+    write(Data(colours(heat.bytes)), file + ".out")
+}
+
+func classes(_ file: String, _ sizes: [Int]) {
+    let (count, rows, columns, height, width) = (sizes[0], sizes[1], sizes[2], sizes[3], sizes[4])
+    let map = ClassMap(logits: floats(file), count: count, rows: rows, columns: columns, height: height, width: width)
+    let given = (0..<rows * columns).map { UInt8($0 % count) }
+    let nearest = ClassMap(given: given, rows: rows, columns: columns, height: height, width: width)
+    let plain = (0..<height * width).flatMap { _ -> [UInt8] in [0x0A, 0x32, 0xC8, 255] }
+    let over = colours(map.over(plain, palette: (0..<count).map { [40 * $0, 255 - 40 * $0, 7] }))
+    write(Data((map.classes + nearest.classes).map { UInt8($0) } + over), file + ".out")
+    write(Data(map.shares(count: count).map { String($0) }.joined(separator: " ").utf8), file + ".shares")
+}
+
+func resize(_ all: [String]) {
+    for start in stride(from: 0, to: all.count, by: 7) {
+        let arguments = all[start..<start + 7].map { $0 }
+        let rgb = bytes(arguments[0])
+        let sizes = arguments[1...4].map { Int($0)! }
+        let rows: [UInt8] = stride(from: 0, to: rgb.count, by: 3).flatMap { Array(rgb[$0..<$0 + 3]) + [7] }
+        let picture = Picture(height: sizes[0], width: sizes[1], bytes: rows)
+        let filter = Filter(rawValue: arguments[5])!
+        let pixels = fit(picture, height: sizes[2], width: sizes[3], cropPct: Double(arguments[6]), filter: filter)
+        write(Data(pixels) + toPlanes(pixels).withUnsafeBytes { Data($0) }, arguments[0] + ".out")
+    }
+}
+
+let arguments = Array(CommandLine.arguments.dropFirst())
+switch arguments[0] {
+case "heat": heat(arguments[1], arguments.dropFirst(2).map { Int($0)! })
+case "classes": classes(arguments[1], arguments.dropFirst(2).map { Int($0)! })
+default: resize(arguments)
 }
 """
 
@@ -432,19 +465,31 @@ def test_kotlin_is_that_of_android_and_resizes_as_pillow_does(tmp_path):
     assert done.returncode == 0, done.stderr
     driver = ["java", "-cp", str(tmp_path / "app.jar"), "DriverKt"]
     assert_same_as_pillow(driver, tmp_path)
+    assert_same_maps(driver, tmp_path)
+
+
+def assert_same_maps(command: list[str], folder: Path) -> None:
     for number, (rows, columns, height, width) in enumerate([(5, 7, 33, 20), (8, 8, 8, 8), (6, 4, 3, 9), (1, 1, 4, 5)]):
-        assert_same_classes(driver, tmp_path / f"logits{number}", (4, rows, columns), (height, width))
+        assert_same_classes(command, folder / f"logits{number}", (4, rows, columns), (height, width))
         if rows <= height and columns <= width:  # a program's class maps have no more places than its pixels
-            assert_same_heat(driver, tmp_path / f"maps{number}", (3, rows, columns), (height, width))
+            assert_same_heat(command, folder / f"maps{number}", (3, rows, columns), (height, width))
 
 
-def test_swift_resizes_as_pillow_does(tmp_path):
+def test_swift_computes_as_python_does(tmp_path):
     if shutil.which("swiftc") is None:
         pytest.skip("swiftc is not installed")
     (tmp_path / "main.swift").write_text(DRIVER_SWIFT)
-    command = ["swiftc", "-O", *COMPILED_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "resample"]
+    command = ["swiftc", "-O", *COMPILED_SWIFT, tmp_path / "main.swift", "-o", tmp_path / "driver"]
     subprocess.run(command, check=True, timeout=300)
-    assert_same_as_pillow([str(tmp_path / "resample")], tmp_path)
+    assert_same_as_pillow([str(tmp_path / "driver")], tmp_path)
+    assert_same_maps([str(tmp_path / "driver")], tmp_path)
+    write_executorch_in_swift(tmp_path)
+    module = ["swiftc", "-emit-module", "-parse-as-library", "-module-name", "ExecuTorch", tmp_path / "ExecuTorch.swift"]
+    subprocess.run([*module, "-emit-module-path", tmp_path / "ExecuTorch.swiftmodule"], check=True, timeout=300)
+    program = [IOS / "Sources/Program.swift", IOS / "Sources/Contract.swift"]
+    command = ["swiftc", "-typecheck", "-parse-as-library", "-swift-version", "5", "-I", tmp_path, *COMPILED_SWIFT, *program]
+    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(["swiftc", "-parse", *(IOS / "Sources").glob("*.swift")], check=True, timeout=300)  # UIKit is Apple's
 
 
 USE_TS = """
