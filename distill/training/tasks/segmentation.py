@@ -16,7 +16,7 @@ from distill.data.transforms import IGNORED, BatchTransform, TransformSettings
 from distill.errors import require
 from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
 from edge.device.palette import coloured, palette_of
-from edge.device.segmentation import class_ious, mean_iou
+from edge.device.segmentation import class_ious, mask_scores, mean_iou
 from swin_hf import SwinHfConfig, SwinHfForSemanticSegmentation, SwinHfUperNetConfig
 from swin_hf.configuration_swin_hf import named_classes
 from swin_hf.segmentation_heads_swin_hf import resized
@@ -95,11 +95,7 @@ class SemanticSegmentation(Objective):
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Mean intersection over union of the classes, and the share of correct pixels."""
-        confusion = prediction.predictions.sum(axis=0, dtype=np.int64)
-        return {
-            "mean_iou": mean_iou(confusion),
-            "pixel_accuracy": float(confusion.trace() / confusion.sum()),
-        }
+        return mask_scores(prediction.predictions.sum(axis=0, dtype=np.int64))
 
     def details(self, prediction: EvalPrediction) -> dict[str, dict[str, float]]:
         """The intersection over union of every class that occurs in masks or predictions."""
