@@ -6,7 +6,8 @@ depthwise convolutions only scale and mix what is there.
 
 # h heads, d head width, K classes
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -79,7 +80,8 @@ def measure_importance(
     criterion: "taylor", |w * dL/dw| averaged over the losses (Molchanov et al. 2019); "hessian", w^2 * (dL/dw)^2 with the
         mean of the squares (optimal brain damage, LeCun et al. 1989, with the empirical Fisher matrix), which asks for losses
         of single images; "magnitude", w^2, which needs no losses.
-    losses: computed one at a time, each by a forward pass of `model`; ideally the loss of distillation.
+    losses: computed one at a time, each by a forward pass of `model`; ideally the loss of distillation. Frozen weights count
+        too, as long as the losses are computed here, by a generator.
 
     Raises:
         ImportanceError: the criterion is unknown, there are no losses, or they reach no weight; layers were wrapped.
@@ -89,7 +91,8 @@ def measure_importance(
         raise ImportanceError(f"the criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
     require_plain_layers(model, "pruned", ImportanceError)
     groups = _torch_pruning_groups(model)
-    scores = _sensitivities(model, groups, losses, criterion) if criterion != "magnitude" else _magnitudes(groups)
+    with _unfrozen(model):
+        scores = _sensitivities(model, groups, losses, criterion) if criterion != "magnitude" else _magnitudes(groups)
     config, found = encoder_of(model).config, {}
     for group, channels in scores.items():
         size = group_size(group, config)
@@ -99,6 +102,18 @@ def measure_importance(
         both = found[group].sum(dim=1) + found[Group(kind=VALUES, **place)].sum(dim=1)
         found[Group(kind=HEADS, **place)] = both
     return {group: _mean_one(channels) for group, channels in found.items()}
+
+
+@contextmanager
+def _unfrozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients, the channels of a frozen stage would be those that matter least."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _mean_one(scores: torch.Tensor) -> torch.Tensor:

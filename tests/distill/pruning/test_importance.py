@@ -94,6 +94,17 @@ def test_the_hessian_is_that_of_all_losses_and_not_of_the_last(make_model):
     torch.testing.assert_close(found, with_mean_one(expected))
 
 
+def test_frozen_stages_are_scored_like_others(make_model):
+    model = make_model(drop_path_rate=0.0)
+    expected = measure_importance(model, (loss_of(model) for _ in range(1)))
+    frozen = [*model.swin.embeddings.parameters(), *model.swin.encoder.layers[0].parameters()]
+    for weight in frozen:
+        weight.requires_grad_(False)
+    found = measure_importance(model, (loss_of(model) for _ in range(1)))
+    assert all(torch.equal(found[group], scores) for group, scores in expected.items())
+    assert {weight for weight in model.parameters() if not weight.requires_grad} == set(frozen)
+
+
 def test_magnitudes_need_no_losses(make_model):
     model = make_model()
     fc1, fc2 = blocks_of(model)[1][0].mlp.fc1, blocks_of(model)[1][0].mlp.fc2
