@@ -21,6 +21,7 @@ from benchmark_outputs import picture_beside
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, size_of
 from benchmark_trainings import begin_report, mean_and_interval, run_all
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -366,3 +367,6 @@ def plot_latencies(rows: list[dict], axes: Axes) -> None:
         latencies = [row["p50_ms"] for row in of_kind]
         axes.errorbar(latencies, 100 * means, 100 * spread, fmt=marker, color=colour, capsize=3, label=kind)
     axes.set(xscale="log", xlabel="latency of the int8 program, ms (median)", ylabel="accuracy on the test scenes, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
