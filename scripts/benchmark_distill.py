@@ -159,9 +159,12 @@ def teach(arguments: argparse.Namespace, folder: Path, done: dict, report: dict)
     rate, length = arguments.learning_rate / 2, arguments.teacher_epochs
     teachings = [Teaching(name, length, rate, str(folder), teaching_of(arguments)) for name in TEACHERS]
     run_all("teacher-worker", teachings, done, arguments, report)
-    lengths = (arguments.epochs, 2 * arguments.epochs)
+    lengths = {CONVOLUTIONAL: (arguments.epochs,), HYBRID: (arguments.epochs, 2 * arguments.epochs)}
     asked = [
-        replace(teaching, seed=seed, epochs=epochs) for teaching in teachings for seed in arguments.seeds for epochs in lengths
+        replace(teaching, seed=seed, epochs=epochs)
+        for teaching in teachings
+        for seed in arguments.seeds
+        for epochs in lengths[teaching.teacher]
     ]
     run_all("teacher-worker", asked, done, arguments, report)
 
