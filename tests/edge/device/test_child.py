@@ -11,7 +11,8 @@ import pytest
 
 START = """
 import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup started ignores this
 from edge.device.child import run_in_child
 
 def wait():
