@@ -148,7 +148,8 @@ def test_an_export_does_not_write_into_what_it_reads(checkpoint, image_folder, t
     assert list_files(tmp_path) == before
 
 
-def test_equalised_methods_share_weights(make_model, checkpoint, image_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("equalised", [False, True])
+def test_methods_of_a_program_share_weights(make_model, checkpoint, image_folder, tmp_path, monkeypatch, equalised):
     model = make_model(id2label={0: "blue", 1: "green", 2: "red"}, embed_dim=64, depths=[1], num_heads=[2], mlp_ratio=8.0)
     model.save_pretrained(checkpoint)
     sizes = {}
@@ -157,13 +158,13 @@ def test_equalised_methods_share_weights(make_model, checkpoint, image_folder, t
 
         def one_that_misses_first(*arguments, chosen=chosen, candidate=candidate):
             chosen.append(candidate(*arguments))
-            return replace(chosen[-1], misses="a bound" if len(chosen) == 1 else "")
+            return replace(chosen[-1], misses="a bound" if equalised and len(chosen) == 1 else "")
 
         with monkeypatch.context() as patch:
             patch.setattr(form_choice, "_candidate", one_that_misses_first)
             settings = ExportSettings(recipe="int8-static", dataset=image_folder, batch_sizes=batch_sizes, self_test=False)
             manifest = export(checkpoint, tmp_path / "edge", settings)
-        assert manifest.equalised
+        assert manifest.equalised == equalised
         sizes[batch_sizes] = manifest.program["size_bytes"]
     matrices = 4 * 64 * 64 + 2 * 64 * 512
     assert sizes[1, 2] - sizes[1,] < 0.5 * matrices
