@@ -109,7 +109,6 @@ def prune_once(
 def importance_of(run: Run, student: Classifier) -> Importance:
     """What matters in the student: to its distillation loss, and blocks to its outputs, on training images."""
     own = run.settings.prune
-    student.requires_grad_(True)
     size = 1 if own.criterion == "hessian" else None  # which squares the gradients of single images
     losses = distillation_losses(run, student, run.teachers(), size)
     inputs = (student.pixel_values(batch["pixels"].float() / 255) for batch in batches(run, student))

@@ -226,12 +226,9 @@ def planned(
 
 def importance_of(settings: CheckpointPruning, classifier: Classifier, images: list[Example]) -> Importance:
     """Of channels on the loss of the labels, or of the model's own answers where none are known; of blocks on outputs."""
-    classifier.requires_grad_(True)
     losses = _losses(classifier, images, 1 if settings.criterion == "hessian" else BATCH_SIZE)
     inputs = (classifier.pixel_values(pixels) for pixels, _ in _batches(classifier, images))
-    importance = importance_for(classifier.model, settings.scopes, settings.criterion, losses, inputs)
-    classifier.requires_grad_(False)
-    return importance
+    return importance_for(classifier.model, settings.scopes, settings.criterion, losses, inputs)
 
 
 @torch.no_grad()

@@ -94,10 +94,12 @@ def with_scalars_as_buffers(model: fx.GraphModule) -> fx.GraphModule:
             continue
         tensors = [argument.meta["val"] for argument in node.args if isinstance(argument, fx.Node)]
         dtypes = {tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()}
+        if len(dtypes) != 1:
+            continue
+        (dtype,) = dtypes
         for position, (argument, declared) in enumerate(zip(node.args, node.target._schema.arguments)):
-            if len(dtypes) == 1 and isinstance(declared.type, torch.TensorType) and isinstance(argument, int | float):
-                node.update_arg(position, _buffer(model, node, float(argument), *dtypes))
-    model.graph.eliminate_dead_code()
+            if isinstance(declared.type, torch.TensorType) and isinstance(argument, int | float):
+                node.update_arg(position, _buffer(model, node, float(argument), dtype))
     model.recompile()
     return model
 
