@@ -24,7 +24,7 @@ from torch.fx.traceback import NodeSource
 
 from edge.device.errors import ExplainedError
 from edge.lower.constant_names import short_constant_names
-from edge.lower.passes import own_passes
+from edge.lower.passes import JoinViews, own_passes
 from edge.lower.recipes import Recipe
 
 DELEGATE_CALL = "executorch_call_delegate"
@@ -112,7 +112,7 @@ def lower(exported: dict[str, ExportedProgram], recipe: Recipe, constants: dict[
             exported,
             partitioner=[_partitioner(recipe)],
             constant_methods=constants,
-            transform_passes=get_transform_passes(),
+            transform_passes=get_transform_passes([JoinViews()]),
             compile_config=get_xnnpack_edge_compile_config(skip_dim_order=recipe.backend != "xnnpack"),
         )
         num_delegates, outside = check_budget(edge, recipe)
