@@ -44,7 +44,7 @@ class Normalise(nn.Module):
     def __init__(self, channels: int, eps: float, centre: bool):
         super().__init__()
         self.centre, self.prescale = centre, 1.0
-        self.register_buffer("eps", torch.tensor([eps]))  # a scalar would be cast in every run in half precision
+        self.register_buffer("eps", torch.tensor([eps]))
         self.register_buffer("mean_column", torch.full((channels, 1), 1.0 / channels))
         self.inverse_root = InverseRoot()
 
@@ -60,7 +60,7 @@ class Normalise(nn.Module):
 
     def inverse_deviation(self, centred: torch.Tensor) -> torch.Tensor:
         """What each of the centred tokens is multiplied by, (L, 1)."""
-        return self.inverse_root(torch.mm(centred * centred, self.mean_column) + self.eps)
+        return self.inverse_root(torch.addmm(self.eps, centred * centred, self.mean_column))
 
     def prescaled(self, factor: float) -> None:
         """Scale tokens by `factor` before they are squared; the output does not change."""

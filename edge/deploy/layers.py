@@ -58,8 +58,8 @@ class DeployPlan:
         return CompactConstant(values) if self.compact else Constant(values)
 
     def position_bias(self, bias: torch.Tensor, window: tuple[int, int]) -> nn.Module:
-        """What gives a bias (1, h, N, N) of a window."""
-        if bias.shape[-1] <= LARGEST_CONSTANT:
+        """What gives a bias (h, N, N) of a window."""
+        if bias.numel() * (1 if self.compact else bias.element_size()) <= LARGEST_CONSTANT:
             return self.constant(bias)
         return LaidOutBias(bias, window, self.compact)
 
@@ -172,31 +172,54 @@ class DeployAttention(nn.Module):
         # exporter derives a wrong dimension order from them, and the program fails when it is run. A clone has none.
         bias = attention.relative_position_bias(window).detach().clone(memory_format=torch.contiguous_format)
         self.num_heads, self.N = bias.shape[1:3]
-        self.bias = plan.position_bias(bias, window)  # (1, h, N, N)
+        self.bias = plan.position_bias(bias[0], window)  # (h, N, N)
         self.mask = mask
 
-    def heads(self, projected: torch.Tensor, head_dim: int) -> torch.Tensor:
-        """(B * nW * N, h * d) to one (N, d) matrix per window and head, (B * nW, h, N, d)."""
-        return projected.view(-1, self.N, self.num_heads, head_dim).permute(0, 2, 1, 3)
+    def heads(self, projected: torch.Tensor, head_dim: int, order: tuple[int, int, int] = (1, 0, 2)) -> torch.Tensor:
+        """(B * nW * N, h * d) to one matrix per window and head, (B * nW, h, N, d), or in another order of (N, h, d)."""
+        return reordered(projected.view(*self.leading(projected), self.N, self.num_heads, head_dim), order)
+
+    def leading(self, projected: torch.Tensor) -> tuple[int, ...]:
+        """The dimension of windows that views of them begin with: none for a single window."""
+        return () if projected.shape[0] == self.N else (-1,)
 
     def queries_and_keys(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries (B * nW, h, N, d) and transposed keys (B * nW, h, d, N), whose products are the scores."""
-        keys = self.k_proj(windows).view(-1, self.N, self.num_heads, self.head_dim).permute(0, 2, 3, 1)
+        keys = self.heads(self.k_proj(windows), self.head_dim, order=(1, 2, 0))
         return self.heads(self.q_proj(windows), self.head_dim), keys
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         query, key = self.queries_and_keys(windows)
         value = self.heads(self.v_proj(windows), self.value_head_dim)
-        query, key, value = (heads.reshape(-1, *heads.shape[2:]) for heads in (query, key, value))  # (B * nW * h, .., ..)
-        scores = torch.bmm(query, key).view(-1, self.num_heads, self.N, self.N) + self.bias()
-        if self.mask is not None and self.batch_size == 1:
-            scores = scores + self.mask()
-        elif self.mask is not None:  # one mask for all images, in four dimensions
-            by_image = scores.view(self.batch_size, -1, self.num_heads, self.N * self.N)
-            scores = (by_image + self.mask().view(1, -1, 1, self.N * self.N)).view(scores.shape)
-        weights = scores.softmax(dim=-1).view(-1, self.N, self.N)
-        context = torch.bmm(weights, value).view(-1, self.num_heads, self.N, self.value_head_dim)
-        return self.o_proj(context.permute(0, 2, 1, 3).reshape(windows.shape[0], -1))  # (B * nW * N, C)
+        scores = matrix_products(query, key) + self.bias()
+        if self.mask is not None:
+            scores = self.masked(scores)
+        context = reordered(matrix_products(scores.softmax(dim=-1), value), (1, 0, 2))
+        return self.o_proj(context.reshape(windows.shape[0], -1))  # (B * nW * N, C)
+
+    def masked(self, scores: torch.Tensor) -> torch.Tensor:
+        mask = self.mask()
+        if scores.ndim == 3:
+            return scores + mask.view(mask.shape[1:])
+        if self.batch_size == 1:
+            return scores + mask
+        # One mask for all images, in four dimensions.
+        by_image = scores.view(self.batch_size, -1, self.num_heads, self.N * self.N)
+        return (by_image + mask.view(1, -1, 1, self.N * self.N)).view(scores.shape)
+
+
+def reordered(values: torch.Tensor, order: tuple[int, int, int]) -> torch.Tensor:
+    """The values with their last three dimensions in another order."""
+    leading = values.ndim - 3
+    return values.permute(*range(leading), *(leading + dimension for dimension in order))
+
+
+def matrix_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The products of matrices, with a dimension of windows before that of heads or without; ExecuTorch takes three."""
+    if left.ndim == 3:
+        return torch.bmm(left, right)
+    products = torch.bmm(left.reshape(-1, *left.shape[2:]), right.reshape(-1, *right.shape[2:]))
+    return products.view(*left.shape[:2], *products.shape[1:])
 
 
 class DeployDotProductAttention(DeployAttention):
@@ -213,20 +236,20 @@ class DeployCosineAttention(DeployAttention):
     def __init__(self, attention: SwinHfCosineAttention, *arguments):
         super().__init__(attention, *arguments)
         scale = attention.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).exp()
-        self.register_buffer("scale", scale.view(1, -1, 1, 1))
+        self.register_buffer("scale", scale.view(-1, 1, 1))
         self.register_buffer("sum_column", torch.ones(self.head_dim, 1))
         self.inverse_root, self.smallest_squared_norm = InverseRoot(), SMALLEST_SQUARED_NORM
 
     def inverse_norm(self, heads: torch.Tensor) -> torch.Tensor:
         """1 / norm of (B * nW, h, N, d) vectors, (B * nW, h, N, 1)."""
         squares = (heads * heads).reshape(-1, self.head_dim)
-        squared_norm = torch.mm(squares, self.sum_column).view(-1, self.num_heads, self.N, 1)
+        squared_norm = torch.mm(squares, self.sum_column).view(*heads.shape[:-1], 1)
         return self.inverse_root(torch.clamp(squared_norm, min=self.smallest_squared_norm))
 
     def queries_and_keys(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         query, key = (self.heads(projection(windows), self.head_dim) for projection in (self.q_proj, self.k_proj))
         query = query * (self.inverse_norm(query) * self.scale)
-        return query, (key * self.inverse_norm(key)).permute(0, 1, 3, 2)
+        return query, reordered(key * self.inverse_norm(key), (0, 2, 1))
 
 
 class DeployMLP(nn.Module):

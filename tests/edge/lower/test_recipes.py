@@ -138,7 +138,7 @@ def nodes_given(monkeypatch) -> list[fx.Node]:
 
 
 def is_moved_needlessly(node: fx.Node) -> bool:
-    """Whether a node moves numbers that the node before it moves as well, moves none, or takes int8 numbers to float for it."""
+    """Whether a node moves numbers that the node before it moves too, moves none, or takes int8 numbers to float for it."""
     if node.op != "call_function" or not re.search("clone|view|permute|slice|cat", node.target.__name__):
         return False
     source, readers = node.all_input_nodes[0], list(node.users)
