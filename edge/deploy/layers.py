@@ -155,6 +155,8 @@ class DeployEmbeddings(nn.Module):
 class DeployAttention(nn.Module):
     """Attention inside windows, with the scale in the query weights and constant position bias and mask.
 
+    Shapes with B * nW first, below, are without it for the single window of a single image.
+
     first: scale and shift of the incoming channels, folded into the projections of queries, keys and values.
     mask: added to the scores of an image, (nW, 1, N, N).
     """
@@ -180,7 +182,7 @@ class DeployAttention(nn.Module):
         return reordered(projected.view(*self.leading(projected), self.N, self.num_heads, head_dim), order)
 
     def leading(self, projected: torch.Tensor) -> tuple[int, ...]:
-        """The dimension of windows that views of them begin with: none for a single window."""
+        """The sizes that a view of tokens by windows begins with: (-1,), or none for a single window."""
         return () if projected.shape[0] == self.N else (-1,)
 
     def queries_and_keys(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +217,7 @@ def reordered(values: torch.Tensor, order: tuple[int, int, int]) -> torch.Tensor
 
 
 def matrix_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The products of matrices, with a dimension of windows before that of heads or without; ExecuTorch takes three."""
+    """The products of matrices, with a dimension of windows before that of heads or without; `bmm` takes three dimensions."""
     if left.ndim == 3:
         return torch.bmm(left, right)
     products = torch.bmm(left.reshape(-1, *left.shape[2:]), right.reshape(-1, *right.shape[2:]))

@@ -12,7 +12,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operators
 from torch import nn
 
-LARGEST_CONSTANT = 2**13  # bytes of biases that are a constant; about twice what the instructions take that lay them out
+LARGEST_CONSTANT = 2**13  # bytes of biases, as float32 or int8, that are a constant; the instructions that lay out take 3 kB
 LEVELS = 127  # of int8 on either side of 0
 
 
@@ -38,11 +38,13 @@ class LaidOutBias(nn.Module):
 
     def forward(self) -> torch.Tensor:
         (wh, ww), h = self.window, self.num_heads
-        rows = 2 * wh - 1
-        by_column = self._computed(lambda table: torch.mm(table, self.columns), self.table)  # row of key; columns of both
-        by_column = self._computed(lambda biases: biases.view(h, rows, ww, ww), by_column)
+        rows = 2 * wh - 1  # of keys, from as far above a query as they can be to as far below
+        by_column = self._computed(lambda table: torch.mm(table, self.columns), self.table)  # (h * rows, ww * ww)
+        by_column = self._computed(lambda biases: biases.view(h, rows, ww, ww), by_column)  # .., column of query, of key
         by_column = self._computed(lambda biases: biases.permute(0, 2, 1, 3), by_column)
         by_column = self._computed(lambda biases: biases.reshape(h, ww, rows * ww), by_column)
+        if wh == 1:  # a single stretch, which is all of it; the backend joins two tensors at least
+            return self._read(by_column)
         stretches = [
             self._computed(lambda biases, start=start: biases[:, :, start : start + wh * ww], by_column)
             for start in range((wh - 1) * ww, -1, -ww)

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from executorch.backends.transforms.remove_clone_ops import RemoveCloneOpsTransform
 from executorch.backends.xnnpack import xnnpack_preprocess
-from executorch.backends.xnnpack._passes import XNNPACKPassManager
+from executorch.backends.xnnpack._passes import XNNPACKPassManager, XNNPACKRemoveCloneOpsTransform
 from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
 from executorch.backends.xnnpack._passes.xnnpack_pass import XNNPACKPass
 from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant
@@ -51,7 +50,10 @@ def drop_idle_views(graph: fx.Graph) -> None:
 
 
 def _reader_of_view(view: fx.Node) -> fx.Node | None:
-    """Whichever reads a view: this view itself, or the dequantization before it, if the numbers are already int8."""
+    """What reads the earlier view that `view` can do without; None if there is none.
+
+    It is `view` itself, or the dequantization before it if, in between, int8 numbers are only rounded to themselves.
+    """
     source = view.args[0]
     if _is_view(source):
         return view
@@ -72,14 +74,14 @@ class JoinViews(ExportPass):
     """Before the backend takes its part of a graph: no clones that change nothing, and no views of views."""
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        graph_module = RemoveCloneOpsTransform(preserve_input_output_copies=True)(graph_module).graph_module
+        graph_module = XNNPACKRemoveCloneOpsTransform()(graph_module).graph_module
         join_views(graph_module.graph)
         graph_module.recompile()
         return PassResult(graph_module, True)
 
 
 class JoinLayouts(XNNPACKPass):
-    """Replaces a permutation and the copy that undoes it by a view."""
+    """Replaces a permutation and the copies that undo it by a view, then joins views and drops those that change nothing."""
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         for node in list(graph_module.graph.nodes):

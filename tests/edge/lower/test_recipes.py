@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edge.deploy.form import deploy
 from edge.deploy.half import HalfPrecision
+from edge.deploy.position_bias import LaidOutBias
 from edge.deploy.view import InputView
 from edge.device.errors import ExplainedError
 from edge.device.parity import compare
@@ -25,6 +26,7 @@ from edge.lower.lowering import LoweringError, lower, trace
 from edge.lower.quantize import RecipeQuantizer, exported_graph, in_precision, layers_of, quantize, with_scalars_as_buffers
 from edge.lower.recipes import PRECISIONS, RECIPES, Recipe, RecipeError, Rule, find_recipe
 from edge.lower.sensitivity import layer_sensitivity
+from swin_hf.layers_swin_hf import bias_of_pairs
 
 CAST = "dim_order_ops::_to_dim_order_copy"
 VIEW = InputView(height=16, width=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
@@ -148,6 +150,31 @@ def is_moved_needlessly(node: fx.Node) -> bool:
         return True
     ends = [source, *readers] if is_dequant(source) and all(map(is_quant, readers)) else []
     return not all(map(is_tagged_as_implicit_q_dq, ends))
+
+
+class WithLaidOutBiases(nn.Module):
+    """Biases of windows of a single row and of a single column."""
+
+    def __init__(self):
+        super().__init__()
+        windows = [((side, 5 // side), compact) for side in (1, 5) for compact in (False, True)]
+        table = torch.randn(9, 2)
+        self.biases = nn.ModuleList(
+            LaidOutBias(bias_of_pairs(table, window, window)[0], window, compact) for window, compact in windows
+        )
+
+    def forward(self, x):
+        for bias in self.biases:
+            x = x + bias()
+        return x
+
+
+def test_biases_of_a_single_row_or_column_can_be_laid_out():
+    module, x = WithLaidOutBiases().eval(), torch.randn(2, 5, 5)
+    lowered = lower(trace({"forward": (module, x)}), RECIPES["int8"], {})
+    assert lowered.num_delegates == 1 and not lowered.outside
+    found = Runtime.get().load_program(lowered.program).load_method("forward").execute([x])[0]
+    torch.testing.assert_close(found, module(x), atol=1e-5, rtol=0.0)
 
 
 def test_half_precision_survives_large_activations(make_model):
