@@ -9,10 +9,10 @@ phones' accelerators take (XNNPACK takes six).
 from dataclasses import dataclass
 
 import torch
-import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operators
 from torch import nn
 
 from edge.deploy.activations import deploy_activation
+from edge.deploy.constants import constant
 from edge.deploy.convolutions import DeployConvDownsample, DeployConvStem, DeployLocalConv, DeployMBConv
 from edge.deploy.folding import (
     Affine,
@@ -55,39 +55,12 @@ class DeployPlan:
     compact: bool
 
     def constant(self, values: torch.Tensor) -> nn.Module:
-        return CompactConstant(values) if self.compact else Constant(values)
+        return constant(values, self.compact)
 
     def position_bias(self, bias: torch.Tensor, window: tuple[int, int]) -> nn.Module:
         """What gives a bias (h, N, N) of a window."""
-        if bias.numel() * (1 if self.compact else bias.element_size()) <= LARGEST_CONSTANT:
-            return self.constant(bias)
-        return LaidOutBias(bias, window, self.compact)
-
-
-class Constant(nn.Module):
-    """A constant tensor of the program."""
-
-    def __init__(self, values: torch.Tensor):
-        super().__init__()
-        self.register_buffer("values", values)
-
-    def forward(self) -> torch.Tensor:
-        return self.values
-
-
-class CompactConstant(nn.Module):
-    """A constant tensor stored in int8 with one scale, exact to 1 / 254 of the largest value.
-
-    As floats, position biases and masks of windows would be 1/20 of a program with int8 weights.
-    """
-
-    def __init__(self, values: torch.Tensor):
-        super().__init__()
-        self.scale = (float(values.abs().max()) or 1.0) / 127
-        self.register_buffer("values", torch.round(values / self.scale).to(torch.int8))
-
-    def forward(self) -> torch.Tensor:
-        return torch.ops.quantized_decomposed.dequantize_per_tensor(self.values, self.scale, 0, -128, 127, torch.int8)
+        whole = constant(bias, self.compact)
+        return whole if whole.values.nbytes <= LARGEST_CONSTANT else LaidOutBias(bias, window, self.compact)
 
 
 class RowColumnMask(nn.Module):

@@ -9,11 +9,11 @@ the weights), so the program lays them out itself from the biases of all offsets
 from collections.abc import Callable
 
 import torch
-import torch.ao.quantization.fx._decomposed  # the quantized_decomposed operators
 from torch import nn
 
+from edge.deploy.constants import constant
+
 LARGEST_CONSTANT = 2**13  # bytes of biases, as float32 or int8, that are a constant; the instructions that lay out take 3 kB
-LEVELS = 127  # of int8 on either side of 0
 
 
 class LaidOutBias(nn.Module):
@@ -28,10 +28,9 @@ class LaidOutBias(nn.Module):
     def __init__(self, bias: torch.Tensor, window: tuple[int, int], compact: bool):
         super().__init__()
         (_, ww), self.num_heads = window, bias.shape[0]
-        self.window, self.compact = window, compact
+        self.window = window
         table = offset_biases(bias, window).flip(1).flatten(0, 1).contiguous()  # (h * (2wh-1), 2ww-1); rows: key minus query
-        self.scale = (float(table.abs().max()) or 1.0) / LEVELS
-        self.register_buffer("table", torch.round(table / self.scale).to(torch.int8) if compact else table)
+        self.table = constant(table, compact)
         query, key = torch.arange(ww)[:, None], torch.arange(ww)
         offset_of_pair = nn.functional.one_hot((query - key + ww - 1).flatten(), 2 * ww - 1)
         self.register_buffer("columns", offset_of_pair.t().float().contiguous())  # (2ww-1, ww * ww)
@@ -39,32 +38,21 @@ class LaidOutBias(nn.Module):
     def forward(self) -> torch.Tensor:
         (wh, ww), h = self.window, self.num_heads
         rows = 2 * wh - 1  # of keys, from as far above a query as they can be to as far below
-        by_column = self._computed(lambda table: torch.mm(table, self.columns), self.table)  # (h * rows, ww * ww)
+        by_column = self._computed(lambda table: torch.mm(table, self.columns), self.table.values)  # (h * rows, ww * ww)
         by_column = self._computed(lambda biases: biases.view(h, rows, ww, ww), by_column)  # .., column of query, of key
         by_column = self._computed(lambda biases: biases.permute(0, 2, 1, 3), by_column)
         by_column = self._computed(lambda biases: biases.reshape(h, ww, rows * ww), by_column)
         if wh == 1:  # a single stretch, which is all of it; the backend joins two tensors at least
-            return self._read(by_column)
+            return self.table.read(by_column)
         stretches = [
             self._computed(lambda biases, start=start: biases[:, :, start : start + wh * ww], by_column)
             for start in range((wh - 1) * ww, -1, -ww)
         ]
-        return self._read(self._computed(lambda *parts: torch.cat(parts, dim=1), *stretches))
+        return self.table.read(self._computed(lambda *parts: torch.cat(parts, dim=1), *stretches))
 
-    def _computed(self, function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
-        """The outputs of a function, which are in int8 like its inputs if the biases are compact: the backend moves bytes."""
-        outputs = function(*map(self._read, values))
-        if not self.compact:
-            return outputs
-        return torch.ops.quantized_decomposed.quantize_per_tensor(outputs, *self._rounding())
-
-    def _read(self, values: torch.Tensor) -> torch.Tensor:
-        if not self.compact:
-            return values
-        return torch.ops.quantized_decomposed.dequantize_per_tensor(values, *self._rounding())
-
-    def _rounding(self) -> tuple:
-        return self.scale, 0, -LEVELS - 1, LEVELS, torch.int8
+    def _computed(self, function: Callable[..., torch.Tensor], *stored: torch.Tensor) -> torch.Tensor:
+        """The outputs of a function, stored like its inputs, as the table is: where that is int8, the backend moves bytes."""
+        return self.table.store(function(*map(self.table.read, stored)))
 
 
 def offset_biases(bias: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:

@@ -42,11 +42,16 @@ def drop_idle_views(graph: fx.Graph) -> None:
     for view in graph.find_nodes(op="call_function", target=VIEW):
         source = view.args[0]
         if view.meta["val"].shape == source.meta["val"].shape and _is_map(view) == _is_map(source):
-            for reader in list(view.users):
-                if is_dequant(source) and is_quant(reader) and reader.args[1:] == source.args[1:]:
-                    reader.replace_all_uses_with(source.args[0])  # the numbers are in int8 already
-            view.replace_all_uses_with(source)
+            _replace(view, source)
     graph.eliminate_dead_code()
+
+
+def _replace(node: fx.Node, source: fx.Node) -> None:
+    """Let what reads a node read `source`, or the int8 numbers behind it if it would only round to them again."""
+    for reader in list(node.users):
+        if is_dequant(source) and is_quant(reader) and reader.args[1:] == source.args[1:]:
+            reader.replace_all_uses_with(source.args[0])
+    node.replace_all_uses_with(source)
 
 
 def _reader_of_view(view: fx.Node) -> fx.Node | None:
@@ -107,10 +112,7 @@ class JoinLayouts(XNNPACKPass):
             if to_map:
                 node.meta[CHANNELS_LAST] = True
         for between, copy in paths:
-            if between and len(copy.users) == 1 and is_quant(again := next(iter(copy.users))):  # dequantize, copy, quantize
-                again.replace_all_uses_with(between[-2])
-            else:
-                copy.replace_all_uses_with(between[-1] if between else view)
+            _replace(copy, between[-1] if between else view)
 
 
 def _paths_to_copies(permute: fx.Node, memory_format: torch.memory_format) -> list[tuple[list[fx.Node], fx.Node]]:
