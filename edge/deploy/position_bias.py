@@ -14,6 +14,7 @@ from torch import nn
 from edge.deploy.constants import constant
 
 LARGEST_CONSTANT = 2**13  # bytes of biases, as float32 or int8, that are a constant; the instructions that lay out take 3 kB
+MOST_JOINED = 5  # tensors that the backend joins in one operation
 
 
 class LaidOutBias(nn.Module):
@@ -42,13 +43,27 @@ class LaidOutBias(nn.Module):
         by_column = self._computed(lambda biases: biases.view(h, rows, ww, ww), by_column)  # .., column of query, of key
         by_column = self._computed(lambda biases: biases.permute(0, 2, 1, 3), by_column)
         by_column = self._computed(lambda biases: biases.reshape(h, ww, rows * ww), by_column)
-        if wh == 1:  # a single stretch, which is all of it; the backend joins two tensors at least
-            return self.table.read(by_column)
-        stretches = [
-            self._computed(lambda biases, start=start: biases[:, :, start : start + wh * ww], by_column)
-            for start in range((wh - 1) * ww, -1, -ww)
-        ]
-        return self.table.read(self._computed(lambda *parts: torch.cat(parts, dim=1), *stretches))
+        return self.table.read(self._rows(by_column, wh))
+
+    def _rows(self, of_row: torch.Tensor, count: int) -> torch.Tensor:
+        """Biases (h, count * ww, T - (count-1) * ww) of `count` rows of queries, from (h, ww, T) of one row, stored.
+
+        A few rows are laid out in the same way and read once for each group of so many: otherwise large windows would be
+        copied again with each tensor that is joined to those before.
+        """
+        if count == 1:
+            return of_row
+        ww = self.window[1]
+        length = of_row.shape[-1] - (count - 1) * ww
+        size = -(-count // MOST_JOINED)  # rows of a group
+        group, stretches = self._rows(of_row, size), []
+        for first in range(0, count, size):
+            number = min(size, count - first)
+            rows, start = group, (count - first - number) * ww
+            if number < size:
+                rows = self._computed(lambda biases, skipped=size - number: biases[:, skipped * ww :], group)
+            stretches.append(self._computed(lambda biases, start=start: biases[:, :, start : start + length], rows))
+        return self._computed(lambda *parts: torch.cat(parts, dim=1), *stretches)
 
     def _computed(self, function: Callable[..., torch.Tensor], *stored: torch.Tensor) -> torch.Tensor:
         """The outputs of a function, stored like its inputs, as the table is: where that is int8, the backend moves bytes."""

@@ -8,6 +8,7 @@ import torch
 from executorch.backends.transforms.duplicate_dynamic_quant_chain import DuplicateDynamicQuantChainPass
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import OP_TO_ANNOTATOR, propagate_annotation
+from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_dynamic_qdq
 from torch import fx, nn
 from torchao.quantization import quantize_
 from torchao.quantization.granularity import PerGroup
@@ -138,8 +139,32 @@ def converted(prepared: fx.GraphModule) -> fx.GraphModule:
     graph = convert_pt2e(prepared)
     # Queries, keys and values read the same tensor; if they shared one dynamic scale, the backend would cut the program there.
     DuplicateDynamicQuantChainPass()(graph)
+    for product in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
+        _move_zero_point(product.args[1])
     graph.recompile()
     return graph
+
+
+def _move_zero_point(operand: fx.Node) -> None:
+    """Let int8 numbers, which views and permutations bring to a product of matrices, have a zero point other than 0.
+
+    For a zero point of 0 XNNPACK has a product of its own, no faster. It puts it at the end of its graph and sorts, so that
+    the position biases of all later blocks are laid out before it: they leave the cache again, and all of them wait in memory.
+    """
+    if not is_dequant(operand) or is_dynamic_qdq(operand) or operand.args[2] != 0:
+        return
+    rounding = operand.args[1:]
+    scale, _, low, high, dtype = rounding
+    moved = (scale * (high + 1) / high, 1, low, high, dtype)  # one level less above 0 reaches as far
+    read = operand
+    while is_dequant(read) and read.args[1:] == rounding:
+        rounded = read.args[0]
+        for node in (rounded, *rounded.users):
+            node.args = (node.args[0], *moved)
+        sources = rounded.args[0].all_input_nodes
+        if len(sources) != 1:
+            break
+        read = sources[0]
 
 
 def quantize_to_int4(deployed: nn.Module, recipe: Recipe) -> nn.Module:

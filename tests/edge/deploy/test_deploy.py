@@ -96,7 +96,7 @@ def test_compact_constants_are_close(make_model, version):
     torch.testing.assert_close(deployed(pixels), model(normalised(pixels)).logits, atol=1e-2, rtol=0.0)
 
 
-@pytest.mark.parametrize("window", [(3, 5), (5, 3), (9, 9), (1, 7)])
+@pytest.mark.parametrize("window", [(3, 5), (5, 3), (9, 9), (1, 7), (14, 14), (27, 2)])
 def test_biases_of_large_windows_are_laid_out_by_the_program(window):
     table = torch.randn((2 * window[0] - 1) * (2 * window[1] - 1), 3)
     expected = bias_of_pairs(table, window, window)[0]

@@ -3,6 +3,7 @@
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from conftest import KINDS, TINY_VIT
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant, is_tagged_as_implicit_q_dq
+from executorch.devtools.inspector import Inspector
+from executorch.extension.pybindings.portable_lib import _load_for_executorch_from_buffer
 from executorch.runtime import Runtime
 from torch import fx, nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
@@ -175,6 +178,40 @@ def test_biases_of_a_single_row_or_column_can_be_laid_out():
     assert lowered.num_delegates == 1 and not lowered.outside
     found = Runtime.get().load_program(lowered.program).load_method("forward").execute([x])[0]
     torch.testing.assert_close(found, module(x), atol=1e-5, rtol=0.0)
+
+
+class ProductOfProjections(nn.Module):
+    """Queries times keys without a bias, whose range is even around 0 if that of the inputs is."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        keys = self.k_proj(x).view(2, 5, 2, 4).permute(0, 2, 3, 1).reshape(2, 8, 5)
+        return torch.bmm(self.q_proj(x), keys)
+
+
+def test_products_of_matrices_run_where_they_stand(tmp_path):
+    # XNNPACK would put a product whose right side has zero point 0 behind all that does not need it.
+    module, x = ProductOfProjections().eval(), torch.randn(2, 5, 8)
+    graph = quantize(module, RECIPES["int8"], [x, -x])
+    (product,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default)
+    assert is_dequant(product.args[1]) and product.args[1].args[2] == 1
+    torch.testing.assert_close(graph(x), module(x), atol=0.15, rtol=0.0)
+    lowered = lower(trace({"forward": (graph, x)}), RECIPES["int8"], {})
+    assert [name for name in names_of_operations(lowered.program, x, tmp_path) if "Batch Matrix" in name] == [
+        "Batch Matrix Multiply (NC, F32) GEMM #1"
+    ]
+
+
+def names_of_operations(program: bytes, x: torch.Tensor, folder: Path) -> list[str]:
+    """The operations that the backend ran, in their order."""
+    module = _load_for_executorch_from_buffer(program, enable_etdump=True)
+    module.forward([x])
+    module.write_etdump_result_to_file(str(folder / "run.etdp"))
+    blocks = Inspector(etdump_path=str(folder / "run.etdp")).event_blocks
+    return [event.name for block in blocks if block.name == "Execute" for event in block.events if event.is_delegated_op]
 
 
 def test_half_precision_survives_large_activations(make_model):
