@@ -29,7 +29,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
     artefact, most_threads = arguments.artefacts[0], max(arguments.threads or [os.cpu_count() or 1])
     checkpoint = checkpoint_to_compare(artefact, arguments.checkpoint)
-    figures = bench(artefact, arguments.repeats, arguments.threads)
+    figures = bench(artefact, arguments.repeats, arguments.threads, arguments.profile)
     figures["compared"] = compare_with_peers(artefact, checkpoint, arguments.repeats, most_threads)
     if arguments.json:
         commands_of_a_device.print_json(figures)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import operations
 from .artefact import PROGRAM_FILE, SELF_TEST_FILE, read_manifest
 from .child import explain_signal
 from .environment import describe_machine, environment_of_child, memory_of_this_process
@@ -61,10 +62,11 @@ def summarise(times_ms: list[float], threads: int) -> Latency:
     return Latency(p50_ms=p50, p90_ms=p90, p99_ms=p99, repeats=len(times_ms), threads=threads)
 
 
-def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
+def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = None, traced: bool = False) -> dict:
     """Load time, latency for each number of threads, memory and sizes, as JSON values.
 
     Each number of threads is measured in a new process, in which nothing was loaded before.
+    traced: also where the time goes (`edge.device.operations`), on the first number of threads.
 
     Raises:
         ArtefactError: the artefact is missing or damaged.
@@ -72,9 +74,10 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
     """
     numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
     Runner(folder)  # a damaged artefact is explained before the first process starts
-    measured = [_measure_alone([str(repeats), str(number), str(folder)]) for number in numbers]
+    measured = [_measure_alone("one", repeats, number, folder) for number in numbers]
     first = measured[0]
-    return {
+    profile = {"profile": _measure_alone("operations", repeats, numbers[0], folder)} if traced else {}
+    return profile | {
         "recipe": first["recipe"],
         "sizes": first["sizes"],
         "load_ms": first["load_ms"],
@@ -94,7 +97,7 @@ def bench_in_turns(folders: list[Path], repeats: int = 100, threads: tuple[int, 
     """
     numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
     manifests = [Runner(folder).manifest for folder in folders]
-    measured = [_measure_alone([str(repeats), str(number), *map(str, folders)]) for number in numbers]
+    measured = [_measure_alone("turns", repeats, number, *folders) for number in numbers]
     programs = [
         {"artefact": str(folder), "recipe": manifest.recipe, "sha256": manifest.sha256[PROGRAM_FILE]}
         | {"latency": [latencies[at] for latencies in measured]}
@@ -125,6 +128,8 @@ def describe(figures: dict, more_lines: list[str] | None = None) -> str:
         f"{figures['planned_memory_bytes'] / 1e3:.0f} kB are the runtime's arena",
     ]
     lines += [_line(row) for row in figures["latency"]]
+    if "profile" in figures:
+        lines += operations.describe(figures["profile"])
     return "\n".join([*lines, *(more_lines or []), f"  on {figures['machine']}"])
 
 
@@ -135,14 +140,14 @@ def _line(row: dict) -> str:
     )
 
 
-def _measure_alone(arguments: list[str]) -> Any:
-    """What `_main` prints in a new process. arguments: repeats, number of threads and folders."""
-    command = [sys.executable, "-m", f"{__package__}.bench", *arguments]
+def _measure_alone(what: str, repeats: int, threads: int, *folders: Path) -> Any:
+    """What `_main` measures in a new process."""
+    command = [sys.executable, "-m", f"{__package__}.bench", what, str(repeats), str(threads), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment_of_child())
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         reason = explain_signal(-done.returncode) if done.returncode < 0 else said[-1]
-        raise MeasurementError(f"the measurement with {arguments[1]} thread(s) failed: {reason}")
+        raise MeasurementError(f"the measurement with {threads} thread(s) failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -215,10 +220,12 @@ def sizes_of(folder: Path) -> dict[str, int]:
     return sizes | ({"self-test": bundle.stat().st_size} if bundle.is_file() else {})
 
 
-def _main(repeats: str, threads: str, *folders: str) -> Any:
-    if len(folders) == 1:
-        return measure_here(Path(folders[0]), int(repeats), int(threads))
-    return measure_in_turns([Path(folder) for folder in folders], int(repeats), int(threads))
+def _main(what: str, repeats: str, threads: str, *folders: str) -> Any:
+    paths = [Path(folder) for folder in folders]
+    if what == "turns":
+        return measure_in_turns(paths, int(repeats), int(threads))
+    measure = operations.profile if what == "operations" else measure_here
+    return measure(paths[0], int(repeats), int(threads))
 
 
 if __name__ == "__main__":

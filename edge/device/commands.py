@@ -157,6 +157,7 @@ def add_bench(commands) -> argparse.ArgumentParser:
     )
     command.add_argument("--threads", type=numbers, help="numbers of threads: 1,2,4 (default: 1 to all cores)")
     command.add_argument("--repeats", type=positive, default=100, help="timed runs (default: 100)")
+    command.add_argument("--profile", action="store_true", help="of one DIR, also the time that each kind of operation takes")
     add_json(command)
     return command
 
@@ -165,9 +166,12 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from .bench import bench, bench_in_turns, describe, describe_all
 
     if len(arguments.artefacts) > 1:
+        if arguments.profile:
+            arguments.parser.error(f"--profile takes one DIR, got {len(arguments.artefacts)}")
         figures, show = bench_in_turns(arguments.artefacts, arguments.repeats, arguments.threads), describe_all
     else:
-        figures, show = bench(arguments.artefacts[0], arguments.repeats, arguments.threads), describe
+        figures = bench(arguments.artefacts[0], arguments.repeats, arguments.threads, arguments.profile)
+        show = describe
     if arguments.json:
         print_json(figures)
     else:

@@ -1,12 +1,15 @@
 """Measuring a program: percentiles, and that what was asked for is measured."""
 
 import json
+import sys
 
 import pytest
 
 import edge.__main__ as cli
 from edge.compare.candidates import write_candidate
 from edge.device.bench import Latency, measure_latency, summarise
+from edge.device.operations import ProfileError
+from edge.device.operations import profile as profile_operations
 from edge.lower.recipes import RECIPES
 
 
@@ -51,6 +54,23 @@ def test_several_programs_are_timed_in_turns(artefact, make_config, tmp_path, ca
     (tmp_path / "candidate" / "model.pte").write_bytes(b"damaged")
     assert cli.main(["bench", *folders]) == 1
     assert "candidate" in capsys.readouterr().err
+
+
+def test_operations_are_those_of_the_model(artefact, capsys, monkeypatch):
+    assert cli.main(["bench", str(artefact), "--repeats", "8", "--threads", "1", "--profile", "--json"]) == 0
+    profile = json.loads(capsys.readouterr().out)["profile"]
+    counts = {row["kind"]: row["count"] for row in profile["operations"]}
+    assert counts["Softmax (NC, F32)"] == 2  # of two blocks
+    assert sum(count for kind, count in counts.items() if kind.startswith("Batch Matrix Multiply")) == 4
+    assert (profile["threads"], profile["repeats"]) == (1, 8)
+    assert profile["total_ms"] > sum(row["ms"] for row in profile["operations"]) > 0
+    assert sum(row["share"] for row in profile["operations"]) == pytest.approx(1)
+    with pytest.raises(SystemExit):
+        cli.main(["bench", str(artefact), str(artefact), "--profile"])
+    assert "--profile takes one DIR, got 2" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "executorch.devtools.inspector", None)
+    with pytest.raises(ProfileError, match="executorch.devtools"):
+        profile_operations(artefact, repeats=1, threads=1)
 
 
 @pytest.mark.parametrize("flag", ["--repeats", "--threads"])
