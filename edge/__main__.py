@@ -1,7 +1,8 @@
 """Command line of the device side.
 
 python -m edge export runs/demo/recovered --output_dir my_model --dataset runs/demo/data/calibration --recipe int8
-python -m edge run runs/demo/edge runs/demo/samples/7_0.png
+python -m edge predict runs/demo/edge runs/demo/samples/7_0.png
+python -m edge evaluate runs/demo/recovered --dataset runs/demo/samples
 python -m edge bench runs/demo/edge --compare
 python -m edge verify runs/demo/edge --dataset runs/demo/samples
 python -m edge self-test runs/demo/edge
@@ -9,7 +10,8 @@ python -m edge sensitivity runs/demo/recovered --dataset runs/demo/data/calibrat
 python -m edge app android runs/demo/edge --output_dir my_app
 python -m edge publish runs/demo/edge org/digits-phone --upload
 
-run, bench, self-test, and verify against labels work where only ExecuTorch is installed.
+predict and bench of a program, self-test, and verify against labels work where only ExecuTorch is installed. Where a folder of
+a program or a checkpoint is taken, so is its name on the Hub.
 """
 
 import os
@@ -36,23 +38,26 @@ def make_parser() -> "argparse.ArgumentParser":  # noqa: F821
 
     from edge.apps.commands import add_app
     from edge.compare.commands import add_bench_with_peers
-    from edge.device.commands import add_run, add_self_test
+    from edge.device.commands import add_self_test
     from edge.export.commands import add_export, add_sensitivity, add_verify_with_checkpoint
     from edge.export.publishing import add_publish_command
+    from edge.verbs.commands import add_evaluate, add_predict_with_any
+    from edge.verbs.opening import with_names_of_the_hub
 
     parser = argparse.ArgumentParser(prog="python -m edge", description="Swin models on the device.")
     commands = parser.add_subparsers(required=True)
-    for add in (
-        add_export,
-        add_run,
-        add_bench_with_peers,
-        add_verify_with_checkpoint,
-        add_self_test,
-        add_sensitivity,
-        add_app,
-        add_publish_command,
+    add_predict_with_any(commands)
+    add_evaluate(commands)
+    for add, argument in (
+        (add_export, "checkpoint"),
+        (add_bench_with_peers, "artefacts"),
+        (add_verify_with_checkpoint, "artefact"),
+        (add_self_test, "artefact"),
+        (add_sensitivity, "checkpoint"),
+        (add_app, "artefact"),
     ):
-        add(commands)
+        with_names_of_the_hub(add(commands), argument)
+    add_publish_command(commands)
     return parser
 
 

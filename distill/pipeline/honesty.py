@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from distill.training.figures import calibration_error
 from edge.device.parity import log_softmax
+from edge.device.scores import calibration_error, negative_log_likelihood
 from edge.device.temperature import fit_temperature
 
 
@@ -57,11 +57,6 @@ class Change:
     worst_before: float
     worst_after: float
     worst_n: int
-
-
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of labels (n,) under logits (n, K), in nats."""
-    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
 def judge_probabilities(

@@ -8,7 +8,8 @@ from distill.claim import claimed
 from distill.compress.teachers import load_classifier
 from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.prune_stage import check_prunable
-from distill.pipeline.report import read_report, text_table
+from distill.pipeline.report import read_report
+from distill.pipeline.report_pages import text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import OWN_TEACHER, Settings
 from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build

@@ -1,16 +1,12 @@
-"""The report of a run: every step measured on the same test images, as JSON, Markdown and one HTML page."""
+"""The report of a run: every step measured on the same test images, what it learned, and what it got wrong."""
 
-import base64
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import jinja2
-import matplotlib
-import matplotlib.ticker
 import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
@@ -23,34 +19,25 @@ from distill.pipeline.honesty import (
     Robustness,
     changes_of,
     judge_probabilities,
-    table_of_changes,
-    table_of_probabilities,
-    table_of_robustness,
 )
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
-from distill.pipeline.pruning_table import PruningStep, pruning_steps, table_of_pruning
+from distill.pipeline.mistakes import Bin, Flip, Mistake, OfClass, classes_of, flips_of, mistakes_of, reliability_of
+from distill.pipeline.pruning_table import PruningStep, pruning_steps
+from distill.pipeline.report_plots import EXECUTORCH
 from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
 from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.settings import ReportSettings
-from distill.public_names import picture_text
-from distill.training.figures import accuracy_with_interval, largest_class_share
+from distill.training.figures import AGREEMENT, accuracy_with_interval
 from distill.training.finetune import METRICS
 from edge.device.bench import Latency, measure_latency
 from edge.device.environment import describe_machine, installed_versions
-from edge.device.runner import Runner
-from swin_hf.model_card import as_markdown
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from edge.device.runner import Runner, softmax
+from edge.device.scores import largest_class_share
 
 CHECKPOINTS = ("teacher", "student", "pruned", "recovered")
-PYTORCH, EXECUTORCH = "PyTorch eager", "ExecuTorch"
-ROW_TYPES = {
-    "probabilities": Probabilities,
-    "robustness": Robustness,
-    "changes": Change,
-    "pruning": PruningStep,
-}  # of more rows
+TRAINED = ("teacher", "student", "recovered")
+STAGE_FOLDERS = ("data", "teacher", "student", "pruned", "recovered", "edge")
+PYTORCH = "PyTorch eager"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +62,37 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """Time of a stage, of its last session if it was interrupted, and the energy of the processors where they count it."""
+
+    stage: str
+    seconds: float
+    joules: float | None = None
+
+
+ROW_TYPES = {
+    "probabilities": Probabilities,
+    "robustness": Robustness,
+    "changes": Change,
+    "pruning": PruningStep,
+    "classes": OfClass,
+    "mistakes": Mistake,
+    "flips": Flip,
+    "reliability": Bin,
+    "stages": StageCost,
+}  # of more rows
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that the report shows.
+    """Everything that the report shows, but for its pictures.
 
     largest_class_share: of the test images, the accuracy of always naming the largest class.
     program_agreement: share of the test images on which the program and its model have the same top class.
     confusion: confusion matrix (K, K) of the program, true classes in rows.
+    classes, mistakes, reliability: of the program. flips: what making the program of the model changed.
+    history: of each training, rows of "epoch" with "loss" or "validation", an accuracy or agreement.
+    command: that repeats the run.
     """
 
     name: str
@@ -100,6 +112,33 @@ class Report:
     robustness: list[Robustness] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     pruning: list[PruningStep] = field(default_factory=list)
+    classes: list[OfClass] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+    reliability: list[Bin] = field(default_factory=list)
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    stages: list[StageCost] = field(default_factory=list)
+    command: str = ""
+
+    @property
+    def truth(self) -> str:
+        """What the labels are."""
+        return "teacher's class" if self.labelled_by_teacher else "true class"
+
+    @property
+    def verdict(self) -> str:
+        """What the run is worth, in sentences."""
+        teacher, program = self.rows[0], self.rows[-1]
+        named = "the teacher's class" if self.labelled_by_teacher else "the right class"
+        smaller, faster = teacher.size_bytes / program.size_bytes, teacher.latency.p50_ms / program.latency.p50_ms
+        changed = round((1 - self.program_agreement) * program.n)
+        return (
+            f"The program names {named} of {program.accuracy:.1%} [{program.low:.1%}, {program.high:.1%}] of {program.n:,} "
+            f"images that it never saw; always naming the largest class would get {self.largest_class_share:.1%}. "
+            f"It is a file of {program.size_bytes / 1e3:,.0f} kB, {times(smaller, 'smaller', 'larger')} than the teacher's, "
+            f"and takes {program.latency.p50_ms:.2g} ms for an image here, {times(faster, 'faster', 'slower')} than the "
+            f"teacher in PyTorch. Turning the last model into the program changed the class of {changed or 'none'} of these images."
+        )
 
     @property
     def figure(self) -> str:
@@ -124,8 +163,16 @@ class Report:
         )
 
 
-def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str) -> Report:
-    """Measure all steps in `run_dir` on its test images. name, dataset: what the report calls the run and its data set."""
+def times(ratio: float, more: str, less: str) -> str:
+    """1.5 times smaller; or, for ratios below 1, the inverse with the other word."""
+    return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
+
+
+def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str, command: str) -> Report:
+    """Measure all steps in `run_dir` on its test images.
+
+    name, dataset: what the report calls the run and its data set. command: that repeats the run.
+    """
     data_facts = read_data_facts(run_dir / "data")
     examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
     test, validation = examples["test"], examples["validation"]
@@ -147,6 +194,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         held_out = classifier_logits(classifiers[step], validation), np.array([example.label for example in validation])
         return judge_probabilities(step, (logits[step], labels), held_out)
 
+    sure = softmax(logits[program_step].astype(np.float64) / runner.manifest.temperature)
     some = spread_evenly(len(test))
     answers = {step: partial(classifier_logits, classifier) for step, classifier in classifiers.items()}
     answers[program_step] = partial(program_logits, runner)
@@ -194,7 +242,30 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         pruning=pruning_steps(
             json.loads((run_dir / "pruned" / METRICS).read_text()), rows[CHECKPOINTS.index("recovered")].accuracy
         ),
+        classes=classes_of(top["teacher"], top[program_step], labels, class_names),
+        mistakes=mistakes_of(sure, top["teacher"], labels, class_names),
+        flips=flips_of(top["recovered"], top[program_step], labels, class_names),
+        reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
+        history={step: history_of(run_dir / step / METRICS) for step in TRAINED},
+        stages=[stage_cost(run_dir / folder) for folder in STAGE_FOLDERS],
+        command=command,
     )
+
+
+def history_of(file: Path) -> list[dict[str, float]]:
+    """What a training logged in a `metrics.json`, as rows of "epoch" with "loss" or "validation"; empty if there was none."""
+    rows = []
+    for row in json.loads(file.read_text(encoding="utf-8")).get("history", []):
+        for name, key in (("loss", "loss"), ("validation", "eval_accuracy"), ("validation", f"eval_{AGREEMENT}")):
+            if row.get(key) is not None:
+                rows.append({"epoch": row["epoch"], name: row[key]})
+    return rows
+
+
+def stage_cost(folder: Path) -> StageCost:
+    """What `stage.json` in the folder of a stage says of its time and energy."""
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    return StageCost(stage=record["stage"], seconds=record["seconds"], joules=record.get("joules"))
 
 
 def robustness_of(
@@ -230,122 +301,9 @@ def _latency(
         torch.set_num_threads(threads_before)
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write `report.json`, `report.md`, `report.html` and their two plots."""
-    plot_accuracy_against_latency(report, folder / "report_accuracy_latency.png")
-    plot_confusion(report, folder / "report_confusion.png")
-    content = json.dumps(asdict(report), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "report.json").write_text(f"{content}\n", encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=jinja2.select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = as_markdown
-    pictures = {
-        path.stem.removeprefix("report_"): base64.b64encode(path.read_bytes()).decode() for path in folder.glob("*.png")
-    }
-    for name in ("report.md", "report.html"):
-        page = environment.get_template(name).render(report=report, tables=tables(report), pictures=pictures)
-        (folder / name).write_text(page, encoding="utf-8")
-
-
 def read_report(path: Path) -> Report:
     """A finished `report.json`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [Row(**(row | {"latency": Latency(**row["latency"])})) for row in content["rows"]]
     more = {name: [kind(**row) for row in content.get(name, [])] for name, kind in ROW_TYPES.items()}
     return Report(**(content | {"rows": rows} | more))
-
-
-def tables(report: Report) -> dict[str, list[dict[str, str]]]:
-    """The tables of the pages by name, each a list of rows."""
-    return {
-        "steps": table(report),
-        "probabilities": table_of_probabilities(report.probabilities),
-        "robustness": table_of_robustness(report.robustness),
-        "changes": table_of_changes(report.changes),
-        "pruning": table_of_pruning(report.pruning, report.figure),
-    }
-
-
-def table(report: Report) -> list[dict[str, str]]:
-    """The rows as text; MACs and file sizes with their ratio to the teacher's."""
-    teacher = report.rows[0]
-
-    def ratio(value: float, reference: float) -> str:
-        if value == reference:
-            return ""
-        return f" (1/{reference / value:.1f})" if value < reference else f" ({value / reference:.1f}x)"
-
-    return [
-        {
-            "step": row.step,
-            report.figure: f"{row.accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
-            "parameters": f"{row.parameters:,}",
-            "MACs": f"{row.macs / 1e6:.2f} M{ratio(row.macs, teacher.macs)}",
-            "file size": f"{row.size_bytes / 1e3:,.0f} kB{ratio(row.size_bytes, teacher.size_bytes)}",
-            "engine": row.engine,
-            "p50": f"{row.latency.p50_ms:.2f} ms",
-            "p90": f"{row.latency.p90_ms:.2f} ms",
-            **({} if report.labelled_by_teacher else {"agrees with teacher": f"{row.agreement:.1%}"}),
-        }
-        for row in report.rows
-    ]
-
-
-def text_table(report: Report) -> str:
-    """The table, formatted for a terminal."""
-    rows = table(report)
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-
-
-def plot_accuracy_against_latency(report: Report, path: Path) -> None:
-    """Each step as a point: median latency on a logarithmic x axis, accuracy with its interval on the y axis."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for index, row in enumerate(report.rows):
-        interval = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
-        marker = "s" if row.engine == EXECUTORCH else "o"
-        axes.errorbar(
-            row.latency.p50_ms,
-            100 * row.accuracy,
-            yerr=interval,
-            fmt=marker,
-            capsize=4,
-            label=f"{row.step} ({row.engine})",
-            color=f"C{index}",
-        )
-    axes.set_xscale("log")
-    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-    axes.set_xlabel(f"median latency of one image, ms ({report.rows[0].latency.threads} thread(s))")
-    axes.set_ylabel(f"{report.figure}, % (test images, n = {report.rows[0].n}, 95 % interval)")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def plot_confusion(report: Report, path: Path) -> None:
-    """Confusion matrix of the program, true classes in rows, with counts in the cells for up to 30 classes."""
-    counts, names = np.array(report.confusion), [picture_text(name) for name in report.class_names]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(4 + 0.35 * len(names), 16)
-    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("the teacher's" if report.labelled_by_teacher else "true")
-    axes.set_title(f"{report.rows[-1].step}, n = {counts.sum()}")
-    if len(names) <= 30:
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                axes.text(
-                    column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
-                )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -1,5 +1,6 @@
 """Settings of a run: those that all its trainings share, and those of each stage; checked before any work starts."""
 
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -260,6 +261,12 @@ class Settings:
     recover: RecoverSettings
     edge: EdgeSettings
     report: ReportSettings
+    typed: tuple[str, ...] = ()  # the flags
+
+    @property
+    def command(self) -> str:
+        """What was typed, with the names of files and folders in place of their paths."""
+        return shlex.join(["python", "distill/run.py", *map(without_folders, self.typed)])
 
     @property
     def run_dir(self) -> Path:
@@ -295,6 +302,13 @@ class Settings:
         changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in without_effect}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
+
+
+def without_folders(word: str) -> str:
+    """A word of a command line; of a path, or a flag with one behind "=", the last part of it."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_path = "/" in value and (Path(value).is_absolute() or Path(value).exists())
+    return f"{flag}{equals}{Path(value).name if is_path else value}"
 
 
 def check_schedule(stage: str, epochs: float, learning_rate: float) -> None:
@@ -344,6 +358,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         recover=recover,
         edge=edge,
         report=report,
+        typed=tuple(argv),
     )
     if student.is_auto:
         shares = [str(target) for target in prune.targets if target.is_share]

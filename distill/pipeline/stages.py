@@ -18,6 +18,7 @@ from typing import Any
 
 from distill import interruption
 from distill.errors import TrainingStopped
+from distill.pipeline.energy import EnergyMeter
 from distill.pipeline.inputs import describe_changes
 from edge.device.errors import ExplainedError
 from swin_hf.output_folders import (
@@ -190,10 +191,12 @@ def _build(stage: Stage, folder: Path, fingerprint: str) -> float:
     work_dir.mkdir(exist_ok=True)
     resume = "free some space and start again: the run resumes from its last complete stage or checkpoint"
     with explained_full_disk(folder.parent, f"stage {stage.name} was not finished; {resume}"):
-        if why_outdated(work_dir, fingerprint):
-            stage.build(work_dir)
+        with EnergyMeter() as meter:
+            if why_outdated(work_dir, fingerprint):
+                stage.build(work_dir)
         seconds = time.monotonic() - started
         record = {"stage": stage.name, "fingerprint": fingerprint, "settings": stage.settings, "seconds": round(seconds, 1)}
+        record["joules"] = meter.joules
         files = [name for name in list_files(work_dir) if name != MANIFEST]
         write_record(work_dir, MANIFEST, record | {"sha256": hashes_of(work_dir, files)})
     check_replaceable(folder)

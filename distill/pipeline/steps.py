@@ -12,7 +12,9 @@ from distill.pipeline.inputs import checkpoint_files, content_of, data_files
 from distill.pipeline.measure import program_logits
 from distill.pipeline.models import evaluate, is_used_unchanged, save_classifier, train
 from distill.pipeline.prune_stage import build_pruned
-from distill.pipeline.report import make_report, write_report
+from distill.pipeline.report import make_report
+from distill.pipeline.report_pages import write_report
+from distill.pipeline.report_pictures import pictures_of
 from distill.pipeline.run_folder import Run, read_data_facts
 from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
@@ -84,7 +86,8 @@ def build_edge(run: Run, work_dir: Path) -> None:
 def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
     names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
-    write_report(make_report(run.folder, run.settings.report, **names), work_dir)
+    report = make_report(run.folder, run.settings.report, **names, command=run.settings.command)
+    write_report(report, work_dir, pictures_of(report, run.folder))
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """Figures of a finished training, with the data that they were measured on."""
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from distill.data.splits import ImageSettings
 from distill.public_names import dataset_type
+from edge.device.scores import largest_class_share, wilson_interval
 from swin_hf.model_card import doubt
 
-NUM_CALIBRATION_BINS = 15
 AGREEMENT = "teacher_agreement"  # an accuracy, where the labels are the classes that the teacher found
 
 
@@ -51,33 +50,6 @@ def accuracy_with_interval(predicted: np.ndarray, labels: np.ndarray) -> Accurac
     low, high = wilson_interval(correct, n)
     share = largest_class_share(labels)
     return Accuracy(correct=correct, n=n, accuracy=correct / n, low=low, high=high, largest_class_share=share)
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error of the first class, in 15 bins (Guo et al. 2017, arXiv:1706.04599, equation 3).
-
-    probabilities: (n, K). labels: (n,).
-    """
-    if not np.isfinite(probabilities).all():
-        return float("nan")
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=NUM_CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def largest_class_share(labels: np.ndarray) -> float:
-    """The share of the most frequent of labels (n,)."""
-    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-
-
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share, accurate also near 0 and 1 and for small n (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluation_of(

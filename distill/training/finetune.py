@@ -24,7 +24,7 @@ from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
 from distill.public_names import public_name
-from distill.training.figures import as_agreement, evaluation_of, largest_class_share
+from distill.training.figures import as_agreement, evaluation_of
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages, synchronised
 from distill.training.pictures import PredictionPictures
@@ -35,6 +35,7 @@ from distill.training.tasks.task import Objective, ObjectiveContext
 from distill.training.teacher_cache import TeacherCache, check_facts, facts_of
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint, steps_of_epoch
 from edge.device.errors import ExplainedError
+from edge.device.scores import largest_class_share
 from swin_hf.model_card import as_markdown, figure_text, read_metrics
 from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
 

@@ -20,6 +20,9 @@ def add_bench_with_peers(commands) -> argparse.ArgumentParser:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
+    checkpoints = [folder for folder in arguments.artefacts if (folder / "config.json").is_file()]
+    if checkpoints:
+        return run_bench_of_checkpoint(checkpoints[0], arguments)
     if not arguments.compare:
         return commands_of_a_device.run_bench(arguments)
     if len(arguments.artefacts) > 1:
@@ -35,6 +38,25 @@ def run_bench(arguments: argparse.Namespace) -> int:
         commands_of_a_device.print_json(figures)
     else:
         print(describe(figures, [described(row) for row in figures["compared"]]))
+    return 0
+
+
+def run_bench_of_checkpoint(checkpoint: Path, arguments: argparse.Namespace) -> int:
+    for flag, given in (
+        ("DIR", len(arguments.artefacts) > 1),
+        ("--compare", arguments.compare),
+        ("--profile", arguments.profile),
+    ):
+        if given:
+            what = "is timed alone" if flag == "DIR" else f"takes no {flag}"
+            arguments.parser.error(f"{checkpoint} is a checkpoint, which {what}; export it first")
+    from edge.compare.checkpoint_bench import bench_checkpoint, describe
+
+    figures = bench_checkpoint(checkpoint, arguments.repeats, arguments.threads)
+    if arguments.json:
+        commands_of_a_device.print_json(figures)
+    else:
+        print(describe(figures))
     return 0
 
 

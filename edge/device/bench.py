@@ -111,7 +111,7 @@ def describe_all(figures: dict) -> str:
     lines = []
     for program in figures["programs"]:
         lines.append(f"{program['artefact']}, recipe {program['recipe']}")
-        lines += [_line(row) for row in program["latency"]]
+        lines += [line_of(row) for row in program["latency"]]
     return "\n".join([*lines, f"  on {figures['machine']}"])
 
 
@@ -127,13 +127,14 @@ def describe(figures: dict, more_lines: list[str] | None = None) -> str:
         f"  memory: the process grew by {figures['program_memory_bytes'] / 1e6:.1f} MB at its peak, of which "
         f"{figures['planned_memory_bytes'] / 1e3:.0f} kB are the runtime's arena",
     ]
-    lines += [_line(row) for row in figures["latency"]]
+    lines += [line_of(row) for row in figures["latency"]]
     if "profile" in figures:
         lines += operations.describe(figures["profile"])
     return "\n".join([*lines, *(more_lines or []), f"  on {figures['machine']}"])
 
 
-def _line(row: dict) -> str:
+def line_of(row: dict) -> str:
+    """The percentiles of a latency as text."""
     return (
         f"  {row['threads']} thread(s): p50 {row['p50_ms']:.3f} ms, p90 {row['p90_ms']:.3f} ms, p99 {row['p99_ms']:.3f} ms "
         f"({row['repeats']} runs)"

@@ -1,18 +1,14 @@
-"""Commands that work where only ExecuTorch, NumPy and Pillow are installed: run, bench, verify, self-test."""
+"""Commands that work where only ExecuTorch, NumPy and Pillow are installed: bench, verify, self-test; predict has its file."""
 
 import argparse
 import difflib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .child import INTERRUPTED
 from .errors import ExplainedError
 from .json_text import json_text
 from .printable import escape_in_streams, printable
-
-if TYPE_CHECKING:
-    from .runner import Runner
 
 # What commands of `python -m edge` import and a device need not have, by the extra that installs it.
 EXTRAS = {
@@ -62,92 +58,6 @@ def add_command(commands, name: str, run, help_text: str, **options) -> argparse
 
 def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
-
-
-def add_run(commands) -> argparse.ArgumentParser:
-    command = add_command(commands, "run", run_images, "classify images, or draw the classes of their pixels over them")
-    command.add_argument("artefact", type=Path, metavar="DIR")
-    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    command.add_argument("--top_k", type=positive, default=5, help="number of classes to name (default: 5)")
-    command.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("masks"),
-        metavar="FOLDER",
-        help="for masks of a segmenter, and pictures (default: masks)",
-    )
-    command.add_argument(
-        "--explain", action="store_true", help="draw what speaks for the first class, by a program exported with --explain"
-    )
-    add_json(command)
-    return command
-
-
-def run_images(arguments: argparse.Namespace) -> int:
-    from .explanation import new_files
-    from .image import UnreadableImageError
-    from .runner import NotFiniteError, Runner
-
-    runner = Runner(arguments.artefact)
-    if runner.manifest.is_segmenter:
-        return segment_images(runner, arguments)
-    files = new_files(arguments.images, arguments.output_dir, "explained") if arguments.explain else None
-    results, failed = [], False
-    for number, image in enumerate(arguments.images):
-        try:
-            result = {"image": str(image), "predictions": runner.classify(image, arguments.top_k)}
-            if files is not None:
-                result["explained"] = str(files[number][0])
-                picture = runner.explain(image, result["predictions"][0].label)
-                arguments.output_dir.mkdir(parents=True, exist_ok=True)
-                picture.save(files[number][0])
-            results.append(result)
-        except (UnreadableImageError, NotFiniteError) as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-            failed = True
-    if arguments.json:
-        print_json([result | {"predictions": [vars(p) for p in result["predictions"]]} for result in results])
-    else:
-        for result in results:
-            told = f" -> {printable(result['explained'])}" if "explained" in result else ""
-            print(f"{printable(result['image'])}{told}")
-            for prediction in result["predictions"]:
-                print(f"  {prediction.probability:7.2%}  {printable(prediction.label)}")
-    return int(failed)
-
-
-def segment_images(runner: "Runner", arguments: argparse.Namespace) -> int:
-    """Write the mask of each image, and a picture of it over the image, and print the share of each class.
-
-    Raises:
-        FileInTheWayError: a file that would be written exists already.
-    """
-    from .explanation import new_files
-    from .image import UnreadableImageError, load_image
-    from .runner import NotFiniteError, about_image
-
-    results, failed, files = [], False, new_files(arguments.images, arguments.output_dir, "mask", "overlay")
-    for image, (mask, overlay) in zip(arguments.images, files):
-        try:
-            picture = load_image(image)
-            with about_image(image):
-                found = runner.segment(picture)
-        except (UnreadableImageError, NotFiniteError) as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-            failed = True
-            continue
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        found.as_mask().save(mask)
-        found.drawn_over(picture).save(overlay)
-        results.append({"image": str(image), "mask": str(mask), "overlay": str(overlay), "shares": found.shares()})
-    if arguments.json:
-        print_json(results)
-    else:
-        for result in results:
-            print(f"{printable(result['image'])} -> {printable(result['overlay'])}")
-            for label, share in list(result["shares"].items())[: arguments.top_k]:
-                print(f"  {share:7.2%}  {printable(label)}")
-    return int(failed)
 
 
 def add_bench(commands) -> argparse.ArgumentParser:

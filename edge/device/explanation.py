@@ -39,7 +39,7 @@ def new_files(images: list[Path], folder: Path, *endings: str) -> list[tuple[Pat
         FileInTheWayError: one exists already, or two images would share it.
     """
     names = [tuple(folder / f"{image.stem}_{ending}.png" for ending in endings) for image in images]
-    if len(set(names)) < len(names):
+    if endings and len(set(names)) < len(names):
         raise FileInTheWayError("images must have different names, as their pictures get these; run them one by one")
     existing = [file for files in names for file in files if file.exists()]
     if existing:

@@ -113,14 +113,36 @@ class Runner:
             raise ValueError(f"method must be one of {', '.join(self.manifest.methods)}, got {method!r}")
         return self.manifest.input.shape(**self.manifest.methods[method])
 
-    def pixel_values(self, image: str | Path, method: str = "forward") -> np.ndarray:
-        """An image file as the input of a method for single images, in the layout of the contract.
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, or of the feature maps of a backbone."""
+        return self.manifest.labels
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.manifest.is_classifier
+
+    @property
+    def is_segmenter(self) -> bool:
+        return self.manifest.is_segmenter
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided before the softmax."""
+        return self.manifest.temperature
+
+    def logits_of(self, image: str | Path | Image.Image) -> np.ndarray:
+        """Logits (K,) of a classifier for an image or an image file."""
+        return self.logits(self.pixel_values(image))
+
+    def pixel_values(self, image: str | Path | Image.Image, method: str = "forward") -> np.ndarray:
+        """An image or an image file as the input of a method for single images, in the layout of the contract.
 
         Raises:
             UnreadableImageError: it cannot be decoded.
         """
         size = self.manifest.methods[method]
-        return self.manifest.input.pixel_values(load_image(image), size["height"], size["width"])
+        return self.manifest.input.pixel_values(as_picture(image), size["height"], size["width"])
 
     def outputs(self, pixel_values: np.ndarray, method: str = "forward") -> list[np.ndarray]:
         """All outputs of a method: logits, (B, K) or of a segmenter (B, K, h, w), or classes (B, height, width), or feature
@@ -186,8 +208,8 @@ class Runner:
         except (RuntimeError, IndexError, MemoryError, UnicodeDecodeError) as error:
             raise ArtefactError(f"the ExecuTorch runtime here cannot run the program in {self.folder}: {error}") from error
 
-    def classify(self, image: str | Path, top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of an image file, most probable first.
+    def classify(self, image: str | Path | Image.Image, top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of an image or an image file, most probable first.
 
         Raises:
             ArtefactError: the artefact is no classifier.
@@ -196,11 +218,7 @@ class Runner:
         """
         if not self.manifest.is_classifier:
             raise ArtefactError(f"the artefact must be a classifier to name classes, got one of {self.manifest.task}")
-        pixel_values = self.pixel_values(image)
-        with about_image(image):
-            probabilities = softmax(self.logits(pixel_values).astype(np.float64) / self.manifest.temperature)
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [Prediction(self.manifest.labels[index], float(probabilities[index])) for index in best]
+        return most_probable(self.logits_of(image), self.temperature, self.labels, top_k)
 
     def segment(self, image: str | Path | Image.Image) -> Segmentation:
         """The class of every pixel of an image or an image file, at its own size.
@@ -213,15 +231,15 @@ class Runner:
         manifest = self.manifest
         if not manifest.is_segmenter:
             raise ArtefactError(f"the artefact must be a segmenter to name classes of pixels, got one of {manifest.task}")
-        picture = image if isinstance(image, Image.Image) else load_image(image)
+        picture = as_picture(image)
         output = self.outputs(manifest.input.pixel_values(picture))[0][0]
         at_size = class_map_at if manifest.class_map else class_map_of
         return Segmentation(
             class_map=at_size(output, picture.height, picture.width), labels=manifest.labels, palette=manifest.palette
         )
 
-    def explain(self, image: str | Path, label: str) -> Image.Image:
-        """What speaks for a class, in red, and against it, in blue, over an image file as the program sees it.
+    def explain(self, image: str | Path | Image.Image, label: str) -> Image.Image:
+        """What speaks for a class, in red, and against it, in blue, over an image or an image file as the program sees it.
 
         Raises:
             ArtefactError: the program puts out no class maps, or knows no such class.
@@ -234,9 +252,24 @@ class Runner:
         if label not in manifest.labels:
             raise ArtefactError(f"label must be one of {', '.join(manifest.labels[:10])}, .., got {label}")
         pixels = self.pixel_values(image)
-        with about_image(image):
-            maps = self.outputs(pixels)[1][0]
+        maps = self.outputs(pixels)[1][0]
         return heat(maps[manifest.labels.index(label)], enlarged(manifest.input.seen(pixels)))
+
+
+def as_picture(image: str | Path | Image.Image) -> Image.Image:
+    """An image as people see it, or a file of one.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded.
+    """
+    return image if isinstance(image, Image.Image) else load_image(image)
+
+
+def most_probable(logits: np.ndarray, temperature: float, labels: list[str], top_k: int) -> list[Prediction]:
+    """The `top_k` most probable classes by logits (K,), most probable first."""
+    probabilities = softmax(logits.astype(np.float64) / temperature)
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [Prediction(labels[index], float(probabilities[index])) for index in best]
 
 
 @contextmanager

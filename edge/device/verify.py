@@ -92,14 +92,14 @@ def readable_images(runner: Runner, readers: list[ImageReader], dataset: str | P
         VerificationError: none of them works.
     """
     working, labels, names = [], [], []
-    for read, image in _read_images(readers, dataset):
+    for read, image in read_images(readers, dataset):
         working.append(read)
         labels.append(image.label if runner.manifest.is_classifier and image.label in runner.manifest.labels else None)
         names.append(image.name)
     return ReadableImages(readers=working, labels=labels, names=names, num_unreadable=len(readers) - len(working))
 
 
-def _read_images(readers: list[Callable[[], Read]], dataset: str | Path) -> Iterator[tuple[Callable[[], Read], Read]]:
+def read_images(readers: list[Callable[[], Read]], dataset: str | Path) -> Iterator[tuple[Callable[[], Read], Read]]:
     """Those of the readers that work, one after another, each with what it read.
 
     Raises:
@@ -166,7 +166,7 @@ def readable_masks(readers: list[MaskedReader], dataset: str | Path, num_classes
             that of no class; the message names the image.
     """
     working, with_masks = [], []
-    for read, image in _read_images(readers, dataset):
+    for read, image in read_images(readers, dataset):
         working.append(read)
         if image.mask is not None:
             with_masks.append(read)

@@ -82,12 +82,31 @@ def run_export(arguments: argparse.Namespace) -> int:
         explain=arguments.explain,
         self_test=not arguments.no_self_test,
     )
-    manifest = export(arguments.checkpoint, arguments.output_dir, settings)
+    manifest = export(checkpoint_of(arguments.checkpoint), arguments.output_dir, settings)
     if arguments.json:
         print_json(asdict(manifest))
     else:
         print(describe(manifest, arguments.output_dir))
     return 0
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The folder itself, or, of an export, the checkpoint beside it that it was made of.
+
+    Raises:
+        ArtefactError: it is an export whose checkpoint is not there.
+    """
+    from edge.device.artefact import MANIFEST_FILE, ArtefactError, read_manifest, recorded_checkpoint
+
+    if not (folder / MANIFEST_FILE).is_file():
+        return folder
+    manifest = read_manifest(folder)
+    checkpoint = recorded_checkpoint(folder, manifest)
+    if checkpoint is None or not checkpoint.is_dir():
+        raise ArtefactError(
+            f"{folder} is an export of {manifest.source.checkpoint}, which is not beside it; give the checkpoint"
+        )
+    return checkpoint
 
 
 def describe(manifest: "Manifest", output_dir: Path) -> str:

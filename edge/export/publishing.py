@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 _PIPELINES = {CLASSIFICATION: CLASSIFICATION, SEGMENTATION: "image-segmentation", FEATURES: "image-feature-extraction"}
 _USE = """```bash
 pip install "swin-hf[edge]"
-hf download {repo_id} --local-dir program
-python -m edge run program photo.jpg
+python -m edge predict {repo_id} photo.jpg
 ```
 """
 

@@ -12,8 +12,8 @@ from distill.data.examples import UNKNOWN
 from distill.data.normalisation import Normalisation
 from distill.data.targets import CLASSES
 from distill.data.transforms import BatchMix, BatchTransform, TransformSettings
-from distill.training.figures import calibration_error
 from distill.training.tasks.task import Metric, Objective, ObjectiveContext, Output, Panels, Task, pictures_of
+from edge.device.scores import calibration_error
 from edge.device.temperature import fit_temperature
 
 

@@ -21,7 +21,7 @@ from distill.pipeline.honesty import (
 )
 from distill.pipeline.report import robustness_of
 from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
-from distill.training.figures import calibration_error
+from edge.device.scores import calibration_error
 
 
 class Source:

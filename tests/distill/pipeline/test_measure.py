@@ -7,7 +7,8 @@ from conftest import PLAIN_PROCESSOR as PROCESSOR
 from distill.compress.teachers import Classifier
 from distill.data.splits import ImageSettings
 from distill.pipeline.measure import count_macs
-from distill.training.figures import accuracy_with_interval, evaluation_of, wilson_interval
+from distill.training.figures import accuracy_with_interval, evaluation_of
+from edge.device.scores import wilson_interval
 
 
 def test_wilson_interval_by_hand():

@@ -1,13 +1,19 @@
 """The report's pages: any name is shown as it is, and a run that learned nothing says so first."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from distill.pipeline.energy import EnergyMeter
 from distill.pipeline.honesty import Robustness, changes_of, judge_probabilities
+from distill.pipeline.mistakes import classes_of, flips_of, mistakes_of, reliability_of
 from distill.pipeline.pruning_table import pruning_steps
-from distill.pipeline.report import Report, Row, read_report, tables, write_report
+from distill.pipeline.report import Report, Row, StageCost, history_of, read_report
+from distill.pipeline.report_pages import duration, tables, write_report
+from distill.pipeline.report_pictures import Pictures, address
 from distill.training.pictures import draw
 from distill.training.tasks.task import Panels
 from edge.device.bench import Latency
@@ -50,6 +56,13 @@ def report(accuracy=0.9, low=0.8, high=0.95, **changes) -> Report:
         "robustness": [Robustness(step="teacher", n=60, accuracies={"as they are": 0.9, "noise": 0.8})],
         "pruning": pruning_steps({"steps": STEPS}, recovered=0.85),
         "changes": changes_of({"teacher": np.arange(6), "int8 .pte": np.zeros(6, int)}, np.arange(6), names),
+        "classes": classes_of(np.arange(6), np.zeros(6, int), np.arange(6), names),
+        "mistakes": mistakes_of(np.full((6, 6), 1 / 6), np.arange(6), np.arange(6), names),
+        "flips": flips_of(np.arange(6), np.zeros(6, int), np.arange(6), names),
+        "reliability": reliability_of(np.full((6, 6), 1 / 6), np.arange(6)),
+        "history": {"teacher": [{"epoch": 1.0, "loss": 2.0}, {"epoch": 1.0, "validation": 0.5}], "student": []},
+        "stages": [StageCost(stage="data", seconds=75.0), StageCost(stage="teacher", seconds=7260.0, joules=7200.0)],
+        "command": "python distill/run.py --dataset 'my photos'",
     }
     return Report(**(fields | changes))
 
@@ -59,7 +72,7 @@ def report(accuracy=0.9, low=0.8, high=0.95, **changes) -> Report:
 def test_any_name_is_shown_as_it_is(tmp_path, name):
     write_report(report(name=name, dataset=name), tmp_path)
     page, text = ((tmp_path / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
-    assert "<svg" not in page and text.count("<svg") == text.count("\\<svg")
+    assert "<svg onload" not in page and "<script" not in page and text.count("<svg") == text.count("\\<svg")
     assert text.splitlines()[0].startswith("# ") and text.splitlines()[0].endswith(": from teacher to phone")
     assert read_report(tmp_path / "report.json") == report(name=name, dataset=name)
 
@@ -90,3 +103,93 @@ def test_any_caption_can_be_drawn(tmp_path):
 
     draw([Panels(pictures=[np.zeros((4, 4, 3))], caption=name, right=True) for name in NAMES], tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_classes_mistakes_and_flips_by_hand():
+    names, labels = ["cat", "dog", "owl"], np.array([0, 0, 1, 1, 2])
+    teacher, model = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 0])
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.3, 0.6, 0.1], [0.55, 0.4, 0.05], [0.2, 0.8, 0.0], [0.95, 0.05, 0.0]])
+    program = probabilities.argmax(axis=1)  # 0 1 0 1 0
+    rows = classes_of(teacher, program, labels, names)
+    assert [(row.label, row.n, row.teacher, row.program) for row in rows] == [
+        ("owl", 1, 1.0, 0.0),
+        ("cat", 2, 1.0, 0.5),
+        ("dog", 2, 1.0, 0.5),
+    ]
+    found = mistakes_of(probabilities, teacher, labels, names, at_most=2)
+    assert [(own.image, own.label, own.predicted, own.probability, own.teacher) for own in found] == [
+        (4, "owl", "cat", 0.95, "owl"),
+        (1, "cat", "dog", 0.6, "cat"),
+    ]
+    (flip,) = flips_of(model, program, labels, names)
+    assert (flip.image, flip.label, flip.before, flip.after) == (1, "cat", "cat", "dog")
+    bins = reliability_of(probabilities, labels)
+    assert sum(own.n for own in bins) == 5 and len(bins) == 15
+    assert bins[14].n == 1 and bins[14].accuracy == 0.0 and bins[14].confidence == 0.95  # 14/15 to 1
+
+
+def test_the_verdict_says_what_a_run_is_worth():
+    verdict = report(program_agreement=0.95).verdict
+    assert "The program names the right class of 90.0% [80.0%, 95.0%] of 60 images that it never saw" in verdict
+    assert "always naming the largest class would get 30.0%" in verdict and "changed the class of 3 of these images" in verdict
+    assert (
+        "1.0 times smaller than the teacher's" in verdict and "changed the class of none of these images" in report().verdict
+    )
+    assert "names the teacher's class of" in report(labelled_by_teacher=True).verdict
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_page_is_whole_with_its_pictures_and_numbers(tmp_path):
+    picture = address(Image.fromarray(np.full((40, 30, 3), 200, np.uint8)))
+    large = address(Image.fromarray(np.full((400, 300, 3), 200, np.uint8)))
+    assert picture.startswith("data:image/png;base64,") and large.startswith("data:image/jpeg;base64,")
+    pictures = Pictures(examples={name: [picture] for name in NAMES}, mistakes=[[picture, large]] * 5, flips=[picture] * 5)
+    write_report(report(), tmp_path, pictures)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 6 + 10 + 5 == page.count('<img src="data:image/')  # nothing is fetched
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "url(http" not in page
+    assert page.count("<figure") == 4 and page.count("<svg") == 4
+    for identifier in re.findall(r'href="#([a-z]+)"', page[page.index("<nav") : page.index("</nav>")]):
+        assert f'id="{identifier}"' in page
+    for shown in (
+        "1 min 15 s",
+        "2 h 1 min",
+        "2.00 Wh",
+        "python distill/run.py --dataset &#39;my photos&#39;",
+        "&lt;svg onload",
+    ):
+        assert shown in page
+    assert "prefers-color-scheme: dark" in page and "@media print" in page and "currentColor" in page
+    assert read_report(tmp_path / "report.json") == report()
+    assert "| data | 1 min 15 s |" in (tmp_path / "report.md").read_text() and duration(12.4) == "12 s"
+
+
+def test_what_a_training_logged_is_read(tmp_path):
+    history = [
+        {"epoch": 1, "loss": 0.5, "lr": 1},
+        {"epoch": 1, "eval_accuracy": 0.25},
+        {"epoch": 2, "eval_teacher_agreement": 1},
+    ]
+    (tmp_path / "metrics.json").write_text(json.dumps({"history": history}))
+    assert history_of(tmp_path / "metrics.json") == [
+        {"epoch": 1, "loss": 0.5},
+        {"epoch": 1, "validation": 0.25},
+        {"epoch": 2, "validation": 1},
+    ]
+    (tmp_path / "metrics.json").write_text("{}")
+    assert history_of(tmp_path / "metrics.json") == []
+
+
+def test_energy_is_counted_across_the_end_of_a_counter(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.pipeline.energy.PERIOD_S", 0.01)
+    assert EnergyMeter(tmp_path).joules is None
+    for number, used in ((0, 900), (1, 10)):
+        package = tmp_path / f"intel-rapl:{number}"
+        package.mkdir()
+        (package / "max_energy_range_uj").write_text("999")
+        (package / "energy_uj").write_text(f"{used}\n")
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of the first
+    with EnergyMeter(tmp_path) as meter:
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100")  # 200 further, past 999
+        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("40")
+    assert meter.joules == pytest.approx(230e-6)

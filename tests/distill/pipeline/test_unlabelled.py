@@ -15,7 +15,8 @@ from distill.data.examples import to_tensor
 from distill.data.finding import has_no_classes
 from distill.errors import SettingsError
 from distill.pipeline.pipeline import run_pipeline
-from distill.pipeline.report import read_report, table
+from distill.pipeline.report import read_report
+from distill.pipeline.report_pages import table
 from distill.pipeline.run_folder import Run, stored_examples
 from distill.pipeline.settings import parse_settings
 from distill.pipeline.steps import stages_of

@@ -10,14 +10,14 @@ from edge.device.__main__ import main as device_main
 @pytest.mark.parametrize(("flag", "near"), [("--top-k", "--top_k"), ("--top", "--top_k"), ("--jsn", "--json")])
 def test_unknown_flags_suggest_near_ones(main, flag, near, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["run", "DIR", "photo.jpg", flag])
+        main(["predict", "DIR", "photo.jpg", flag])
     assert stop.value.code == 2
-    assert f"run: error: unrecognized arguments: {flag} (did you mean {near}?)" in capsys.readouterr().err
+    assert f"predict: error: unrecognized arguments: {flag} (did you mean {near}?)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("main", [cli.main, device_main], ids=["edge", "device"])
-def test_what_a_user_can_put_right_is_explained_in_a_line(main, tmp_path, capsys):
-    assert main(["run", str(tmp_path), "photo.jpg"]) == 1
+@pytest.mark.parametrize(("main", "command"), [(cli.main, ["bench"]), (device_main, ["predict"])], ids=["edge", "device"])
+def test_what_a_user_can_put_right_is_explained_in_a_line(main, command, tmp_path, capsys):
+    assert main([*command, str(tmp_path), *(["photo.jpg"] if command == ["predict"] else [])]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path} has no edge.json; give a folder written by `python -m edge export`\n"
 
 

@@ -84,7 +84,7 @@ def test_a_card_tells_what_was_measured(artefact, tmp_path, capsys):
     for line in (
         "license: apache-2.0",
         "A program for ExecuTorch, recipe `int8`, for images of 16 x 24 pixels, 3 classes, exported with swin-hf.",
-        "hf download org/program --local-dir program",
+        "python -m edge predict org/program photo.jpg",
         "| size of the program | 123,456 bytes |",
         "| accuracy, 12 held-out images | 50.0 % |",
         "| accuracy of the model that it was made of | 75.0 % |",

@@ -1,0 +1,50 @@
+"""The commands predict and evaluate, of checkpoints and programs."""
+
+import argparse
+from pathlib import Path
+
+from edge.device.commands import add_command, add_json, print_json
+from edge.device.predict import add_predict, predict
+
+MODEL_HELP = "folder of a program or a checkpoint, or its name on the Hub: org/name, org/name@revision"
+
+
+def add_predict_with_any(commands) -> argparse.ArgumentParser:
+    command = add_predict(commands, metavar="MODEL", model_help=MODEL_HELP)
+    command.set_defaults(run=run_predict)
+    return command
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    from edge.verbs.opening import open_model
+
+    return predict(arguments, open_model)
+
+
+def add_evaluate(commands) -> argparse.ArgumentParser:
+    command = add_command(
+        commands, "evaluate", run_evaluate, "measure accuracy on labelled images, class by class", aliases=["val"]
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument(
+        "--dataset",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="images in class folders, images beside masks, or a saved data set; of splits, the test split",
+    )
+    command.add_argument("--mistakes", type=Path, metavar="FOLDER", help="a new folder for the images that it gets wrong")
+    add_json(command)
+    return command
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    from edge.verbs.evaluate import describe, evaluate
+    from edge.verbs.opening import open_model
+
+    figures = evaluate(open_model(arguments.model), arguments.dataset, arguments.mistakes)
+    if arguments.json:
+        print_json(figures)
+    else:
+        print(describe(figures))
+    return 0
