@@ -135,9 +135,9 @@ class Report:
         return (
             f"The program names {named} of {program.accuracy:.1%} [{program.low:.1%}, {program.high:.1%}] of {program.n:,} "
             f"images that it never saw; always naming the largest class would get {self.largest_class_share:.1%}. "
-            f"It is a file of {program.size_bytes / 1e3:,.0f} kB, {times(smaller, 'smaller', 'larger')} than the teacher's, "
-            f"and takes {program.latency.p50_ms:.2g} ms for an image here, {times(faster, 'faster', 'slower')} than the "
-            f"teacher in PyTorch. Turning the last model into the program changed the class of {changed or 'none'} of these images."
+            f"It is a file of {program.size_bytes / 1e3:,.0f} kB, {times(smaller, 'smaller', 'larger')} than the teacher's. "
+            f"An image takes {program.latency.p50_ms:.2g} ms here, {times(faster, 'faster', 'slower')} than the teacher in "
+            f"PyTorch. Turning the last model into the program changed the class of {changed or 'none'} of these images."
         )
 
     @property

@@ -338,6 +338,8 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         parts=[*stages, TaskSettings, *SHARED_PARTS],
         left_out=LEFT_OUT,
         companions={"teacher_args": "teacher", "student_args": "student"},
+        brief=(*stages, ImageSettings),
+        brief_options=("image_size", "per_device_train_batch_size", "kd_loss", "feature_loss"),
     )
     dataset = command_line.glance(argv, "dataset")
     is_unlabelled = lacks_labels(command_line.glance(argv, "labels") or "auto", dataset)

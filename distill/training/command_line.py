@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import sys
+import textwrap
 import typing
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from edge.device.names import did_you_mean
 from swin_hf.presets_swin_hf import PRESETS
 
 OPTION = "config"  # names the YAML file
+HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
+WIDTH = 100  # of the help, in letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class CommandLine:
     left_out: fields of parts that are not options, since the program sets them itself.
     companions: options of a file that describe another of its options, a preset. They are ignored where the command line
         replaces the preset: `teacher_args` in a file belong to the file's own teacher.
+    brief: parts that `--help` lists; it leaves the others, but for `brief_options`, to `--help_all`.
     """
 
     program: str
@@ -40,6 +44,8 @@ class CommandLine:
     parts: list[type]
     left_out: dict[type, frozenset[str]] = dataclasses.field(default_factory=dict)
     companions: dict[str, str] = dataclasses.field(default_factory=dict)
+    brief: tuple[type, ...] = ()
+    brief_options: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:
@@ -67,7 +73,7 @@ class CommandLine:
         fields = [
             (field.name, types[field.name], copy.copy(field)) for field in dataclasses.fields(part) if field.name in names
         ]
-        namespace = {"_argument_group_name": getattr(part, "heading", "arguments of transformers.Trainer")}
+        namespace = {"_argument_group_name": _heading(part)}
         return dataclasses.make_dataclass(part.__name__, fields, kw_only=True, namespace=namespace)
 
     def _fields(self, part: type) -> set[str]:
@@ -76,7 +82,7 @@ class CommandLine:
 
     def glance(self, argv: list[str], name: str) -> str | None:
         """The value of one option, without checking the others."""
-        known, _ = self.parser.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
+        known, _ = self.parser.parse_known_args([argument for argument in argv if argument not in (*HELP, *HELP_ALL)])
         return getattr(known, name)
 
     def parse(self, argv: list[str] | None = None, file: str | None = None) -> list[Any]:
@@ -89,6 +95,10 @@ class CommandLine:
         """
         argv = sys.argv[1:] if argv is None else list(argv)
         file = self.glance(argv, OPTION) or file
+        if {*HELP, *HELP_ALL} & set(argv):
+            others = [argument for argument in argv if argument not in (*HELP, *HELP_ALL)]
+            print(self.help_text(others, file, everything=bool(set(HELP_ALL) & set(argv))))
+            sys.exit(0)
         arguments = self._arguments_of(file, argv) if file else []
         values, unknown = self.parser.parse_known_args(arguments + argv)
         if unknown:
@@ -97,6 +107,29 @@ class CommandLine:
             return [part(**{name: getattr(values, name) for name in self._fields(part)}) for part in self.parts]
         except (ValueError, ImportError) as error:  # TrainingArguments checks combinations, and the device
             raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from error
+
+    def help_text(self, argv: list[str], file: str | None, everything: bool) -> str:
+        """What the program does, and its options with the values that they have now: by a file and a command line."""
+        values = vars(self.parser.parse_known_args((self._arguments_of(file, argv) if file else []) + argv)[0])
+        lines = [self.parser.format_usage(), *textwrap.wrap(self.description, WIDTH), ""]
+        whence = (
+            f"those of {Path(file).name}, changed by this command line" if file else "defaults, changed by this command line"
+        )
+        lines.append(f"Values in brackets are {whence}.")
+        lines += ["", f"  --{OPTION} NAME_OR_FILE", f"        A YAML file of options, or one of {', '.join(self.files)}."]
+        if self.brief and not everything:
+            lines += [f"  {HELP_ALL[0]}", "        All options, those of the trainings and of transformers.Trainer too."]
+        for part in self.parts:
+            whole, known = everything or not self.brief or part in self.brief, self._fields(part)
+            shown = [
+                own for own in dataclasses.fields(part) if own.name in known and (whole or own.name in self.brief_options)
+            ]
+            lines += ["", f"{_heading(part)}:"] if shown else []
+            for own in shown:
+                lines.append(f"  --{own.name} VALUE")
+                text = f"{own.metadata.get('help', '')} [{_as_text(values[own.name])}]".strip()
+                lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        return "\n".join(lines)
 
     @property
     def _options(self) -> list[str]:
@@ -127,6 +160,17 @@ class CommandLine:
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{key}", *(json.dumps(own) if isinstance(own, dict) else str(own) for own in values)]
         return arguments
+
+
+def _heading(part: type) -> str:
+    return getattr(part, "heading", "arguments of transformers.Trainer")
+
+
+def _as_text(value: Any) -> str:
+    """A value as it is written in a file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value in (None, "") else str(value)
 
 
 def _raise_settings_error(message: str):

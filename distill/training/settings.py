@@ -176,6 +176,20 @@ def parse_finetune_settings(argv: list[str] | None = None) -> FinetuneSettings:
         folder=CONFIG_DIR,
         parts=[TaskSettings, ModelSettings, *SHARED_PARTS],
         companions={"model_args": "model"},
+        brief=(TaskSettings, ModelSettings, ImageSettings),
+        brief_options=(
+            *("output_dir", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            *(
+                "bf16",
+                "fp16",
+                "gradient_checkpointing",
+                "kd_loss",
+                "feature_loss",
+                "ema_decay",
+                "layer_decay",
+                "frozen_stages",
+            ),
+        ),
     )
     task, model, *shared = command_line.parse(argv)
     images, transforms, optimisation, distillation, trainer = shared

@@ -12,12 +12,14 @@ def add_app(commands) -> argparse.ArgumentParser:
     command.add_argument("platform", choices=tuple(PLATFORMS))
     command.add_argument("artefact", type=Path, metavar="DIR")
     command.add_argument("--output_dir", type=Path, metavar="APP_DIR", help="default: DIR-PLATFORM")
+    command.add_argument("--name", help="under the app's icon, of Android and iOS (default: Swin Edge)")
+    command.add_argument("--package", help="its identifier in a store: com.example.birds (default: org.swinhf.edge)")
     return command
 
 
 def run_app(arguments: argparse.Namespace) -> int:
     artefact = arguments.artefact.resolve()
     output_dir = arguments.output_dir or artefact.with_name(f"{artefact.name}-{arguments.platform}")
-    for path in write_app(arguments.platform, arguments.artefact, output_dir):
+    for path in write_app(arguments.platform, arguments.artefact, output_dir, arguments.name, arguments.package):
         print(path)
     return 0

@@ -10,7 +10,10 @@ from edge.device.errors import ExplainedError
 from edge.device.json_text import json_text
 
 CONTRACT_FILE = "contract.json"
-RUNTIME_VERSION = "EXECUTORCH_VERSION"  # in templates: the version of ExecuTorch that exported the program
+# In templates: the version of ExecuTorch that exported the program, the app's name, and its package or bundle identifier.
+RUNTIME_VERSION, APP_NAME, APP_PACKAGE = "EXECUTORCH_VERSION", "APP_NAME", "APP_PACKAGE"
+DEFAULT_NAME, DEFAULT_PACKAGE = "Swin Edge", "org.swinhf.edge"
+PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9]*(\.[A-Za-z][A-Za-z0-9]*)+")  # what both Android and iOS take
 FLOATS = ("float32", "NCHW", (0.0, 1.0))
 BYTES = ("uint8", "NHWC", (0.0, 255.0))
 # The filters that Resample.kt and Resample.swift know, by Pillow's numbers.
@@ -25,30 +28,38 @@ class AppError(ExplainedError):
 class Platform:
     """template: folder beside this file. assets: folder for program and contract. inputs: kinds that the app can make.
 
-    build_file: the file that names the version of the runtime, if the app chooses it.
+    settings: the files that name the version of the runtime, the app and its package, if the app chooses them.
     """
 
     template: str
     assets: str
     inputs: tuple[tuple[str, str, tuple[float, float]], ...]
-    build_file: str | None = None
+    settings: tuple[str, ...] = ()
 
 
 PLATFORMS = {
     "android": Platform(
-        template="android", assets="app/src/main/assets", build_file="app/build.gradle.kts", inputs=(FLOATS, BYTES)
+        template="android",
+        assets="app/src/main/assets",
+        settings=("app/build.gradle.kts", "app/src/main/AndroidManifest.xml"),
+        inputs=(FLOATS, BYTES),
     ),
-    "ios": Platform(template="ios", assets="Resources", build_file="project.yml", inputs=(FLOATS, BYTES)),
+    "ios": Platform(template="ios", assets="Resources", settings=("project.yml",), inputs=(FLOATS, BYTES)),
     # Its classifier takes only float32 (1, 3, H, W).
     "react-native": Platform(template="react_native", assets=".", inputs=(FLOATS,)),
 }
 
 
-def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> list[Path]:
+def write_app(
+    platform: str, artefact: str | Path, output_dir: str | Path, name: str | None = None, package: str | None = None
+) -> list[Path]:
     """Write the app of a platform (`PLATFORMS`) around an artefact, completely or not at all; returns its files.
 
+    name: under the app's icon. package: its identifier in a store, like com.example.birds. Both are of Android and iOS; the
+        component for React Native belongs to an app that has them.
+
     Raises:
-        AppError: unknown platform, or the app does not support the artefact.
+        AppError: unknown platform, the app does not support the artefact, or a name or package that the platform refuses.
         OutputError: `output_dir` is not empty, or cannot be written.
         ArtefactError: the artefact is missing or damaged.
     """
@@ -59,20 +70,40 @@ def write_app(platform: str, artefact: str | Path, output_dir: str | Path) -> li
     output_dir = Path(output_dir).resolve()
     check_apart(output_dir, artefact=artefact)
     manifest, program = read_artefact(artefact)
-    contract, build_file = fill(platform, manifest), PLATFORMS[platform].build_file
-    release = runtime_version(manifest) if build_file else ""
+    contract, settings = fill(platform, manifest), PLATFORMS[platform].settings
+    values = chosen(platform, name, package) | ({RUNTIME_VERSION: runtime_version(manifest)} if settings else {})
 
     with new_folder(output_dir) as work_dir:
         shutil.copytree(Path(__file__).parent / PLATFORMS[platform].template, work_dir, dirs_exist_ok=True)
-        if build_file:
-            text = (work_dir / build_file).read_text(encoding="utf-8").replace(RUNTIME_VERSION, release)
-            (work_dir / build_file).write_text(text, encoding="utf-8")
+        for file in settings:
+            text = (work_dir / file).read_text(encoding="utf-8")
+            for placeholder, value in values.items():
+                text = text.replace(placeholder, value)
+            (work_dir / file).write_text(text, encoding="utf-8")
         assets = work_dir / PLATFORMS[platform].assets
         assets.mkdir(parents=True, exist_ok=True)
         (assets / PROGRAM_FILE).write_bytes(program)
         text = json_text(contract) + "\n"
         (assets / CONTRACT_FILE).write_text(text, encoding="utf-8")
     return sorted(path for path in output_dir.rglob("*") if path.is_file())
+
+
+def chosen(platform: str, name: str | None, package: str | None) -> dict[str, str]:
+    """What a template says of the app's name and package.
+
+    Raises:
+        AppError: the platform refuses one of them.
+    """
+    has_own = bool(PLATFORMS[platform].settings) or (name is None and package is None)
+    _check(
+        has_own, "name and package", f"be left out for {platform}", f"{name}, {package}", "set them in the app it belongs to"
+    )
+    name, package = DEFAULT_NAME if name is None else name, DEFAULT_PACKAGE if package is None else package
+    shown = 0 < len(name) <= 50 and name.isprintable() and not set(name) & set("\"'\\<>&@$?{}")
+    _check(shown, "name", "be 1 to 50 printable letters without quotes, <>&@$?{} or backslashes", name, "name it otherwise")
+    rule = "be words of letters and digits joined by dots, like com.example.birds"
+    _check(PACKAGE.fullmatch(package), "package", rule, package, "name it otherwise")
+    return {APP_NAME: name, APP_PACKAGE: package}
 
 
 def fill(platform: str, manifest: Manifest) -> dict[str, object]:

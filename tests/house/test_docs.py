@@ -252,7 +252,7 @@ def test_flags_that_are_explained_exist():
     for parse_words in (parse_settings, parse_finetune_settings, parse_evaluation_settings):
         shown = io.StringIO()
         with redirect_stdout(shown), suppress(SystemExit):
-            parse_words(["--help"])
+            parse_words(["--help_all"])
         known |= set(FLAG.findall(shown.getvalue()))
     flags = {
         flag: page.name

@@ -37,7 +37,7 @@ TRACKERS = frozenset({"wandb", "trackio"})
 
 ROOMS = {
     "swin_hf": Room(loads=MODELS),
-    "edge.device": Room(loads=DEVICE, asks_for=frozenset({"pillow_heif", "pillow_avif"})),
+    "edge.device": Room(loads=DEVICE, asks_for=frozenset({"pillow_heif", "pillow_avif", "cv2", "tqdm"})),
     "edge.deploy": Room(rooms=("swin_hf", "edge.device"), loads=MODELS),
     "edge.lower": Room(rooms=("swin_hf", "edge.device", "edge.deploy"), loads=LOWERING),
     "edge.export": Room(
@@ -48,9 +48,12 @@ ROOMS = {
         loads=LOWERING,
         asks_for=frozenset({"onnx", "onnxruntime", "openvino"}),
     ),
+    "edge.verbs": Room(rooms=("swin_hf", "edge", "edge.device", "edge.deploy", "edge.lower", "edge.export"), loads=LOWERING),
     "edge.apps": Room(rooms=("swin_hf", "edge", "edge.device"), loads=DEVICE),
     # quiet.py and the command line, whose commands import what they need when they run
-    "edge": Room(rooms=("swin_hf", "edge.device", "edge.export", "edge.compare", "edge.apps", "edge.lower"), loads=DEVICE),
+    "edge": Room(
+        rooms=("swin_hf", "edge.device", "edge.export", "edge.compare", "edge.apps", "edge.lower", "edge.verbs"), loads=DEVICE
+    ),
     "distill": Room(
         rooms=("swin_hf", "edge", "edge.device"), loads=MODELS | {"datasets", "filelock"}, asks_for=frozenset({"psutil"})
     ),
@@ -75,7 +78,7 @@ ROOMS = {
             *("distill", "distill.data", "distill.compress", "distill.training", "distill.pruning", "swin_hf"),
             *("edge", "edge.device", "edge.deploy", "edge.lower", "edge.export", "edge.compare"),
         ),
-        loads=TRAINING | LOWERING | {"torch_pruning", "jinja2"},
+        loads=TRAINING | LOWERING | {"torch_pruning", "jinja2", "markupsafe"},
     ),
 }
 COMMAND_LINES = {

@@ -1,5 +1,7 @@
 """Settings: files and command line through one parser; mistakes are named before any work."""
 
+import re
+
 import pytest
 
 from distill.errors import SettingsError
@@ -142,9 +144,13 @@ def test_bad_files_are_named(tmp_path, text, message):
 
 
 def test_help_begins_with_the_run_and_names_what_can_be_set(capsys):
-    with pytest.raises(SystemExit):
-        parse_settings(["--help"])
-    text = capsys.readouterr().out
+    def shown(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            parse_settings(list(argv))
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    text = shown("--help_all")
     headings = [
         "\nrun:",
         '\nstage "teacher":',
@@ -155,3 +161,25 @@ def test_help_begins_with_the_run_and_names_what_can_be_set(capsys):
     ]
     assert [text.index(heading) for heading in headings] == sorted(text.index(heading) for heading in headings)
     assert "--num_train_epochs" not in text and "--mask_share" not in text and "--per_device_train_batch_size" in text
+    assert shown("--help-all") == text
+    short = shown("--help")
+    assert len(short.splitlines()) < 160 < len(text.splitlines())
+    assert "--teacher_epochs" in short and "--adam_beta2" not in short and "--help_all" in short
+    assert short == shown("-h")
+
+
+def test_help_shows_the_values_in_force(tmp_path, capsys):
+    def value(option: str, *argv: str) -> str:
+        with pytest.raises(SystemExit):
+            parse_settings([*argv, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        start = lines.index(f"  --{option} VALUE") + 1
+        described = " ".join(line.strip() for line in lines[start : start + 6]).split(" --")[0]
+        assert len(described) > 20  # it says what the option is
+        return re.findall(r"\[([^\]]*)\]", described)[0]
+
+    assert value("teacher_epochs") == "40.0"  # of digits.yaml
+    assert value("teacher_epochs", "--dataset", "my_photos") == "30.0"  # of photos.yaml
+    assert value("teacher_epochs", "--teacher_epochs", "7") == "7.0"
+    (tmp_path / "mine.yaml").write_text("teacher_epochs: 3")
+    assert value("teacher_epochs", "--config", str(tmp_path / "mine.yaml")) == "3.0"

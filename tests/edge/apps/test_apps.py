@@ -169,6 +169,25 @@ def test_nothing_is_left_of_an_app_that_failed(artefact, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_apps_have_a_name_and_a_package(artefact, tmp_path):
+    write_app("android", artefact, tmp_path / "android", name="Birds: at home", package="com.example.birds")
+    write_app("ios", artefact, tmp_path / "ios", name="Birds: at home", package="com.example.birds")
+    manifest = ElementTree.parse(tmp_path / "android/app/src/main/AndroidManifest.xml").getroot()
+    label = manifest.find("application").get("{http://schemas.android.com/apk/res/android}label")
+    assert label == "Birds: at home"
+    gradle = (tmp_path / "android/app/build.gradle.kts").read_text()
+    assert re.findall(r'applicationId = "(.*)"', gradle) == ["com.example.birds"]
+    settings = yaml.safe_load((tmp_path / "ios/project.yml").read_text())["targets"]["SwinEdge"]["settings"]["base"]
+    assert settings["INFOPLIST_KEY_CFBundleDisplayName"] == "Birds: at home"
+    assert settings["PRODUCT_BUNDLE_IDENTIFIER"] == "com.example.birds"
+    for wrong in ({"name": ""}, {"name": 'a"b'}, {"name": "a\nb"}, {"package": "birds"}, {"package": "com.1example"}):
+        with pytest.raises(AppError, match=f"^{next(iter(wrong))} must be "):
+            write_app("android", artefact, tmp_path / "app", **wrong)
+    with pytest.raises(AppError, match="^name and package must be left out for react-native"):
+        write_app("react-native", artefact, tmp_path / "app", name="Birds")
+    assert not (tmp_path / "app").exists()
+
+
 def test_apps_parse_and_use_the_executorch_that_exported_the_program(artefact, tmp_path):
     android, ios = tmp_path / "android", tmp_path / "ios"
     write_app("android", artefact, android)

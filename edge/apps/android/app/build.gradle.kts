@@ -7,7 +7,7 @@ android {
     compileSdk = 36
 
     defaultConfig {
-        applicationId = "org.swinhf.edge"
+        applicationId = "APP_PACKAGE"
         minSdk = 26
         targetSdk = 36
         versionCode = 1
