@@ -38,13 +38,13 @@ class ImageSource:
     name: str
     open: Callable[[], Path | io.BytesIO]
 
-    def load(self) -> Image.Image:
-        """The image in RGB.
+    def load(self, at_least: int | None = None) -> Image.Image:
+        """The image in RGB. at_least: as in `edge.device.image.load_image`.
 
         Raises:
             UnreadableImageError: it cannot be decoded; the message names it.
         """
-        return load_image(self.open(), self.name)
+        return load_image(self.open(), self.name, at_least)
 
     def load_mask(self) -> Image.Image:
         """The numbers of classes as 8-bit levels, as `edge.device.image.load_mask` reads them.

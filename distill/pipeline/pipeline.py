@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from distill.claim import claimed
 from distill.compress.teachers import load_classifier
+from distill.pipeline.forecast import TRAININGS, describe, device_of, forecasts
 from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.prune_stage import check_prunable
 from distill.pipeline.report import read_report
@@ -46,9 +47,24 @@ def run_pipeline(settings: Settings) -> str:
         stages = stages_of(run)
         with explained_damage(stages, run.folder):
             check(run, stages)
-            run_stages(stages, settings.run.stage_names, run.folder, settings.run.force)
+            run_stages(stages, settings.run.stage_names, run.folder, settings.run.force, before=Announcement(run))
         lay_out(run.folder)
     return closing_words(run)
+
+
+class Announcement:
+    """Says before the first training of a run what is to be trained, and how long that takes here."""
+
+    def __init__(self, run: Run):
+        self.run, self.is_told = run, False
+
+    def __call__(self, stage: str, to_build: list[str]) -> None:
+        settings = self.run.settings
+        if self.is_told or stage not in TRAININGS or settings.images.streaming or settings.student.is_auto:
+            return
+        self.is_told = True
+        if found := forecasts(self.run, to_build):
+            print(describe(found, device_of(self.run), settings.config), flush=True)
 
 
 def check(run: Run, stages: list[Stage]) -> None:

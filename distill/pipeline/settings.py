@@ -24,7 +24,7 @@ from distill.pruning.targets import (
     read_flag,
 )
 from distill.training.command_line import CommandLine
-from distill.training.models import ModelChoice
+from distill.training.models import PRETRAINED, ModelChoice
 from distill.training.optimisation import OptimisationSettings
 from distill.training.settings import (
     SHARED_PARTS,
@@ -62,7 +62,7 @@ WITHOUT_EFFECT = {
 }
 LABELS = ("auto", "given", "teacher")
 OWN_TEACHER = "teacher"
-CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), checkpoint folder or Hub id"
+CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), pre-trained model ({', '.join(PRETRAINED)}), checkpoint folder or Hub id"
 ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 
 
@@ -262,6 +262,7 @@ class Settings:
     edge: EdgeSettings
     report: ReportSettings
     typed: tuple[str, ...] = ()  # the flags
+    config: str = ""  # the file of settings, by its bare name if it is one of ours
 
     @property
     def command(self) -> str:
@@ -361,6 +362,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         edge=edge,
         report=report,
         typed=tuple(argv),
+        config=command_line.glance(argv, "config") or config,
     )
     if student.is_auto:
         shares = [str(target) for target in prune.targets if target.is_share]

@@ -147,8 +147,16 @@ def explained_damage(stages: list[Stage], run_dir: Path) -> Iterator[None]:
         raise
 
 
-def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> None:
+def run_stages(
+    stages: list[Stage],
+    chosen: list[str],
+    run_dir: Path,
+    force: bool = False,
+    before: Callable[[str, list[str]], None] = lambda name, to_build: None,
+) -> None:
     """Run the chosen stages in order, skipping those that are up to date.
+
+    before: called before a stage is built, with its name and those of all that are to be built.
 
     Raises:
         StageError: a stage that was not chosen is missing or was made with other settings.
@@ -169,6 +177,7 @@ def run_stages(stages: list[Stage], chosen: list[str], run_dir: Path, force: boo
         if record is not None and (why := why_outdated(folder, wanted[stage.name])):
             differing = describe_changes(record.get("settings", {}), stage.settings)
             print(f"      what is in {folder} {why}{f': {differing}' if differing else ''}", flush=True)
+        before(stage.name, to_build)
         seconds = _build(stage, folder, wanted[stage.name])
         print(f"      done in {seconds:.0f} s -> {folder}", flush=True)
     if {path.name for path in (run_dir / UNFINISHED).glob("*")} <= {MANIFEST}:  # no other stage was interrupted

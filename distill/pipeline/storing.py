@@ -1,8 +1,11 @@
 """The images of a run, resized once and stored: all stages read the same ones, even if their source changes."""
 
 import json
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import torch
@@ -12,12 +15,15 @@ from tqdm import tqdm
 
 from distill.compress.teachers import Classifier
 from distill.data.examples import Example, to_tensor
+from distill.data.reading import READING_THREADS
 from distill.data.sources import SPLITS, DataError, FoundImages
 from distill.data.splits import ImageSettings, prepare_splits
 from distill.data.streaming import Stream, first_examples
 from edge.device.names import file_stem
 from swin_hf import SwinHfImageProcessorPil
 from swin_hf.output_folders import write_whole
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 NUM_SAMPLES = 20
 NUM_CALIBRATION_IMAGES = 128
@@ -74,18 +80,42 @@ def store_images(
 def _resized(
     split: str, examples: list[Example], names: list[str], image_size: int, work_dir: Path, labeller: Classifier | None
 ) -> datasets.Dataset:
-    """The images of one split, resized without a crop as our image processor does."""
+    """The images of one split, resized without a crop as our image processor does.
+
+    Training images are decoded at a part of their size where that is twice what is kept; the others in whole, as on a device.
+    """
     processor = SwinHfImageProcessorPil(size={"height": image_size, "width": image_size})
+    at_least = 2 * image_size if split == "train" else None
+
+    def resize(example: Example) -> Image.Image:
+        pixels = processor(example.source.load(at_least), do_rescale=False, do_normalize=False)["pixel_values"][0]
+        return Image.fromarray(pixels.transpose(1, 2, 0))
+
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     path = work_dir / f"resized-{split}.arrow"
     with ArrowWriter(path=str(path), features=features) as writer:  # one image at a time, however many there are
-        for example in tqdm(examples, desc=f"      {split} images", mininterval=1.0):
-            pixels = processor(example.source.load(), do_rescale=False, do_normalize=False)["pixel_values"][0]
-            image = Image.fromarray(pixels.transpose(1, 2, 0))
+        images = in_order(resize, examples)
+        for example, image in tqdm(zip(examples, images), f"      {split} images", len(examples), mininterval=1.0):
             row = {"image": image, "label": example.label if labeller is None else _class_of(image, labeller)}
             writer.write(features.encode_example(row))
         writer.finalize()
     return datasets.Dataset.from_file(str(path))
+
+
+def in_order(function: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
+    """Results of a function in the order of its inputs, by several threads, which run a few items ahead and no more."""
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        ahead: deque[Future] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) == 4 * READING_THREADS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BaseException:  # Ctrl-C, or an image that cannot be read any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @torch.no_grad()

@@ -55,6 +55,8 @@ DETECTOR_PROCESSORS = {  # by their kind of config, what makes boxes of their ou
     **dict.fromkeys(("rt_detr", "rt_detr_v2", "d_fine", "deimv2"), RTDetrImageProcessorPil),
 }
 FRESH_IN_BACKBONE = re.compile(r"^hidden_states_norms\.")  # if only the backbone comes from a checkpoint
+# Short names of weights that others published, trained on ImageNet-22k and then on ImageNet-1k (Wu et al. 2022).
+PRETRAINED = {f"tiny_vit_{size}_pretrained": f"timm/tiny_vit_{size}_224.dist_in22k_ft_in1k" for size in ("5m", "11m", "21m")}
 
 
 class ModelError(ExplainedError):
@@ -86,7 +88,13 @@ class ModelChoice:
         """
         kinds = "name a preset, a checkpoint folder or a Hub id"
         require(bool(name.strip()), flag, kinds, name)
-        if name not in PRESETS and "/" not in name and not Path(name).exists() and (hint := did_you_mean(name, PRESETS)):
+        name = PRETRAINED.get(name, name)
+        if (
+            name not in PRESETS
+            and "/" not in name
+            and not Path(name).exists()
+            and (hint := did_you_mean(name, (*PRESETS, *PRETRAINED)))
+        ):
             raise SettingsError(f"--{flag} must {kinds}, got {name!r}{hint}")
         choice = cls(
             name=name,

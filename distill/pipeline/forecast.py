@@ -1,0 +1,115 @@
+"""What a run is about to train, and how long that takes here, by a few steps of each model on noise."""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.compress.teachers import load_classifier
+from distill.pipeline.models import is_used_unchanged
+from distill.pipeline.report_pages import duration
+from distill.pipeline.run_folder import Run
+from distill.training.finetune import build_model
+from distill.training.models import ModelChoice
+
+TRAININGS = ("teacher", "student", "recover")
+IMAGES, STEPS = 8, 2  # of a measurement; a step before them warms up
+LONG_S = 3600.0  # from here on the run says what suits a machine without a GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A training that is to come. seconds: about how long it takes on this machine."""
+
+    stage: str
+    parameters: int
+    epochs: float
+    images: int
+    seconds: float
+
+
+@torch.random.fork_rng(devices=[])  # the trainings draw what they would draw without it
+def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
+    """The trainings of the stages that are to be built, once the images are stored."""
+    settings, data = run.settings, run.data()
+    images = len(data.examples["train"]) * settings.transforms.repeated_augmentation
+    own = {
+        "teacher": (settings.teacher.choice, settings.teacher.teacher_epochs),
+        "student": (settings.student.choice, settings.student.student_epochs),
+        "recover": (settings.student.choice, settings.recover.recover_epochs),
+    }
+    unchanged = is_used_unchanged(settings.teacher.choice, run.class_names)
+    found, seconds_of = [], {}
+    teaching = _seconds_of_teachers(run, to_build) if {"student", "recover"} & set(to_build) else 0.0
+    for stage in TRAININGS:
+        if stage not in to_build or (stage == "teacher" and unchanged):
+            continue
+        choice, epochs = own[stage]
+        if str(choice) not in seconds_of:
+            model = _model(run, choice)
+            seconds_of[str(choice)] = (seconds_per_image(model, run), sum(part.numel() for part in model.parameters()))
+        seconds, parameters = seconds_of[str(choice)]
+        whole = (seconds + (0.0 if stage == "teacher" else teaching)) * images * epochs
+        found.append(Forecast(stage=stage, parameters=parameters, epochs=epochs, images=images, seconds=whole))
+    return found
+
+
+def describe(found: list[Forecast], device: str, config: str) -> str:
+    """The forecasts as text. device: that trains. config: the name of the file of settings in force."""
+    lines = [f"      to be trained here, on {device}:"]
+    for own in found:
+        size = f"{own.parameters / 1e6:.1f} M parameters, {own.epochs:g} epochs of {own.images:,} images"
+        lines.append(f"        {own.stage:<8} {size}: about {duration(own.seconds)}")
+    whole = sum(own.seconds for own in found)
+    lines.append(f"      about {duration(whole)} in all, by {STEPS} steps of each on {IMAGES} images")
+    if whole > LONG_S and device.startswith("the CPU") and config == "photos":
+        lines.append(
+            "      --config small is made for a machine without a GPU and a few hundred images; Ctrl-C stops this run"
+        )
+    return "\n".join(lines)
+
+
+def device_of(run: Run) -> str:
+    """The device that trains, in words."""
+    kind = run.settings.trainer.device.type
+    return f"the CPU, {torch.get_num_threads()} threads" if kind == "cpu" else f"{kind}, {torch.cuda.get_device_name()}"
+
+
+def _model(run: Run, choice: ModelChoice) -> PreTrainedModel:
+    choice = replace(choice, init_from="")  # other weights take no longer
+    return build_model(run.settings.training(choice, 1, 1, run.folder), run.class_names, announce=False)
+
+
+def _seconds_of_teachers(run: Run, to_build: list[str]) -> float:
+    """Seconds that the teachers take for an image of a student's training."""
+    settings, names = run.settings, run.class_names
+    whole = 0.0
+    for other in settings.teacher.others:
+        whole += seconds_per_image(load_classifier(other, names).model, run, learns=False)
+    choice = settings.teacher.choice
+    if "teacher" in to_build and not is_used_unchanged(choice, names):
+        own = _model(run, choice)
+    else:
+        folder = choice.name if "teacher" in to_build else run.folder / "teacher"
+        own = load_classifier(folder, names).model
+    return whole + seconds_per_image(own, run, learns=False)
+
+
+def seconds_per_image(model: PreTrainedModel, run: Run, learns: bool = True) -> float:
+    """Seconds of a step of training, or of an inference, for one of its images."""
+    device, side = run.settings.trainer.device, run.settings.task.image_size
+    model = model.to(device).train(learns)
+    pixels = torch.randn(IMAGES, 3, side, side, device=device)
+    with torch.set_grad_enabled(learns):
+        for step in range(1 + STEPS):
+            if step == 1:
+                started = time.perf_counter()
+            outputs = model(pixel_values=pixels)
+            if learns:
+                outputs.logits.float().logsumexp(dim=1).mean().backward()
+                model.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    model.cpu()
+    return (time.perf_counter() - started) / (STEPS * IMAGES)
