@@ -93,10 +93,11 @@ def add_verify(
     commands,
     help_text: str = "measure the accuracy of the program on labelled images",
     dataset_help: str = "images in class folders, or named <label>_<n>",
+    has_default: bool = False,
 ) -> argparse.ArgumentParser:
     command = add_command(commands, "verify", run_verify, help_text)
     command.add_argument("artefact", type=Path, metavar="DIR")
-    command.add_argument("--dataset", type=Path, required=True, metavar="FOLDER", help=dataset_help)
+    command.add_argument("--dataset", type=Path, required=not has_default, metavar="FOLDER", help=dataset_help)
     add_json(command)
     return command
 

@@ -1,12 +1,14 @@
 """The commands export, verify and sensitivity."""
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.device.commands import add_command, add_json, add_verify, numbers, positive, print_figures, print_json
 from edge.device.errors import ExplainedError
+from edge.device.printable import printable
 from edge.lower.recipes import RECIPES, find_recipe
 
 if TYPE_CHECKING:
@@ -145,7 +147,8 @@ def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
     command = add_verify(
         commands,
         "check the accuracy of the program, and its agreement with the checkpoint",
-        "images, best in class folders, or a saved data set",
+        "images, best in class folders, or a saved data set (default: the test images of the run that it lies in)",
+        has_default=True,
     )
     help_text = "default: the one it was exported from, if it lies beside the artefact"
     command.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT_DIR", help=help_text)
@@ -154,9 +157,14 @@ def add_verify_with_checkpoint(commands) -> argparse.ArgumentParser:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
+    from edge.export.own_images import images_to_judge_on, warning_of_training_images
     from edge.export.verify import verify
 
-    print_figures(verify(arguments.artefact, arguments.dataset, arguments.checkpoint), arguments.json)
+    dataset = images_to_judge_on(arguments.artefact, arguments.dataset)
+    figures = verify(arguments.artefact, dataset, arguments.checkpoint)
+    if warning := warning_of_training_images(arguments.artefact, dataset, figures["num_images"]):
+        print(printable(warning), file=sys.stderr)
+    print_figures(figures, arguments.json)
     return 0
 
 

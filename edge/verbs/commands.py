@@ -1,10 +1,12 @@
 """The commands predict and evaluate, of checkpoints and programs."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from edge.device.commands import add_command, add_json, print_json
 from edge.device.predict import add_predict, predict
+from edge.device.printable import printable
 
 MODEL_HELP = "folder of a program or a checkpoint, or its name on the Hub: org/name, org/name@revision"
 
@@ -29,9 +31,9 @@ def add_evaluate(commands) -> argparse.ArgumentParser:
     command.add_argument(
         "--dataset",
         type=Path,
-        required=True,
         metavar="FOLDER",
-        help="images in class folders, images beside masks, or a saved data set; of splits, the test split",
+        help="images in class folders, images beside masks, or a saved data set; of splits, the test split (default: that of "
+        "the run that it lies in)",
     )
     command.add_argument("--mistakes", type=Path, metavar="FOLDER", help="a new folder for the images that it gets wrong")
     add_json(command)
@@ -39,10 +41,16 @@ def add_evaluate(commands) -> argparse.ArgumentParser:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
+    from edge.export.own_images import images_to_judge_on, warning_of_training_images
     from edge.verbs.evaluate import describe, evaluate
-    from edge.verbs.opening import open_model
+    from edge.verbs.opening import local_folder, open_model
 
-    figures = evaluate(open_model(arguments.model), arguments.dataset, arguments.mistakes)
+    folder = local_folder(arguments.model)
+    model = open_model(str(folder))
+    dataset = images_to_judge_on(folder, arguments.dataset)
+    figures = evaluate(model, dataset, arguments.mistakes)
+    if warning := warning_of_training_images(folder, dataset, figures["num_images"]):
+        print(printable(warning), file=sys.stderr)
     if arguments.json:
         print_json(figures)
     else:

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -101,3 +102,31 @@ def test_figures_of_a_segmenter(mask_folder, tmp_path, capsys):
     assert {row["label"] for row in figures["classes"]} == {"left", "right"}
     assert cli.main(["evaluate", str(tmp_path / "segmenter"), "--dataset", str(mask_folder)]) == 0
     assert f"mean IoU {figures['mean_iou']:.1%}" in capsys.readouterr().out
+
+
+def test_the_test_images_of_the_run_are_taken_and_others_warned_of(artefact, checkpoint, image_folder, capsys):
+    # As distill/run.py leaves them: data, checkpoints and program side by side.
+    files = sorted(image_folder.rglob("*.png"))
+    numbers = {"train": list(range(0, 30)), "validation": list(range(30, 36)), "test": list(range(36, 48))}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
+    splits = {
+        split: datasets.Dataset.from_dict(
+            {"image": [str(files[n]) for n in own], "label": [files[n].parent.name for n in own]}, features=features
+        )
+        for split, own in numbers.items()
+    }
+    data = checkpoint.parent / "data"
+    datasets.DatasetDict(splits).save_to_disk(data)
+    (data / "data.json").write_text(json.dumps({"dataset": str(image_folder), "split": numbers}))
+    for command in (["evaluate", str(checkpoint)], ["evaluate", str(artefact)], ["verify", str(artefact)]):
+        assert cli.main([*command, "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["num_images"] == 12 and "note:" not in said.err
+        assert cli.main([*command, "--dataset", str(image_folder), "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["num_images"] == 48
+        assert "36 of its images were used for training or validation" in said.err
+    for part in data.rglob("*.json"):
+        part.unlink()
+    assert cli.main(["evaluate", str(checkpoint)]) == 1
+    assert "--dataset must name labelled images" in capsys.readouterr().err
