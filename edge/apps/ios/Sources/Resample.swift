@@ -1,6 +1,7 @@
 // The arithmetic of Pillow's `Image.resize`, which prepared the images of the training. The system's own resizers weigh
 // pixels differently, and a model sees that.
-// Where the height shrinks and the width grows, Pillow begins with the columns from version 13 on; this begins with the rows.
+// From version 13 on, Pillow begins with the columns for some sizes; this always begins with the rows, and a level may differ
+// by one.
 
 /// An upright picture: rows from top to bottom, four bytes a pixel, which are red, green, blue and one that is ignored.
 struct Picture {

@@ -7,7 +7,8 @@ import kotlin.math.min
 
 // The arithmetic of Pillow's `Image.resize`, which prepared the images of the training. Android's own resizers do not
 // average over the pixels they leave out, and a model sees that.
-// Where the height shrinks and the width grows, Pillow begins with the columns from version 13 on; this begins with the rows.
+// From version 13 on, Pillow begins with the columns for some sizes; this always begins with the rows, and a level may differ
+// by one.
 
 /** An upright picture, row by row, so that a large one need not be copied; pixels are 0xRRGGBB, higher bits are ignored. */
 class Picture(val height: Int, val width: Int, val row: (y: Int) -> IntArray)
