@@ -41,13 +41,14 @@ def make_parser() -> "argparse.ArgumentParser":  # noqa: F821
     from edge.device.commands import add_self_test
     from edge.export.commands import add_export, add_sensitivity, add_verify_with_checkpoint
     from edge.export.publishing import add_publish_command
-    from edge.verbs.commands import add_evaluate, add_predict_with_any
+    from edge.verbs.commands import add_demo, add_evaluate, add_predict_with_any
     from edge.verbs.opening import with_names_of_the_hub
 
     parser = argparse.ArgumentParser(prog="python -m edge", description="Swin models on the device.")
     commands = parser.add_subparsers(required=True)
     add_predict_with_any(commands)
     add_evaluate(commands)
+    add_demo(commands)
     for add, argument in (
         (add_export, "checkpoint"),
         (add_bench_with_peers, "artefacts"),

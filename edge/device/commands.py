@@ -14,6 +14,7 @@ from .printable import escape_in_streams, printable
 EXTRAS = {
     **dict.fromkeys(("transformers", "swin_hf", "safetensors", "huggingface_hub", "torchao", "executorch", "torch"), "edge"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "openvino"), "bench"),
+    "gradio": "demo",
     **dict.fromkeys(("accelerate", "datasets", "kornia", "sklearn"), "train"),
 }
 

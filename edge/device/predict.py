@@ -34,6 +34,7 @@ class Predictor(Protocol):
     labels: list[str]
     is_classifier: bool
     is_segmenter: bool
+    explains: bool
     temperature: float
 
     def logits_of(self, image: "Image.Image") -> "np.ndarray":

@@ -127,6 +127,11 @@ class Runner:
         return self.manifest.is_segmenter
 
     @property
+    def explains(self) -> bool:
+        """Whether a classifier can say what speaks for a class."""
+        return self.manifest.explains
+
+    @property
     def temperature(self) -> float:
         """By which logits are divided before the softmax."""
         return self.manifest.temperature

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from edge.device.explanation import heat
 from edge.device.palette import palette_of
@@ -36,6 +37,11 @@ class CheckpointModel:
     @property
     def is_segmenter(self) -> bool:
         return isinstance(self.model, SwinHfForSemanticSegmentation)
+
+    @property
+    def explains(self) -> bool:
+        """Whether it can say what speaks for a class."""
+        return self.is_classifier and isinstance(self.model.classifier, nn.Linear)
 
     @property
     def temperature(self) -> float:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edge.device.commands import add_command, add_json, print_json
+from edge.device.commands import add_command, add_json, positive, print_json
 from edge.device.predict import add_predict, predict
 from edge.device.printable import printable
 
@@ -21,6 +21,22 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from edge.verbs.opening import open_model
 
     return predict(arguments, open_model)
+
+
+def add_demo(commands) -> argparse.ArgumentParser:
+    command = add_command(commands, "demo", run_demo, "show models at work on a local page, on your photographs or a camera's")
+    command.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL_HELP}; several are shown side by side")
+    command.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try (default: the samples of its run)")
+    command.add_argument("--port", type=positive, help="of the page (default: the first free one from 7860)")
+    command.add_argument("--no_browser", action="store_true", help="do not open the page in a browser")
+    return command
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    from edge.verbs.demo import serve
+
+    serve(arguments.models, arguments.examples, arguments.port, not arguments.no_browser)
+    return 0
 
 
 def add_evaluate(commands) -> argparse.ArgumentParser:

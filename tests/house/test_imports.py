@@ -48,7 +48,9 @@ ROOMS = {
         loads=LOWERING,
         asks_for=frozenset({"onnx", "onnxruntime", "openvino"}),
     ),
-    "edge.verbs": Room(rooms=("swin_hf", "edge", "edge.device", "edge.deploy", "edge.lower", "edge.export"), loads=LOWERING),
+    "edge.verbs": Room(
+        rooms=("swin_hf", "edge", "edge.device", "edge.deploy", "edge.lower", "edge.export"), loads=LOWERING | {"gradio"}
+    ),
     "edge.apps": Room(rooms=("swin_hf", "edge", "edge.device"), loads=DEVICE),
     # quiet.py and the command line, whose commands import what they need when they run
     "edge": Room(
