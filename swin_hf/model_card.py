@@ -105,14 +105,35 @@ class Card:
 
     pipeline, library: the Hub's names of the task and of the library that loads the model.
     about: a sentence on the model. use: Markdown with the code that loads it, with `{repo_id}` where its name goes.
-    figures: rows of the table of measured figures.
+    limits: what it should not be used for, or is not known of it.
+    base_model: of the Hub, from which its training began. figures: rows of the table of measured figures.
     """
 
     pipeline: str
     library: str
     about: str
     use: str
+    limits: str = ""
+    base_model: str | None = None
     figures: dict[str, str] = field(default_factory=dict)
+
+
+def loading_code(auto_class: str, is_stock: bool = False) -> str:
+    """Markdown with the code that loads a model, with `{repo_id}` where its name goes.
+
+    is_stock: it is one of transformers', which needs no code of ours.
+    """
+    trust = "" if is_stock else ", trust_remote_code=True"
+    code = (
+        f"```python\nfrom transformers import AutoImageProcessor, {auto_class}\n\n"
+        f'model = {auto_class}.from_pretrained("{{repo_id}}"{trust})\n'
+        f'processor = AutoImageProcessor.from_pretrained("{{repo_id}}"{trust})\n```\n'
+    )
+    own = (
+        "\nWith `pip install swin-hf` and `import swin_hf`, no code of this repository is run and `trust_remote_code` is not "
+        "needed.\n"
+    )
+    return code if is_stock else code + own
 
 
 def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_name: str | None = None) -> None:
@@ -129,15 +150,18 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
         library_name=card.library,
         pipeline_tag=card.pipeline,
         license=license_name,
+        base_model=card.base_model,
+        datasets=[evaluation.dataset_type] if evaluation and "/" in (evaluation.dataset_type or "") else None,
         tags=["swin", "swin_hf"],
         model_name=name if evaluation else None,
         eval_results=[_eval_result(evaluation, card.pipeline)] if evaluation else None,
     )
     rows = "\n".join(f"| {as_markdown(name)} | {value} |" for name, value in figures.items())
     warning = f"**{evaluation.doubt}**\n\n" if evaluation and evaluation.doubt else ""
+    limits = f"\n## Limits\n\n{card.limits}\n" if card.limits else ""
     text = (
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{warning}{card.about}\n\n## Use\n\n{card.use.format(repo_id=repo_id)}\n"
-        f"## Measured\n\n| figure | value |\n|---|---|\n{rows}\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {as_markdown(name)}\n\n{warning}{card.about}\n\n## Use\n\n"
+        f"{card.use.format(repo_id=repo_id)}\n## Measured\n\n| figure | value |\n|---|---|\n{rows}\n{limits}"
     )
     ModelCard(text).save(folder / CARD)
 

@@ -34,7 +34,7 @@ from transformers import (
 from .configuration_swin_hf import height_width
 from .errors import ExplainedError, in_one_line
 from .image_processing_swin_hf import SwinHfImageProcessorPil
-from .model_card import CARD, METRICS, Card, PublishError, write_card
+from .model_card import CARD, METRICS, Card, PublishError, loading_code, write_card
 from .output_folders import shown
 from .quiet import hide_progress
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
@@ -228,7 +228,7 @@ def _save_checkpoint(source: Path, folder: Path) -> Card:
         pipeline=PIPELINES.get(end, FEATURES),
         library="transformers",
         about=_about(model, architecture, end in NAMED_CLASSES),
-        use=(_USE_STOCK if stock else _USE).format(auto_class=_auto_class_of(model), repo_id="{repo_id}"),
+        use=loading_code(_auto_class_of(model), stock),
         figures={"parameters": f"{model.num_parameters():,}"},
     )
 
@@ -280,24 +280,6 @@ def _about(model: PreTrainedModel, architecture: str, has_classes: bool) -> str:
     is_second = getattr(config, "version", STOCK_VERSIONS.get(config.model_type)) == 2
     classes = f", {model.config.num_labels} classes" if has_classes else ""
     return f"A Swin Transformer{' V2' * is_second} (`{architecture}`) for images of {height} x {width} pixels{classes}."
-
-
-_USE = """```python
-from transformers import AutoImageProcessor, {auto_class}
-
-model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=True)
-```
-
-With `pip install swin-hf` and `import swin_hf`, no code of this repository is run and `trust_remote_code` is not needed.
-"""
-_USE_STOCK = """```python
-from transformers import AutoImageProcessor, {auto_class}
-
-model = {auto_class}.from_pretrained("{repo_id}")
-processor = AutoImageProcessor.from_pretrained("{repo_id}")
-```
-"""
 
 
 def add_options(parser: argparse.ArgumentParser, source: str = "checkpoint folder") -> None:

@@ -11,8 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerCallback,
+    set_seed,
+)
 
 from distill.claim import claimed
 from distill.compress.teachers import Teachers
@@ -36,10 +44,18 @@ from distill.training.teacher_cache import TeacherCache, check_facts, facts_of
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint, steps_of_epoch
 from edge.device.errors import ExplainedError
 from edge.device.scores import largest_class_share
-from swin_hf.model_card import as_markdown, figure_text, read_metrics
+from swin_hf.model_card import Card, as_markdown, loading_code, read_metrics, write_card
 from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
 
 METRICS = "metrics.json"
+AUTO_CLASSES = (
+    *(AutoModelForImageClassification, AutoModelForSemanticSegmentation),
+    *(AutoModelForObjectDetection, AutoModelForMaskedImageModeling),
+)
+LIMITS = (
+    "The figures hold for images like those that it was tested on. How it does on others, or on what lies outside its "
+    "classes, was not measured."
+)
 CARD = "README.md"
 RECORD = "training.json"  # in --output_dir: this project trains here
 
@@ -90,7 +106,7 @@ def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) 
         teacher = open_cache(settings, data)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
-        write_card(settings, figures, Path(settings.trainer.output_dir))
+        describe_on_card(settings, model, Path(settings.trainer.output_dir))
         write_record(Path(settings.trainer.output_dir), RECORD, {})
     return figures
 
@@ -330,29 +346,24 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
     return torch.tensor([counts.sum() / (num_classes * count) if count else 0.0 for count in counts], dtype=torch.float32)
 
 
-def write_card(settings: FinetuneSettings, figures: dict[str, float], output_dir: Path) -> None:
-    """Write a model card that says what was trained on which data, and the figures measured."""
-    data = ModelCardData(library_name="transformers", pipeline_tag=settings.kind.pipeline_tag)
-    rows = "\n".join(f"| {as_markdown(name)} | {figure_text(name, value)} |" for name, value in figures.items())
-    teachers = " and ".join(as_markdown(public_name(name)) for name in settings.teachers)
+def describe_on_card(settings: FinetuneSettings, model: PreTrainedModel, output_dir: Path) -> None:
+    """Write a model card that says what was trained on which data, how it is loaded, the figures measured, and its limits."""
+    choice, teachers = settings.model, " and ".join(as_markdown(public_name(name)) for name in settings.teachers)
     by_whom = f", taught by {teachers}" if teachers else ""
-    doubt = doubt_of(output_dir)
-    warning = f"**{doubt}**\n\n" if doubt else ""
-    text = f"""---
-{data.to_yaml()}
----
-
-# {as_markdown(output_dir.name)}
-
-{warning}{as_markdown(settings.model.public_name)}, trained for {settings.task.task} on \
-{as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels with swin-hf's \
-`scripts/finetune.py`{by_whom}.
-
-| figure | value |
-|---|---|
-{rows}
-"""
-    ModelCard(text).save(output_dir / CARD)
+    loads = (kind.__name__ for kind in AUTO_CLASSES if kind._model_mapping.get(type(model.config), None) is type(model))
+    card = Card(
+        pipeline=settings.kind.pipeline_tag,
+        library="transformers",
+        about=(
+            f"{as_markdown(choice.public_name)}, trained for {settings.task.task} on "
+            f"{as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels "
+            f"with swin-hf's `scripts/finetune.py`{by_whom}."
+        ),
+        use=loading_code(next(loads, "AutoModel"), is_stock=not type(model).__module__.startswith("swin_hf")),
+        limits=LIMITS,
+        base_model=None if choice.is_preset or Path(choice.name).exists() else choice.name,
+    )
+    write_card(card, output_dir.name, output_dir, output_dir)
 
 
 @contextmanager

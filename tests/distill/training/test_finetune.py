@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, PROCESSOR, STILL, TINY, StopAfter, settings_for
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
@@ -126,7 +127,12 @@ def test_what_was_trained_loads_and_says_what_was_measured(image_folder, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["test_accuracy"] == figures["test_accuracy"] and metrics["num_test_images"] == 10
     assert set(metrics["accuracy_by_class"]) == {"blue", "green", "red"}
-    assert f"| test_accuracy | {100 * figures['test_accuracy']:.1f} % |" in (out / "README.md").read_text()
+    text = (out / "README.md").read_text()
+    assert f"| test accuracy | {100 * figures['test_accuracy']:.1f} % |" in text and "\n## Limits\n" in text
+    assert 'AutoModelForImageClassification.from_pretrained("out", trust_remote_code=True)' in text
+    card = ModelCard.load(out / "README.md").data
+    assert (card.library_name, card.pipeline_tag, card.base_model) == ("transformers", "image-classification", None)
+    assert card.eval_results[0].metric_value == pytest.approx(figures["test_accuracy"])
     split = json.loads((out / "data.json").read_text())["split"]
     assert Counter(number for numbers in split.values() for number in numbers) == Counter(range(48))
 
