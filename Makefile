@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # A folder is removed only if it has the file that says what it is; one of yours that bears its name stays.
 remove = if [ -f "$(1)/$(2)" ] && [ ! -L "$(1)" ]; then rm -rf "$(1)"; elif [ -e "$(1)" ]; then echo "$(1) is left: it has no $(2)"; fi
 
-.PHONY: demo test test-arm64 conformance lint clean
+.PHONY: demo test test-arm64 conformance docs lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned -> .pte -> report
@@ -27,6 +27,9 @@ conformance: $(VENV)/.installed  ## run transformers' own model tests on ours; d
 		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
 	@tar -xzf $(SOURCE)/*.tar.gz --strip-components 1 -C $(SOURCE)
 	@TRANSFORMERS_SOURCE=$(SOURCE) $(BIN)/python -m pytest tests/swin_hf/test_transformers_mixins.py -rs
+
+docs: $(VENV)/.installed  ## the documentation as a site, in build/docs/site
+	@$(BIN)/python scripts/build_docs.py && echo "== build/docs/site/index.html"
 
 lint: $(VENV)/.installed  ## check style and formatting
 	@$(BIN)/ruff check .

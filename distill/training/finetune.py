@@ -12,10 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    AutoModelForObjectDetection,
-    AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
     TrainerCallback,
@@ -31,7 +27,7 @@ from distill.data.splits import prepare_splits
 from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
-from distill.public_names import public_name
+from distill.training.card import write_training_card
 from distill.training.figures import as_agreement, evaluation_of
 from distill.training.models import load_model, load_processor
 from distill.training.optimisation import freeze_stages, synchronised
@@ -44,18 +40,10 @@ from distill.training.teacher_cache import TeacherCache, check_facts, facts_of
 from distill.training.trainer import TaskTrainer, last_whole_checkpoint, steps_of_epoch
 from edge.device.errors import ExplainedError
 from edge.device.scores import largest_class_share
-from swin_hf.model_card import Card, as_markdown, loading_code, read_metrics, write_card
+from swin_hf.model_card import read_metrics
 from swin_hf.output_folders import changes, check_apart, explained_full_disk, read_record, write_record
 
 METRICS = "metrics.json"
-AUTO_CLASSES = (
-    *(AutoModelForImageClassification, AutoModelForSemanticSegmentation),
-    *(AutoModelForObjectDetection, AutoModelForMaskedImageModeling),
-)
-LIMITS = (
-    "The figures hold for images like those that it was tested on. How it does on others, or on what lies outside its "
-    "classes, was not measured."
-)
 CARD = "README.md"
 RECORD = "training.json"  # in --output_dir: this project trains here
 
@@ -106,7 +94,7 @@ def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) 
         teacher = open_cache(settings, data)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
-        describe_on_card(settings, model, Path(settings.trainer.output_dir))
+        write_training_card(settings, model, Path(settings.trainer.output_dir))
         write_record(Path(settings.trainer.output_dir), RECORD, {})
     return figures
 
@@ -344,26 +332,6 @@ def balanced_weights(examples: list[Example], num_classes: int) -> torch.Tensor:
             pixels = np.asarray(example.load_mask()).ravel()
             counts += np.bincount(pixels, minlength=max(num_classes, IGNORED + 1))[:num_classes]
     return torch.tensor([counts.sum() / (num_classes * count) if count else 0.0 for count in counts], dtype=torch.float32)
-
-
-def describe_on_card(settings: FinetuneSettings, model: PreTrainedModel, output_dir: Path) -> None:
-    """Write a model card that says what was trained on which data, how it is loaded, the figures measured, and its limits."""
-    choice, teachers = settings.model, " and ".join(as_markdown(public_name(name)) for name in settings.teachers)
-    by_whom = f", taught by {teachers}" if teachers else ""
-    loads = (kind.__name__ for kind in AUTO_CLASSES if kind._model_mapping.get(type(model.config), None) is type(model))
-    card = Card(
-        pipeline=settings.kind.pipeline_tag,
-        library="transformers",
-        about=(
-            f"{as_markdown(choice.public_name)}, trained for {settings.task.task} on "
-            f"{as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels "
-            f"with swin-hf's `scripts/finetune.py`{by_whom}."
-        ),
-        use=loading_code(next(loads, "AutoModel"), is_stock=not type(model).__module__.startswith("swin_hf")),
-        limits=LIMITS,
-        base_model=None if choice.is_preset or Path(choice.name).exists() else choice.name,
-    )
-    write_card(card, output_dir.name, output_dir, output_dir)
 
 
 @contextmanager
