@@ -11,7 +11,7 @@ python -m edge app android runs/demo/edge --output_dir my_app
 python -m edge publish runs/demo/edge org/digits-phone --upload
 
 predict and bench of a program, self-test, and verify against labels work where only ExecuTorch is installed. Where a folder of
-a program or a checkpoint is taken, so is its name on the Hub.
+a program or a checkpoint is taken, so is its name on the Hub, but for publish.
 """
 
 import os

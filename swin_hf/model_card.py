@@ -103,13 +103,13 @@ def doubt(accuracy: float, low: float, high: float, n: int, largest_class_share:
 class Card:
     """What a card says of a model beside what is in its `metrics.json`.
 
-    pipeline, library: the Hub's names of the task and of the library that loads the model.
+    pipeline, library: the Hub's names of the task, if it has one, and of the library that loads the model.
     about: a sentence on the model. use: Markdown with the code that loads it, with `{repo_id}` where its name goes.
     limits: what it should not be used for, or is not known of it.
     base_model: of the Hub, from which its training began. figures: rows of the table of measured figures.
     """
 
-    pipeline: str
+    pipeline: str | None
     library: str
     about: str
     use: str
@@ -118,14 +118,15 @@ class Card:
     figures: dict[str, str] = field(default_factory=dict)
 
 
-def loading_code(auto_class: str, is_stock: bool = False) -> str:
+def loading_code(auto_class: str, is_stock: bool = False, has_our_backbone: bool = False) -> str:
     """Markdown with the code that loads a model, with `{repo_id}` where its name goes.
 
-    is_stock: it is one of transformers', which needs no code of ours.
+    is_stock: it is one of transformers', which needs no code of ours, unless it has a backbone of ours.
     """
+    registers = "import swin_hf  # pip install swin-hf\n" if has_our_backbone else ""
     trust = "" if is_stock else ", trust_remote_code=True"
     code = (
-        f"```python\nfrom transformers import AutoImageProcessor, {auto_class}\n\n"
+        f"```python\n{registers}from transformers import AutoImageProcessor, {auto_class}\n\n"
         f'model = {auto_class}.from_pretrained("{{repo_id}}"{trust})\n'
         f'processor = AutoImageProcessor.from_pretrained("{{repo_id}}"{trust})\n```\n'
     )
@@ -153,8 +154,8 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
         base_model=card.base_model,
         datasets=[evaluation.dataset_type] if evaluation and "/" in (evaluation.dataset_type or "") else None,
         tags=["swin", "swin_hf"],
-        model_name=name if evaluation else None,
-        eval_results=[_eval_result(evaluation, card.pipeline)] if evaluation else None,
+        model_name=name if evaluation and card.pipeline else None,
+        eval_results=[_eval_result(evaluation, card.pipeline)] if evaluation and card.pipeline else None,
     )
     rows = "\n".join(f"| {as_markdown(name)} | {value} |" for name, value in figures.items())
     warning = f"**{evaluation.doubt}**\n\n" if evaluation and evaluation.doubt else ""

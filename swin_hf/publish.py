@@ -167,7 +167,9 @@ def complete(source: Path, repo_id: str, folder: Path, card: Card, license_name:
     if (source / METRICS).is_file():
         shutil.copyfile(source / METRICS, folder / METRICS)
     if (source / CARD).is_file():
-        shutil.copyfile(source / CARD, folder / CARD)
+        # A card that a training wrote loads the model by the name of its folder.
+        content, own = (source / CARD).read_bytes(), f'from_pretrained("{source.resolve().name}"'.encode()
+        (folder / CARD).write_bytes(content.replace(own, f'from_pretrained("{repo_id}"'.encode()))
     else:
         write_card(card, repo_id, source, folder, license_name)
     return Publication(repo_id=repo_id, source=source, folder=folder)

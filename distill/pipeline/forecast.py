@@ -1,12 +1,13 @@
 """What a run is about to train, and how long that takes here, by a few steps of each model on noise."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
-from distill.compress.teachers import load_classifier
+from distill.compress.teachers import Classifier, load_classifier
 from distill.pipeline.models import is_used_unchanged
 from distill.pipeline.report_pages import duration
 from distill.pipeline.run_folder import Run
@@ -48,7 +49,7 @@ def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
         choice, epochs = own[stage]
         if str(choice) not in seconds_of:
             model = _model(run, choice)
-            seconds_of[str(choice)] = (seconds_per_image(model, run), sum(part.numel() for part in model.parameters()))
+            seconds_of[str(choice)] = (seconds_per_step(model, run), sum(part.numel() for part in model.parameters()))
         seconds, parameters = seconds_of[str(choice)]
         whole = (seconds + (0.0 if stage == "teacher" else teaching)) * images * epochs
         found.append(Forecast(stage=stage, parameters=parameters, epochs=epochs, images=images, seconds=whole))
@@ -73,7 +74,9 @@ def describe(found: list[Forecast], device: str, config: str) -> str:
 def device_of(run: Run) -> str:
     """The device that trains, in words."""
     kind = run.settings.trainer.device.type
-    return f"the CPU, {torch.get_num_threads()} threads" if kind == "cpu" else f"{kind}, {torch.cuda.get_device_name()}"
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"the CPU, {torch.get_num_threads()} threads" if kind == "cpu" else kind
 
 
 def _model(run: Run, choice: ModelChoice) -> PreTrainedModel:
@@ -86,30 +89,44 @@ def _seconds_of_teachers(run: Run, to_build: list[str]) -> float:
     settings, names = run.settings, run.class_names
     whole = 0.0
     for other in settings.teacher.others:
-        whole += seconds_per_image(load_classifier(other, names).model, run, learns=False)
+        whole += seconds_per_inference(load_classifier(other, names), run)
     choice = settings.teacher.choice
     if "teacher" in to_build and not is_used_unchanged(choice, names):
-        own = _model(run, choice)
-    else:
-        folder = choice.name if "teacher" in to_build else run.folder / "teacher"
-        own = load_classifier(folder, names).model
-    return whole + seconds_per_image(own, run, learns=False)
+        return whole + seconds_per_step(_model(run, choice), run) / 3  # forward, and twice as much backward
+    folder = choice.name if "teacher" in to_build else run.folder / "teacher"
+    return whole + seconds_per_inference(load_classifier(folder, names), run)
 
 
-def seconds_per_image(model: PreTrainedModel, run: Run, learns: bool = True) -> float:
-    """Seconds of a step of training, or of an inference, for one of its images."""
+def seconds_per_step(model: PreTrainedModel, run: Run) -> float:
+    """Seconds of a step of training for one of its images."""
     device, side = run.settings.trainer.device, run.settings.task.image_size
-    model = model.to(device).train(learns)
-    pixels = torch.randn(IMAGES, 3, side, side, device=device)
-    with torch.set_grad_enabled(learns):
-        for step in range(1 + STEPS):
-            if step == 1:
-                started = time.perf_counter()
-            outputs = model(pixel_values=pixels)
-            if learns:
-                outputs.logits.float().logsumexp(dim=1).mean().backward()
-                model.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-    model.cpu()
-    return (time.perf_counter() - started) / (STEPS * IMAGES)
+    pixels = torch.randn(IMAGES, getattr(model.config, "num_channels", 3), side, side, device=device)
+
+    def step() -> None:
+        model(pixel_values=pixels).logits.float().logsumexp(dim=1).mean().backward()
+        model.zero_grad()
+
+    model.to(device).train()
+    try:
+        return _seconds_of(step, device) / IMAGES
+    finally:
+        model.cpu()
+
+
+@torch.no_grad()
+def seconds_per_inference(classifier: Classifier, run: Run) -> float:
+    """Seconds that a teacher takes for an image, with the resize to its own size."""
+    device, side = run.settings.trainer.device, run.settings.task.image_size
+    pixels = torch.rand(IMAGES, 3, side, side, device=device)
+    classifier.to(device).eval()
+    return _seconds_of(lambda: classifier(pixels), device) / IMAGES
+
+
+def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    for number in range(1 + STEPS):
+        if number == 1:
+            started = time.perf_counter()
+        step()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+    return (time.perf_counter() - started) / STEPS

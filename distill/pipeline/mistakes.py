@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.device.scores import NUM_CALIBRATION_BINS
+from edge.device.scores import NUM_CALIBRATION_BINS, confidence_bins
 
 MOST_MISTAKES = 24  # shown, those of which the program was surest
 
@@ -94,8 +94,7 @@ def flips_of(before: np.ndarray, after: np.ndarray, labels: np.ndarray, names: l
 
 def reliability_of(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
     """The bins of the expected calibration error. probabilities: (n, K)."""
-    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    number = np.minimum((sure * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
+    sure, right, number = confidence_bins(probabilities, labels)
     rows = []
     for at in range(NUM_CALIBRATION_BINS):
         own = number == at

@@ -63,7 +63,12 @@ class Announcement:
         if self.is_told or stage not in TRAININGS or settings.images.streaming or settings.student.is_auto:
             return
         self.is_told = True
-        if found := forecasts(self.run, to_build):
+        try:
+            found = forecasts(self.run, to_build)
+        except (RuntimeError, ValueError, MemoryError) as error:  # of a model that takes other inputs: training will tell
+            print(f"      how long the trainings take is not known: {error}", flush=True)
+            return
+        if found:
             print(describe(found, device_of(self.run), settings.config), flush=True)
 
 

@@ -132,12 +132,13 @@ class Report:
         named = "the teacher's class" if self.labelled_by_teacher else "the right class"
         smaller, faster = teacher.size_bytes / program.size_bytes, teacher.latency.p50_ms / program.latency.p50_ms
         changed = round((1 - self.program_agreement) * program.n)
+        took = f"{program.latency.p50_ms:.{0 if program.latency.p50_ms >= 10 else 2}f} ms"
         return (
             f"The program names {named} of {program.accuracy:.1%} [{program.low:.1%}, {program.high:.1%}] of {program.n:,} "
             f"images that it never saw; always naming the largest class would get {self.largest_class_share:.1%}. "
             f"It is a file of {program.size_bytes / 1e3:,.0f} kB, {times(smaller, 'smaller', 'larger')} than the teacher's. "
-            f"An image takes {program.latency.p50_ms:.2g} ms here, {times(faster, 'faster', 'slower')} than the teacher in "
-            f"PyTorch. Turning the last model into the program changed the class of {changed or 'none'} of these images."
+            f"An image takes {took} here, {times(faster, 'faster', 'slower')} than the teacher in PyTorch. Turning the last "
+            f"model into the program changed the class of {changed or 'none'} of these images."
         )
 
     @property

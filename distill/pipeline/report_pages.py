@@ -108,7 +108,7 @@ def text_table(report: Report) -> str:
 
 
 def table_of_classes(report: Report) -> list[dict[str, str]]:
-    """The classes that the program knows least, and how many are left out."""
+    """The accuracy of each class, those that the program knows least first."""
     return [
         {"class": row.label, "test images": str(row.n), "teacher": f"{row.teacher:.1%}", "program": f"{row.program:.1%}"}
         for row in report.classes

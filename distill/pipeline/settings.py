@@ -23,6 +23,7 @@ from distill.pruning.targets import (
     parse_targets,
     read_flag,
 )
+from distill.public_names import public_name
 from distill.training.command_line import CommandLine
 from distill.training.models import PRETRAINED, ModelChoice
 from distill.training.optimisation import OptimisationSettings
@@ -267,7 +268,20 @@ class Settings:
     @property
     def command(self) -> str:
         """What was typed, with the names of files and folders in place of their paths."""
-        return shlex.join(["python", "distill/run.py", *map(without_folders, self.typed)])
+        words = ["python", "distill/run.py"]
+        for word in self.typed:
+            flag, _, value = word.partition("=") if word.startswith("--") else (words[-1], "", word)
+            shown = self._shown(flag.removeprefix("--"), value)
+            words.append(f"{flag}={shown}" if word.startswith("--") and "=" in word else word if word == flag else shown)
+        return shlex.join(words)
+
+    def _shown(self, name: str, value: str) -> str:
+        """A value of the command line as others may see it: no token, no path."""
+        if name.endswith("_token"):
+            return "..."
+        if name == "dataset":
+            return self.images.public_name
+        return ",".join(public_name(part) if "/" in part else part for part in value.split(","))
 
     @property
     def run_dir(self) -> Path:
@@ -303,13 +317,6 @@ class Settings:
         changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in without_effect}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
-
-
-def without_folders(word: str) -> str:
-    """A word of a command line; of a path, or a flag with one behind "=", the last part of it."""
-    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    is_path = "/" in value and (Path(value).is_absolute() or Path(value).exists())
-    return f"{flag}{equals}{Path(value).name if is_path else value}"
 
 
 def check_schedule(stage: str, epochs: float, learning_rate: float) -> None:

@@ -29,6 +29,8 @@ def write_training_card(settings: FinetuneSettings, model: PreTrainedModel, outp
     choice, teachers = settings.model, " and ".join(as_markdown(public_name(name)) for name in settings.teachers)
     by_whom = f", taught by {teachers}" if teachers else ""
     loads = (kind.__name__ for kind in AUTO_CLASSES if kind._model_mapping.get(type(model.config), None) is type(model))
+    is_stock = not type(model).__module__.startswith("swin_hf")
+    backbone = getattr(getattr(model.config, "backbone_config", None), "model_type", "")
     card = Card(
         pipeline=settings.kind.pipeline_tag,
         library="transformers",
@@ -37,7 +39,7 @@ def write_training_card(settings: FinetuneSettings, model: PreTrainedModel, outp
             f"{as_markdown(settings.images.public_name)} at {settings.task.image_size} x {settings.task.image_size} pixels "
             f"with swin-hf's `scripts/finetune.py`{by_whom}."
         ),
-        use=loading_code(next(loads, "AutoModel"), is_stock=not type(model).__module__.startswith("swin_hf")),
+        use=loading_code(next(loads, "AutoModel"), is_stock, has_our_backbone=is_stock and backbone.startswith("swin_hf")),
         limits=LIMITS,
         base_model=None if choice.is_preset or Path(choice.name).exists() else choice.name,
     )

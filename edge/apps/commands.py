@@ -19,7 +19,10 @@ def add_app(commands) -> argparse.ArgumentParser:
 
 def run_app(arguments: argparse.Namespace) -> int:
     artefact = arguments.artefact.resolve()
-    output_dir = arguments.output_dir or artefact.with_name(f"{artefact.name}-{arguments.platform}")
+    beside = artefact
+    if not Path(arguments.named).exists():  # a name on the Hub, whose cache is no place for an app
+        beside = Path.cwd() / arguments.named.split("@")[0].split("/")[-1]
+    output_dir = arguments.output_dir or beside.with_name(f"{beside.name}-{arguments.platform}")
     for path in write_app(arguments.platform, arguments.artefact, output_dir, arguments.name, arguments.package):
         print(path)
     return 0

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include <jpeglib.h>
+#include <jerror.h>
 #include <png.h>
 #include <openssl/evp.h>
 #include <nlohmann/json.hpp>
@@ -118,6 +119,7 @@ Picture upright(const Picture& picture, int orientation) {
 struct JpegErrors {
   jpeg_error_mgr manager;
   std::jmp_buf escape;
+  bool is_cut = false;
   char message[JMSG_LENGTH_MAX];
 };
 
@@ -131,6 +133,10 @@ Picture read_jpeg(const Bytes& content) {
     std::longjmp(own->escape, 1);
   };
   errors.manager.output_message = [](j_common_ptr) {};
+  errors.manager.emit_message = [](j_common_ptr common, int level) {
+    // Without the end of the data the library fills the rest with grey, which Pillow refuses. Other warnings are none of ours.
+    if (level < 0 && common->err->msg_code == JWRN_JPEG_EOF) reinterpret_cast<JpegErrors*>(common->err)->is_cut = true;
+  };
   Picture picture;
   int orientation = 1;
   if (setjmp(errors.escape)) {
@@ -153,11 +159,9 @@ Picture read_jpeg(const Bytes& content) {
       JSAMPROW row = picture.at(int(info.output_scanline), 0);
       jpeg_read_scanlines(&info, &row, 1);
     }
-    // Without the end of the data the library fills the rest with grey, which Pillow refuses.
-    const bool is_cut = info.err->num_warnings > 0 && info.err->msg_code != 0;
     jpeg_finish_decompress(&info);
     jpeg_destroy_decompress(&info);
-    if (is_cut) throw Explained("cannot be read: its data are damaged or cut short");
+    if (errors.is_cut) throw Explained("cannot be read: its data are cut short");
     return upright(picture, orientation);
   }
   jpeg_destroy_decompress(&info);
@@ -211,7 +215,15 @@ Picture read_png(const Bytes& content) {
   rgba.resize(size_t(height) * width * 4);
   for (int y = 0; y < height; ++y) rows.push_back(&rgba[size_t(y) * width * 4]);
   png_read_image(png, rows.data());
-  png_read_end(png, nullptr);
+  png_read_end(png, info);
+  png_bytep exif = nullptr;
+  png_uint_32 exif_size = 0;
+  int orientation = 1;
+  if (png_get_eXIf_1(png, info, &exif_size, &exif) && exif != nullptr) {
+    Bytes block = {'E', 'x', 'i', 'f', 0, 0};  // as JPEG has it
+    block.insert(block.end(), exif, exif + exif_size);
+    orientation = orientation_of(block.data(), block.size());
+  }
   png_destroy_read_struct(&png, &info, nullptr);
   picture = empty_picture(height, width);
   for (size_t i = 0; i < size_t(height) * width; ++i) {
@@ -221,7 +233,7 @@ Picture read_png(const Bytes& content) {
       picture.pixels[3 * i + c] = alpha == 255 ? level : over_white(level, alpha);
     }
   }
-  return picture;
+  return upright(picture, orientation);
 }
 
 Picture read_picture(const std::filesystem::path& path) {
@@ -329,6 +341,10 @@ class Classifier {
     const json& input = manifest.at("input");
     if (input.at("colour") != "RGB") throw Explained("the program must take RGB, got " + input.at("colour").get<std::string>());
     contract_ = {input.at("height"), input.at("width"), input.at("resample"), {}, input.at("dtype") == "float32"};
+    const std::vector<int> known = {0, 2, 3};
+    if (std::find(known.begin(), known.end(), contract_.filter) == known.end()) {
+      throw Explained("the program must resize by nearest, bilinear or bicubic (0, 2, 3), got " + std::to_string(contract_.filter));
+    }
     if (!input.at("crop_pct").is_null()) contract_.crop_pct = input.at("crop_pct").get<double>();
     labels = manifest.at("labels").get<std::vector<std::string>>();
     temperature_ = manifest.at("temperature");
@@ -390,8 +406,10 @@ class Classifier {
 
   void write_trace(const std::string& file) {
     const auto trace = tracer_->get_etdump_data();
-    std::ofstream(file, std::ios::binary).write(static_cast<const char*>(trace.buf), std::streamsize(trace.size));
+    std::ofstream stream(file, std::ios::binary);
+    stream.write(static_cast<const char*>(trace.buf), std::streamsize(trace.size)).flush();
     std::free(trace.buf);
+    if (!stream.good()) throw Explained(file + " cannot be written");
   }
 
   Bytes noise() const {
@@ -517,15 +535,18 @@ int predict(Classifier& classifier, const Arguments& arguments) {
       std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return shares[a] > shares[b]; });
       order.resize(std::min(order.size(), size_t(arguments.top_k)));
       json predictions = json::array();
-      if (!arguments.as_json) std::cout << image << "\n";
+      const bool in_one_line = arguments.top_k == 1;
+      if (!arguments.as_json && !in_one_line) std::printf("%s\n", image.c_str());
       for (size_t at : order) {
         predictions.push_back({{"label", classifier.labels[at]}, {"probability", shares[at]}});
-        if (!arguments.as_json) std::printf("  %6.2f%%  %s\n", 100 * shares[at], classifier.labels[at].c_str());
+        const char* label = classifier.labels[at].c_str();
+        if (!arguments.as_json && in_one_line) std::printf("%6.2f%%  %s  %s\n", 100 * shares[at], label, image.c_str());
+        else if (!arguments.as_json) std::printf("  %6.2f%%  %s\n", 100 * shares[at], label);
         std::fflush(stdout);
       }
       results.push_back({{"image", image}, {"predictions", predictions}});
-    } catch (const Explained& error) {
-      std::cerr << "error: " << error.what() << "\n";
+    } catch (const std::exception& error) {  // of one image; the others are told
+      std::cerr << "error: " << (dynamic_cast<const Explained*>(&error) ? "" : image + ": ") << error.what() << "\n";
       failed = 1;
     }
   }

@@ -81,7 +81,9 @@ def add_predict(
         help="for masks of a segmenter, and pictures (default: masks)",
     )
     command.add_argument(
-        "--explain", action="store_true", help="draw what speaks for the first class, by a program exported with --explain"
+        "--explain",
+        action="store_true",
+        help="draw what speaks for the first class; a program must have been exported with --explain",
     )
     return command
 
@@ -123,12 +125,13 @@ def predict(arguments: argparse.Namespace, open_model: Callable[[str], Predictor
             try:
                 picture = read()
                 with about_image(name):
-                    found = {"image": str(name)} | find(picture, *new_files([name], arguments.output_dir, *find.endings)[0])
+                    found = {"image": str(name)} | find(picture)
+                    if arguments.below and found["predictions"][0]["probability"] >= arguments.below:
+                        continue
+                    found |= find.draw(picture, found, *new_files([name], arguments.output_dir, *find.endings)[0])
             except (UnreadableImageError, NotFiniteError) as error:
                 print(f"error: {printable(str(error))}", file=sys.stderr)
                 failed = True
-                continue
-            if arguments.below and found["predictions"][0]["probability"] >= arguments.below:
                 continue
             if arguments.sort_into:
                 found["copied_to"] = str(_copy(name, arguments.sort_into / file_stem(found["predictions"][0]["label"])))
@@ -136,7 +139,8 @@ def predict(arguments: argparse.Namespace, open_model: Callable[[str], Predictor
     except KeyboardInterrupt:
         if arguments.camera is None:
             raise
-    output.end()
+    finally:  # what was found is told, whatever ended it
+        output.end()
     return int(failed)
 
 
@@ -163,25 +167,26 @@ class _Classify:
         self.top_k, self.one_line = min(arguments.top_k, len(model.labels)), arguments.top_k == 1
         self.endings = ("explained",) if arguments.explain else ()
         ranks = ["", *(f"_{rank}" for rank in range(2, self.top_k + 1))]
-        self.columns = {"image": "image"}
+        self.columns = [("image", "image")]
         for at, rank in enumerate(ranks):
-            self.columns |= {
-                f"label{rank}": lambda found, at=at: found["predictions"][at]["label"],
-                f"probability{rank}": lambda found, at=at: found["predictions"][at]["probability"],
-            }
-        if arguments.explain:
-            self.columns["explained"] = "explained"
-        if arguments.sort_into:
-            self.columns["copied_to"] = "copied_to"
+            self.columns += [
+                (f"label{rank}", lambda found, at=at: found["predictions"][at]["label"]),
+                (f"probability{rank}", lambda found, at=at: found["predictions"][at]["probability"]),
+            ]
+        self.columns += [("explained", "explained")] * bool(arguments.explain)
+        self.columns += [("copied_to", "copied_to")] * bool(arguments.sort_into)
 
-    def __call__(self, picture: "Image.Image", explained: Path | None = None) -> dict:
-        found = {"predictions": [vars(prediction) for prediction in self.model.classify(picture, self.top_k)]}
-        if explained is not None:
-            drawn = self.model.explain(picture, found["predictions"][0]["label"])
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            drawn.save(explained)
-            found["explained"] = str(explained)
-        return found
+    def __call__(self, picture: "Image.Image") -> dict:
+        return {"predictions": [vars(prediction) for prediction in self.model.classify(picture, self.top_k)]}
+
+    def draw(self, picture: "Image.Image", found: dict, explained: Path | None = None) -> dict:
+        """Write what speaks for the first class, if that is asked for."""
+        if explained is None:
+            return {}
+        drawn = self.model.explain(picture, found["predictions"][0]["label"])
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        drawn.save(explained)
+        return {"explained": str(explained)}
 
     def lines(self, found: dict) -> list[str]:
         to = found.get("copied_to") or found.get("explained")
@@ -197,15 +202,19 @@ class _Segment:
 
     def __init__(self, model: Predictor, arguments: argparse.Namespace):
         self.model, self.output_dir, self.top_k = model, arguments.output_dir, arguments.top_k
-        self.columns = {name: name for name in ("image", "mask", "overlay")}
-        self.columns |= {label: lambda found, label=label: found["shares"].get(label, 0.0) for label in model.labels}
+        self.columns = [(name, name) for name in ("image", "mask", "overlay")]
+        self.columns += [(label, lambda found, label=label: found["shares"].get(label, 0.0)) for label in model.labels]
 
-    def __call__(self, picture: "Image.Image", mask: Path, overlay: Path) -> dict:
-        found = self.model.segment(picture)
+    def __call__(self, picture: "Image.Image") -> dict:
+        self.found = self.model.segment(picture)
+        return {"shares": self.found.shares()}
+
+    def draw(self, picture: "Image.Image", found: dict, mask: Path, overlay: Path) -> dict:
+        """Write the mask, and the picture of it."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        found.as_mask().save(mask)
-        found.drawn_over(picture).save(overlay)
-        return {"mask": str(mask), "overlay": str(overlay), "shares": found.shares()}
+        self.found.as_mask().save(mask)
+        self.found.drawn_over(picture).save(overlay)
+        return {"mask": str(mask), "overlay": str(overlay)}
 
     def lines(self, found: dict) -> list[str]:
         shares = list(found["shares"].items())[: self.top_k]
@@ -216,21 +225,21 @@ class _Segment:
 class Output:
     """Tells results on stdout, one after another as they come; JSON at the end.
 
-    columns: of CSV: the key of a result, or what makes the value of it.
+    columns: of CSV: its name, and the key of a result, or what makes the value of it.
     """
 
-    def __init__(self, form: str, columns: dict[str, str | Callable[[dict], object]]):
+    def __init__(self, form: str, columns: list[tuple[str, str | Callable[[dict], object]]]):
         self.form, self.columns, self.found = form, columns, []
         if form == "csv":
             self.writer = csv.writer(sys.stdout)
-            self.writer.writerow(columns)
+            self.writer.writerow([name for name, _ in columns])
 
     def tell(self, found: dict, lines: list[str]) -> None:
         """Tell of an image. lines: for people."""
         if self.form == "json":
             self.found.append(found)
         elif self.form == "csv":
-            self.writer.writerow([found[what] if isinstance(what, str) else what(found) for what in self.columns.values()])
+            self.writer.writerow([found[what] if isinstance(what, str) else what(found) for _, what in self.columns])
         else:
             for line in (
                 [json_text(found, indent=None, encoding=sys.stdout.encoding or "utf-8")] if self.form == "jsonl" else lines

@@ -28,10 +28,15 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     if not np.isfinite(probabilities).all():
         return float("nan")
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
+    confidence, right, bins = confidence_bins(probabilities, labels)
     gaps = np.bincount(bins, weights=right - confidence, minlength=NUM_CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def confidence_bins(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The probability of the first class of each image, whether it is right, and the bin of that probability, (n,) each."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    return confidence, right, np.minimum((confidence * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:

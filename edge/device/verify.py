@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from .artefact import PROGRAM_FILE, SELF_TEST_FILE, ArtefactError, read_file
 from .bundle import Case, read_bundle
@@ -15,7 +16,7 @@ from .image import UnreadableImageError
 from .labelled import ImageReader, LabelledImage, open_folder
 from .masks import IGNORED, MaskedReader, open_masked
 from .runner import Runner, about_image
-from .segmentation import confusion_of, mask_scores
+from .segmentation import Segmentation, confusion_of, mask_scores
 
 Read = TypeVar("Read")  # what a reader reads
 
@@ -49,10 +50,15 @@ class ReadableImages:
     def why_unlabelled(self, known: list[str]) -> str:
         """Which images have no label, and the labels that they could have."""
         others = [name for name, label in zip(self.names, self.labels) if label is None]
-        return (
-            f"{len(others)} of {len(self.names)} images lie in no folder named after a label and are not called <label>_<n>: "
-            f"{_first(others)}; the labels are {_first(known)}"
-        )
+        return why_unlabelled(others, len(self.names), known)
+
+
+def why_unlabelled(names: list[str], num_images: int, known: list[str]) -> str:
+    """Which of so many images have no label, and the labels that they could have."""
+    return (
+        f"{len(names)} of {num_images} images lie in no folder named after a label and are not called <label>_<n>: "
+        f"{_first(names)}; the labels are {_first(known)}"
+    )
 
 
 def verify(folder: str | Path, dataset: str | Path) -> dict[str, float | int | str]:
@@ -186,17 +192,22 @@ def mask_figures(runner: Runner, masks: ReadableMasks) -> dict[str, float | int 
     """Counts of images, and how well the class maps fit the masks, if there are any."""
     K, figures = len(runner.manifest.labels), {}
     if masks.with_masks:
-        confusion = np.zeros((K, K), np.int64)
-        for image in (read() for read in masks.with_masks):
-            with about_image(image.name):
-                confusion += confusion_of(runner.segment(image.image).class_map, image.mask, K, IGNORED)
-        figures = mask_scores(confusion)
+        figures = mask_scores(masks_against(runner.segment, masks, K))
     counts = {
         "num_images": len(masks.readers),
         "num_unreadable": masks.num_unreadable,
         "num_with_masks": len(masks.with_masks),
     }
     return counts | figures
+
+
+def masks_against(segment: Callable[[Image.Image], Segmentation], masks: ReadableMasks, num_classes: int) -> np.ndarray:
+    """Counts (K, K) of the pixels of all images with masks, true classes in rows; each image at its own size."""
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for image in (read() for read in masks.with_masks):
+        with about_image(image.name):
+            confusion += confusion_of(segment(image.image).class_map, image.mask, num_classes, IGNORED)
+    return confusion
 
 
 def _first(names: list[str], count: int = 5) -> str:

@@ -37,8 +37,24 @@ _PIPELINES = {CLASSIFICATION: CLASSIFICATION, SEGMENTATION: "image-segmentation"
 _USE = """```bash
 pip install "swin-hf[edge]"
 python -m edge predict {repo_id} photo.jpg
+python -m edge app android {repo_id} --output_dir my_app   # or ios, or react-native: the source of an app around it
 ```
+
+```python
+from edge.device.runner import Runner
+from huggingface_hub import snapshot_download
+
+runner = Runner(snapshot_download("{repo_id}"))
+print(runner.{call}("photo.jpg"))
+```
+
+On a board without Python, swin-hf's `edge/cpp` runs classifiers.
 """
+_CALLS = {CLASSIFICATION: "classify", SEGMENTATION: "segment", FEATURES: "pixel_values"}
+_LIMITS = (
+    "The figures hold for images like those that it was tested on. Run programs only from people you trust: their checksums "
+    "guard against damage, not against forgery."
+)
 
 
 def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | None = None) -> "Publication":
@@ -110,7 +126,8 @@ def _card(manifest: Manifest) -> "Card":
             f"A program for ExecuTorch, recipe `{manifest.recipe}`, for images of {contract.height} x {contract.width} "
             f"pixels, {len(manifest.labels)} classes, exported with swin-hf."
         ),
-        use=_USE,
+        use=_USE.replace("{call}", _CALLS[manifest.task]),
+        limits=_LIMITS,
         figures=figures,
     )
 

@@ -48,8 +48,8 @@ def add_evaluate(commands) -> argparse.ArgumentParser:
         "--dataset",
         type=Path,
         metavar="FOLDER",
-        help="images in class folders, images beside masks, or a saved data set; of splits, the test split (default: that of "
-        "the run that it lies in)",
+        help="images in class folders or a saved data set, of a segmenter images beside masks; of splits, the test split "
+        "(default: that of the run that it lies in)",
     )
     command.add_argument("--mistakes", type=Path, metavar="FOLDER", help="a new folder for the images that it gets wrong")
     add_json(command)

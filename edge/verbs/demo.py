@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image, ImageOps
+from PIL import Image
 
 from edge.device.errors import ExplainedError
-from edge.device.image import to_rgb
+from edge.device.image import load_image
 from edge.device.predict import Predictor, find_images
 from edge.verbs.opening import is_program, local_folder, open_model
+from swin_hf.model_card import as_markdown
 
 TITLE = "Swin at work"
 TOP_K = 5
@@ -19,23 +20,24 @@ CARD = "README.md"
 
 
 class Shown:
-    """A model on the page. name: as it was given."""
+    """A model on the page. name: as it was given. title: on the page; by default the name of its folder."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, title: str | None = None):
         """Open the model.
 
         Raises:
             OpeningError, ArtefactError, CheckpointError: there is none, or it is damaged.
             DemoError: it names no classes.
         """
-        self.name, self.folder = Path(name).name if Path(name).exists() else name, local_folder(name)
+        self.folder = local_folder(name)
+        self.name = title or (Path(name).resolve().name if Path(name).exists() else name)
         self.model: Predictor = open_model(str(self.folder))
         if not (self.model.is_classifier or self.model.is_segmenter):
             raise DemoError(f"{name} must be a classifier or a segmenter to be shown, got a backbone")
 
     @property
     def heading(self) -> str:
-        return f"### {self.name}\n{'program, ExecuTorch' if is_program(self.folder) else 'checkpoint, PyTorch'}"
+        return f"### {as_markdown(self.name)}\n{'program, ExecuTorch' if is_program(self.folder) else 'checkpoint, PyTorch'}"
 
     @property
     def card(self) -> str:
@@ -45,7 +47,7 @@ class Shown:
             text = file.read_text(encoding="utf-8", errors="replace")
             return text.split("---", 2)[-1] if text.startswith("---") else text
         kind = "Segmenter" if self.model.is_segmenter else "Classifier"
-        return f"{kind} of {len(self.model.labels)} classes: {', '.join(self.model.labels[:50])}"
+        return f"{kind} of {len(self.model.labels)} classes: {as_markdown(', '.join(self.model.labels[:50]))}"
 
     @property
     def explains(self) -> bool:
@@ -98,10 +100,11 @@ def make_page(names: list[str], examples: list[Path] | None = None) -> gr.Blocks
     Raises:
         As `Shown`.
     """
-    shown = [Shown(name) for name in names]
+    folders = [Path(name).resolve().name for name in names]
+    shown = [Shown(name, name if folders.count(folder) > 1 else None) for name, folder in zip(names, folders)]
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\nDrop a photograph, choose one, or take one. Nothing leaves this computer.")
-        picture = gr.Image(type="pil", label="Photograph", sources=["upload", "webcam", "clipboard"], height=360)
+        picture = gr.Image(type="filepath", label="Photograph", sources=["upload", "webcam", "clipboard"], height=360)
         outputs: list[gr.components.Component] = []
         with gr.Row():
             for own in shown:
@@ -118,11 +121,11 @@ def make_page(names: list[str], examples: list[Path] | None = None) -> gr.Blocks
     return page
 
 
-def _answering(shown: list[Shown]) -> Callable[[Image.Image | None], list]:
-    def answer(picture: Image.Image | None) -> list:
+def _answering(shown: list[Shown]) -> Callable[[str | None], list]:
+    def answer(file: str | None) -> list:
         try:
-            upright = None if picture is None else to_rgb(ImageOps.exif_transpose(picture))
-            return [value for own in shown for value in own.answers(upright)]
+            picture = None if file is None else load_image(file)  # as everywhere: upright, and transparent ones on white
+            return [value for own in shown for value in own.answers(picture)]
         except ExplainedError as error:
             raise gr.Error(str(error)) from error
 

@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image
 
 from edge.device.labelled import ImageReader, LabelledImage
-from edge.device.masks import IGNORED, open_masked
+from edge.device.masks import open_masked
 from edge.device.names import file_stem
 from edge.device.predict import Predictor
 from edge.device.printable import printable
 from edge.device.runner import about_image, softmax
 from edge.device.scores import by_class, calibration_error, confusions, largest_class_share, negative_log_likelihood
 from edge.device.scores import wilson_interval as interval
-from edge.device.segmentation import class_ious, confusion_of, mask_scores
-from edge.device.verify import SPLITS, VerificationError, read_images, readable_masks
+from edge.device.segmentation import class_ious, mask_scores
+from edge.device.verify import SPLITS, VerificationError, masks_against, read_images, readable_masks, why_unlabelled
 from edge.export.images import open_images
 
 MOST_SHOWN = 10  # classes and confusions
@@ -45,10 +45,11 @@ def evaluate(model: Predictor, dataset: Path, mistakes: Path | None = None) -> d
 
 def _evaluate_classifier(model: Predictor, dataset: Path, mistakes: Path | None) -> dict:
     readers = open_images(dataset, model.labels, SPLITS)
-    logits, labels, wrong, num_read = [], [], [], 0
+    logits, labels, wrong, others, num_read = [], [], [], [], 0
     for image in _read(readers, dataset):
         num_read += 1
         if image.label not in model.labels:
+            others.append(image.name)
             continue
         with about_image(image.name):
             logits.append(model.logits_of(image.image))
@@ -66,7 +67,8 @@ def _evaluate_classifier(model: Predictor, dataset: Path, mistakes: Path | None)
             f"{dataset}; the labels are {', '.join(model.labels[:5])}{', ..' if len(model.labels) > 5 else ''}"
         )
     counts = {"num_images": num_read, "num_unreadable": len(readers) - num_read, "num_labelled": len(labels)}
-    return counts | _figures(np.stack(logits), np.array(labels), model) | {"mistakes": wrong}
+    figures = counts | _figures(np.stack(logits), np.array(labels), model) | {"mistakes": wrong}
+    return figures | ({"unlabelled": why_unlabelled(others, num_read, model.labels)} if others else {})
 
 
 def _figures(logits: np.ndarray, labels: np.ndarray, model: Predictor) -> dict:
@@ -88,10 +90,7 @@ def _figures(logits: np.ndarray, labels: np.ndarray, model: Predictor) -> dict:
 def _evaluate_segmenter(model: Predictor, dataset: Path) -> dict:
     K = len(model.labels)
     masks = readable_masks(open_masked(dataset, SPLITS), dataset, K, require_masks=True)
-    confusion = np.zeros((K, K), np.int64)
-    for image in (read() for read in masks.with_masks):
-        with about_image(image.name):
-            confusion += confusion_of(model.segment(image.image).class_map, image.mask, K, IGNORED)
+    confusion = masks_against(model.segment, masks, K)
     rows = [
         {"label": label, "iou": float(iou), "share": float(share)}
         for label, iou, share in zip(model.labels, class_ious(confusion), confusion.sum(axis=1) / confusion.sum())
@@ -123,6 +122,8 @@ def describe(figures: dict) -> str:
         lines += [f"  {row['iou']:7.1%}  {printable(row['label'])}" for row in figures["classes"][:MOST_SHOWN]]
         return "\n".join(lines)
     n = figures["num_labelled"]
+    if "unlabelled" in figures:
+        lines.append(f"not counted: {printable(figures['unlabelled'])}")
     accuracy = f"accuracy {figures['accuracy']:.1%} [{figures['low']:.1%}, {figures['high']:.1%}] of n = {n}"
     if "top_5_accuracy" in figures:
         accuracy += f", among the first five {figures['top_5_accuracy']:.1%}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edge.verbs.checkpoint_model import CheckpointModel
 
 HUB_NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-FILES = ("*.json", "*.safetensors", "*.pte", "*.bpte")  # of a checkpoint, and of an export
+FILES = ("*.json", "*.safetensors", "*.pte", "*.bpte", "README.md")  # of a checkpoint, and of an export
 
 
 class OpeningError(ExplainedError):
@@ -46,7 +46,7 @@ def local_folder(name: str) -> Path:
 
 
 def is_program(folder: Path) -> bool:
-    return (folder / MANIFEST_FILE).is_file()
+    return (folder / MANIFEST_FILE).exists()
 
 
 def open_model(name: str) -> "Predictor | CheckpointModel":
@@ -77,6 +77,7 @@ def with_names_of_the_hub(command: argparse.ArgumentParser, argument: str) -> ar
 
     def run_with_folders(arguments: argparse.Namespace) -> int:
         given = getattr(arguments, argument)
+        arguments.named = str(given)
         folders = [local_folder(str(name)) for name in given] if isinstance(given, list) else local_folder(str(given))
         setattr(arguments, argument, folders)
         return run(arguments)

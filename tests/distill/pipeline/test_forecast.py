@@ -5,11 +5,12 @@ import torch
 from test_teacher_choice import SHARED
 
 from distill.errors import SettingsError
-from distill.pipeline.forecast import Forecast, describe, forecasts
+from distill.pipeline.forecast import Forecast, describe, forecasts, seconds_per_inference, seconds_per_step
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import parse_settings
 from distill.training.models import PRETRAINED, ModelChoice
+from swin_hf import SwinHfImageProcessorPil
 
 TEACHER = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2]}"
 
@@ -24,18 +25,19 @@ def test_trainings_are_counted_before_they_begin(image_folder, checkpoint, tmp_p
     found = {own.stage: own for own in forecasts(run, ["teacher", "student", "prune", "recover"])}
     assert torch.equal(torch.get_rng_state(), state)
     assert {stage: own.seconds for stage, own in found.items()} == {
-        "teacher": images * 0.5,
-        "student": images * 0.75 * 2,  # its own step, and the teacher's inference
-        "recover": images * 0.75 * 3,
+        "teacher": images * 0.75,
+        "student": images * (0.75 + 0.25) * 2,  # its own step, and the forward third of the teacher's
+        "recover": images * (0.75 + 0.25) * 3,
     }
     assert found["student"].parameters == found["recover"].parameters < 50_000
     known = Run(parse_settings([*arguments, "--teacher", str(checkpoint)]))
-    assert [own.stage for own in forecasts(known, ["teacher", "student"])] == ["student"]  # it is used unchanged
+    (student,) = forecasts(known, ["teacher", "student"])  # the teacher is used unchanged
+    assert (student.stage, student.seconds) == ("student", images * (0.75 + 0.5))
     capsys.readouterr()
     run_pipeline(parse_settings([*fresh, "--stages", "teacher"]))
     told = capsys.readouterr().out
     assert told.index("to be trained here, on the CPU") < told.index("is trained from scratch")
-    assert f"1 epochs of {images} images: about {round(images * 0.5)} s" in told
+    assert f"1 epochs of {images} images: about {round(images * 0.75)} s" in told
 
 
 def test_a_long_run_without_a_gpu_names_what_suits_it():
@@ -53,3 +55,17 @@ def test_pre_trained_models_have_short_names():
     assert parse_settings(["--config", "small", "--dataset", "photos"]).student.choice.name.startswith("timm/tiny_vit_5m_224")
     with pytest.raises(SettingsError, match="did you mean tiny_vit_21m_pretrained"):
         ModelChoice.parse("teacher", "tiny_vit_21m_pretraned", "")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_steps_are_timed_for_what_models_take(image_folder, make_model, tmp_path, channels):
+    name = tmp_path / "teacher"
+    make_model(id2label={0: "blue", 1: "green", 2: "red"}, num_channels=channels, image_size=32).save_pretrained(name)
+    SwinHfImageProcessorPil(
+        size={"height": 32, "width": 32}, **({"image_mean": [0.5], "image_std": [0.5]} if channels == 1 else {})
+    ).save_pretrained(name)
+    arguments = [*SHARED, "--dataset", str(image_folder), "--output_dir", str(tmp_path / "run"), "--teacher", str(name)]
+    run_pipeline(parse_settings([*arguments, "--stages", "data"]))
+    run = Run(parse_settings(arguments))
+    assert 0 < seconds_per_step(make_model(num_channels=channels), run) < 60
+    assert 0 < seconds_per_inference(run.classifier(str(name)), run) < 60

@@ -183,3 +183,16 @@ def test_help_shows_the_values_in_force(tmp_path, capsys):
     assert value("teacher_epochs", "--teacher_epochs", "7") == "7.0"
     (tmp_path / "mine.yaml").write_text("teacher_epochs: 3")
     assert value("teacher_epochs", "--config", str(tmp_path / "mine.yaml")) == "3.0"
+
+
+def test_the_recorded_command_has_no_paths_and_no_tokens(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "mine.yaml").write_text("teacher_epochs: 3")
+    typed = ["--dataset", str(tmp_path / "photos"), f"--config={tmp_path / 'mine.yaml'}", "--hub_token", "hf_secret"]
+    typed += ["--teacher", "org/model", "--more_teachers", f"{tmp_path / 'a'},org/other", "--student_args", "{depths: [1, 2]}"]
+    command = parse_settings(typed).command
+    assert command == (
+        "python distill/run.py --dataset photos --config=mine.yaml --hub_token ... --teacher org/model "
+        "--more_teachers a,org/other --student_args '{depths: [1, 2]}'"
+    )
+    assert "holiday" in parse_settings([*typed, "--dataset_name", "holiday"]).command.split("--config")[0]

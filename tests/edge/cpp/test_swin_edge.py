@@ -70,6 +70,9 @@ def pictures(tmp_path) -> list[str]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         smooth(rng, 60, 90).save(folder / f"turned_{orientation}.jpg", exif=exif, quality=95)
+    smooth(rng, 60, 90).save(folder / "turned.png", exif=exif)
+    odd = (folder / "colour.jpg").read_bytes()
+    (folder / "odd.jpg").write_bytes(odd[:-2] + b"\0" * 5 + odd[-2:])  # bytes before the last marker, a warning
     return sorted(map(str, folder.iterdir()))
 
 
@@ -124,6 +127,14 @@ def test_what_is_wrong_is_a_sentence(swin_edge, artefact, image_folder, tmp_path
     assert "edge.json is damaged" in run(swin_edge, artefact, image).stderr
 
 
+def test_filters_that_it_lacks_are_refused(swin_edge, artefact, image_folder):
+    manifest = json.loads((artefact / "edge.json").read_text())
+    manifest["input"]["resample"] = 1  # Lanczos
+    (artefact / "edge.json").write_text(json.dumps(manifest))
+    done = run(swin_edge, artefact, image_folder / "red" / "0.png")
+    assert done.returncode == 1 and "must resize by nearest, bilinear or bicubic (0, 2, 3), got 1" in done.stderr
+
+
 def test_it_times_and_traces_runs(swin_edge, artefact, tmp_path):
     done = run(swin_edge, artefact, "--benchmark", "20", "--threads", "1", "--json", "--etdump", tmp_path / "run.etdp")
     figures = json.loads(done.stdout)
@@ -132,3 +143,4 @@ def test_it_times_and_traces_runs(swin_edge, artefact, tmp_path):
     )
     names = [event.name for block in Inspector(etdump_path=str(tmp_path / "run.etdp")).event_blocks for event in block.events]
     assert sum("Softmax" in name for name in names) == 2  # of two blocks
+    assert run(swin_edge, artefact, "--benchmark", "1", "--etdump", tmp_path / "none" / "run.etdp").returncode == 1

@@ -137,14 +137,18 @@ def test_whatever_a_decoder_raises_is_explained(monkeypatch, tmp_path, error):
         load_image(tmp_path / "a.png")
 
 
-def test_folders_and_missing_files_among_images_are_named(artefact, image_folder, tmp_path, capsys):
+def test_missing_files_and_empty_folders_among_images_are_named(artefact, image_folder, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
-    images = [image_folder / "red", tmp_path / "no.png", tmp_path / "pipe.png", image_folder / "red" / "0.png"]
+    (tmp_path / "empty").mkdir()
+    images = [tmp_path / "no.png", tmp_path / "pipe.png", image_folder / "red" / "0.png"]
     assert cli.main(["run", str(artefact), *map(str, images)]) == 1
     out, err = capsys.readouterr()
-    assert f"{image_folder / 'red'} is a folder; give the images in it: {image_folder / 'red' / '*'}" in err
     assert "no.png does not exist" in err and "pipe.png is not a regular file" in err and "Errno" not in err
     assert out.count("0.png") == 1
+    assert cli.main(["run", str(artefact), str(tmp_path / "empty")]) == 1
+    assert f"{tmp_path / 'empty'} holds no images" in capsys.readouterr().err
+    with pytest.raises(UnreadableImageError, match=r"red is a folder; give the images in it: .*red/\*"):
+        load_image(image_folder / "red")
 
 
 LABELS = ["a/b", "a-b", "a%2Fb", "100%", "..", ".hidden", "c:d", "cafe\u0301", "nul\0", "\u732b", "cat_1", "cat"]

@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import edge.__main__ as cli
 from edge.device.__main__ import main as device_main
-from edge.verbs.checkpoint_model import CheckpointModel
+from edge.device.runner import Runner
+from edge.export.export import ExportSettings, export
 
 
 @pytest.fixture
@@ -134,12 +135,25 @@ def test_frames_of_a_camera(artefact, image_folder, expected, monkeypatch, capsy
 
 def test_a_checkpoint_explains_itself_as_its_program_does(checkpoint, image_folder, tmp_path, capsys):
     image = image_folder / "green" / "3.png"
-    assert cli.main(["predict", str(checkpoint), str(image), "--explain", "--output_dir", str(tmp_path / "why")]) == 0
-    (written,) = (tmp_path / "why").iterdir()
-    model, picture = CheckpointModel(checkpoint), Image.open(image).convert("RGB")
-    drawn = model.explain(picture, model.classify(picture)[0].label)
-    assert np.array_equal(np.asarray(Image.open(written)), np.asarray(drawn))
-    assert f"{image} -> {written}" in capsys.readouterr().out
+    export(checkpoint, tmp_path / "explained", ExportSettings(recipe="fp32", dataset=image_folder, explain=True))
+    drawn = {}
+    for name in ("checkpoint", "explained"):
+        why = tmp_path / f"why of {name}"
+        assert cli.main(["predict", str(tmp_path / name), str(image), "--explain", "--output_dir", str(why)]) == 0
+        (written,) = why.iterdir()
+        assert f"{image} -> {written}" in capsys.readouterr().out
+        drawn[name] = np.asarray(Image.open(written), float)
+    assert drawn["checkpoint"].shape == (256, 256, 3)
+    np.testing.assert_allclose(drawn["checkpoint"], drawn["explained"], atol=2)  # of 255 levels
+    assert drawn["checkpoint"].std() > 10
+
+
+def test_pictures_are_drawn_of_what_is_named_alone(checkpoint, image_folder, tmp_path, capsys):
+    image = str(image_folder / "green" / "3.png")
+    for limit, named in (("0.01", False), ("1.0", True)):
+        command = ["predict", str(checkpoint), image, "--below", limit, "--explain", "--output_dir", str(tmp_path / "why")]
+        assert cli.main(command) == 0
+        assert (tmp_path / "why").exists() == named == bool(capsys.readouterr().out)
 
 
 def test_what_a_kind_of_model_does_not_do_is_refused(mask_folder, make_model, image_folder, tmp_path, capsys):
@@ -167,3 +181,18 @@ def test_what_a_kind_of_model_does_not_do_is_refused(mask_folder, make_model, im
     mask = np.asarray(Image.open(row["mask"]))
     assert mask.shape == (20, 24)
     assert float(row["LABEL_1"]) == pytest.approx((mask == 1).mean())
+
+
+def test_results_before_an_interruption_are_told(artefact, image_folder, monkeypatch, capsys):
+    images, classify = sorted(map(str, (image_folder / "red").iterdir())), Runner.classify
+
+    def interrupted(runner, image, top_k):
+        interrupted.calls += 1
+        if interrupted.calls > 3:
+            raise KeyboardInterrupt
+        return classify(runner, image, top_k)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(Runner, "classify", interrupted)
+    assert cli.main(["predict", str(artefact), *images, "--json"]) == 130
+    assert [row["image"] for row in json.loads(capsys.readouterr().out)] == images[:3]
