@@ -117,7 +117,7 @@ class CommandLine:
         )
         lines.append(f"Values in brackets are {whence}.")
         lines += ["", f"  --{OPTION} NAME_OR_FILE", f"        A YAML file of options, or one of {', '.join(self.files)}."]
-        if self.brief and not everything:
+        if self.brief:
             lines += [f"  {HELP_ALL[0]}", "        All options, those of the trainings and of transformers.Trainer too."]
         for part in self.parts:
             whole, known = everything or not self.brief or part in self.brief, self._fields(part)

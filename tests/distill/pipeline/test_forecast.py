@@ -16,7 +16,8 @@ TEACHER = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_he
 
 
 def test_trainings_are_counted_before_they_begin(image_folder, checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("distill.pipeline.forecast.seconds_per_image", lambda model, run, learns=True: 0.5 if learns else 0.25)
+    monkeypatch.setattr("distill.pipeline.forecast.seconds_per_step", lambda model, run: 0.75)
+    monkeypatch.setattr("distill.pipeline.forecast.seconds_per_inference", lambda classifier, run: 0.5)
     arguments = [*SHARED, "--dataset", str(image_folder), "--output_dir", str(tmp_path / "run"), "--recover_epochs", "3"]
     fresh = [*arguments, "--teacher", "swin_tiny", "--teacher_args", TEACHER, "--student_epochs", "2"]
     run_pipeline(parse_settings([*fresh, "--stages", "data"]))
@@ -61,9 +62,8 @@ def test_pre_trained_models_have_short_names():
 def test_steps_are_timed_for_what_models_take(image_folder, make_model, tmp_path, channels):
     name = tmp_path / "teacher"
     make_model(id2label={0: "blue", 1: "green", 2: "red"}, num_channels=channels, image_size=32).save_pretrained(name)
-    SwinHfImageProcessorPil(
-        size={"height": 32, "width": 32}, **({"image_mean": [0.5], "image_std": [0.5]} if channels == 1 else {})
-    ).save_pretrained(name)
+    grey = {"num_channels": 1, "image_mean": [0.5], "image_std": [0.5]} if channels == 1 else {}
+    SwinHfImageProcessorPil(size={"height": 32, "width": 32}, **grey).save_pretrained(name)
     arguments = [*SHARED, "--dataset", str(image_folder), "--output_dir", str(tmp_path / "run"), "--teacher", str(name)]
     run_pipeline(parse_settings([*arguments, "--stages", "data"]))
     run = Run(parse_settings(arguments))
