@@ -70,7 +70,6 @@ def tables(report: Report) -> dict[str, list[dict[str, str]]]:
         ],
         "training": table_of_training(report),
         "stages": table_of_stages(report),
-        "images": [{"split": split, "images": f"{count:,}"} for split, count in report.images.items()],
     }
 
 
