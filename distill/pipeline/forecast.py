@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +13,6 @@ from distill.pipeline.models import is_used_unchanged
 from distill.pipeline.report_pages import duration
 from distill.pipeline.run_folder import Run
 from distill.training.finetune import build_model
-from distill.training.models import ModelChoice
 
 TRAININGS = ("teacher", "student", "recover")
 IMAGES, STEPS = 8, 2  # of a measurement; a step before them warms up
@@ -41,16 +41,25 @@ def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
         "recover": (settings.student.choice, settings.recover.recover_epochs),
     }
     unchanged = is_used_unchanged(settings.teacher.choice, run.class_names)
-    found, seconds_of = [], {}
-    teaching = _seconds_of_teachers(run, to_build) if {"student", "recover"} & set(to_build) else 0.0
+    found = []
+
+    @cache
+    def timed(stage: str) -> tuple[float, int]:
+        """Seconds of a step for one of its images, and the number of parameters."""
+        choice = replace(own[stage][0], init_from="")  # other weights take no longer
+        model = build_model(settings.training(choice, 1, 1, run.folder), run.class_names, announce=False)
+        return seconds_per_step(model, run), sum(part.numel() for part in model.parameters())
+
+    teaching = 0.0
+    if {"student", "recover"} & set(to_build):
+        trained_first = "teacher" in to_build and not unchanged  # of its step, the forward part is a third
+        teaching = timed("teacher")[0] / 3 if trained_first else _seconds_of_own(run, to_build)
+        teaching += _seconds_of_others(run)
     for stage in TRAININGS:
         if stage not in to_build or (stage == "teacher" and unchanged):
             continue
-        choice, epochs = own[stage]
-        if str(choice) not in seconds_of:
-            model = _model(run, choice)
-            seconds_of[str(choice)] = (seconds_per_step(model, run), sum(part.numel() for part in model.parameters()))
-        seconds, parameters = seconds_of[str(choice)]
+        epochs = own[stage][1]
+        seconds, parameters = timed("student" if stage == "recover" else stage)
         whole = (seconds + (0.0 if stage == "teacher" else teaching)) * images * epochs
         found.append(Forecast(stage=stage, parameters=parameters, epochs=epochs, images=images, seconds=whole))
     return found
@@ -79,22 +88,16 @@ def device_of(run: Run) -> str:
     return f"the CPU, {torch.get_num_threads()} threads" if kind == "cpu" else kind
 
 
-def _model(run: Run, choice: ModelChoice) -> PreTrainedModel:
-    choice = replace(choice, init_from="")  # other weights take no longer
-    return build_model(run.settings.training(choice, 1, 1, run.folder), run.class_names, announce=False)
+def _seconds_of_own(run: Run, to_build: list[str]) -> float:
+    """Seconds that a teacher which is not trained takes for an image: the one that was given, or that of an earlier stage."""
+    folder = run.settings.teacher.choice.name if "teacher" in to_build else run.folder / "teacher"
+    return seconds_per_inference(load_classifier(folder, run.class_names), run)
 
 
-def _seconds_of_teachers(run: Run, to_build: list[str]) -> float:
-    """Seconds that the teachers take for an image of a student's training."""
-    settings, names = run.settings, run.class_names
-    whole = 0.0
-    for other in settings.teacher.others:
-        whole += seconds_per_inference(load_classifier(other, names), run)
-    choice = settings.teacher.choice
-    if "teacher" in to_build and not is_used_unchanged(choice, names):
-        return whole + seconds_per_step(_model(run, choice), run) / 3  # forward, and twice as much backward
-    folder = choice.name if "teacher" in to_build else run.folder / "teacher"
-    return whole + seconds_per_inference(load_classifier(folder, names), run)
+def _seconds_of_others(run: Run) -> float:
+    """Seconds that the teachers beside it take."""
+    others = run.settings.teacher.others
+    return sum(seconds_per_inference(load_classifier(other, run.class_names), run) for other in others)
 
 
 def seconds_per_step(model: PreTrainedModel, run: Run) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.device.scores import NUM_CALIBRATION_BINS, confidence_bins
+from edge.device.scores import NUM_CALIBRATION_BINS, by_class, confidence_bins
 
 MOST_MISTAKES = 24  # shown, those of which the program was surest
 
@@ -58,12 +58,11 @@ class Bin:
 
 def classes_of(teacher: np.ndarray, program: np.ndarray, labels: np.ndarray, names: list[str]) -> list[OfClass]:
     """By first classes (n,); the worst of the program first."""
-    rows = []
-    for number in np.unique(labels):
-        own = labels == number
-        right = [float((top[own] == number).mean()) for top in (teacher, program)]
-        rows.append(OfClass(label=names[number], n=int(own.sum()), teacher=right[0], program=right[1]))
-    return sorted(rows, key=lambda row: (row.program, -row.n))
+    taught = {row["label"]: row["accuracy"] for row in by_class(teacher, labels, names)}
+    return [
+        OfClass(label=row["label"], n=row["n"], teacher=taught[row["label"]], program=row["accuracy"])
+        for row in by_class(program, labels, names)
+    ]
 
 
 def mistakes_of(

@@ -1,6 +1,5 @@
 """Latency of a checkpoint in PyTorch on this machine."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,12 +7,10 @@ import torch
 from edge.compare.engines import Contender, take_turns
 from edge.compare.macs import count_macs
 from edge.deploy.form import encoder_config
-from edge.device.bench import MeasurementError, line_of, summarise
+from edge.device.bench import TURNS, MeasurementError, all_numbers_of_threads, line_of, summarise
 from edge.device.environment import describe_machine
 from edge.export.checkpoint import load_checkpoint
 from swin_hf import SwinHfForImageClassification
-
-TURNS = 10
 
 
 def bench_checkpoint(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
@@ -31,7 +28,7 @@ def bench_checkpoint(folder: Path, repeats: int = 100, threads: tuple[int, ...] 
     config = encoder_config(model)
     shape = (1, config.num_channels, *config.image_height_width)
     latency = []
-    for number in threads or tuple(range(1, (os.cpu_count() or 1) + 1)):
+    for number in threads or all_numbers_of_threads():
         contender = Contender(name="checkpoint", engine="pytorch", file=str(folder), shape=shape)
         turns = min(TURNS, repeats)
         times = take_turns([contender], turns, -(-repeats // turns), number)["checkpoint"]

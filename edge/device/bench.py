@@ -72,7 +72,7 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
         ArtefactError: the artefact is missing or damaged.
         MeasurementError: the program puts out NaN or infinity, or crashed.
     """
-    numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
+    numbers = threads or all_numbers_of_threads()
     Runner(folder)  # a damaged artefact is explained before the first process starts
     measured = [_measure_alone("one", repeats, number, folder) for number in numbers]
     first = measured[0]
@@ -89,13 +89,18 @@ def bench(folder: Path, repeats: int = 100, threads: tuple[int, ...] | None = No
     }
 
 
+def all_numbers_of_threads() -> tuple[int, ...]:
+    """From one thread to one for each core."""
+    return tuple(range(1, (os.cpu_count() or 1) + 1))
+
+
 def bench_in_turns(folders: list[Path], repeats: int = 100, threads: tuple[int, ...] | None = None) -> dict:
     """Latency of several programs, timed in turns so that slow moments of the machine affect all alike, as JSON values.
 
     Raises:
         As `bench`.
     """
-    numbers = threads or tuple(range(1, (os.cpu_count() or 1) + 1))
+    numbers = threads or all_numbers_of_threads()
     manifests = [Runner(folder).manifest for folder in folders]
     measured = [_measure_alone("turns", repeats, number, *folders) for number in numbers]
     programs = [

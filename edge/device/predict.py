@@ -240,11 +240,11 @@ class Output:
             self.found.append(found)
         elif self.form == "csv":
             self.writer.writerow([found[what] if isinstance(what, str) else what(found) for _, what in self.columns])
+        elif self.form == "jsonl":
+            print(json_text(found, indent=None, encoding=sys.stdout.encoding or "utf-8"))
         else:
-            for line in (
-                [json_text(found, indent=None, encoding=sys.stdout.encoding or "utf-8")] if self.form == "jsonl" else lines
-            ):
-                print(line)
+            print("\n".join(lines))
+        sys.stdout.flush()  # into a pipe, too, results come one by one
 
     def end(self) -> None:
         if self.form == "json":

@@ -76,8 +76,8 @@ class Shown:
         if self.model.is_segmenter:
             found = [self.model.segment(picture).drawn_over(picture)]
         else:
-            predictions = self.model.classify(picture, max(len(self.model.labels), TOP_K))
-            found = [{own.label: own.probability for own in predictions[:TOP_K]}]
+            predictions = self.model.classify(picture, TOP_K)
+            found = [{own.label: own.probability for own in predictions}]
         milliseconds = (time.perf_counter() - started) * 1e3
         if self.explains:
             found.append(self.model.explain(picture, predictions[0].label))

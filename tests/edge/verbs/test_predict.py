@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import edge.__main__ as cli
 from edge.device.__main__ import main as device_main
+from edge.device.predict import Output
 from edge.device.runner import Runner
 from edge.export.export import ExportSettings, export
 
@@ -196,3 +197,17 @@ def test_results_before_an_interruption_are_told(artefact, image_folder, monkeyp
     monkeypatch.setattr(Runner, "classify", interrupted)
     assert cli.main(["predict", str(artefact), *images, "--json"]) == 130
     assert [row["image"] for row in json.loads(capsys.readouterr().out)] == images[:3]
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
+def test_each_result_is_told_at_once(form, monkeypatch):
+    class Pipe(io.StringIO):
+        arrived = ""
+
+        def flush(self):
+            self.arrived = self.getvalue()
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    output = Output(form, [("image", "image")])
+    output.tell({"image": "a.png"}, ["a.png"])
+    assert "a.png" in sys.stdout.arrived
