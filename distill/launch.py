@@ -34,11 +34,13 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
         quieten_libraries()
         work()
         interruption.check()
+        _leave_processes()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interruption.came():  # which some libraries turn into errors of their own
             print(f"\ninterrupted; {how_to_resume}", file=sys.stderr)
             return 128 + signal.SIGINT
         if isinstance(error, TrainingStopped):
+            _leave_processes()
             print(f"\n{error}; {how_to_resume}", file=sys.stderr)
             return 128 + signal.SIGTERM
         if not (message := _explained(error)):
@@ -48,6 +50,16 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
             print("(accelerate adds a traceback of its own below; `accelerate launch --quiet` does not)", file=sys.stderr)
         return USAGE if isinstance(error, SettingsError) else 1
     return 0
+
+
+def _leave_processes() -> None:
+    """End the communication of a training on several processes, all of which are here, while Python still runs.
+
+    Gloo's threads may hold tensors: freed after Python has ended, they abort the process (SIGABRT).
+    """
+    distributed = sys.modules.get("torch.distributed")  # not loaded here: some commands do without torch
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _explained(error: BaseException) -> str:

@@ -5,13 +5,14 @@ import signal
 from contextlib import suppress
 
 import pytest
+import torch
 from filelock import Timeout
 
 from distill import interruption
 from distill.data.finding import find_images
 from distill.data.sources import DataError
 from distill.data.targets import CLASSES
-from distill.errors import SettingsError
+from distill.errors import SettingsError, TrainingStopped
 from distill.launch import launch
 from distill.pipeline.settings import parse_settings
 from distill.pipeline.stages import Stage, run_stages
@@ -126,3 +127,15 @@ def test_other_errors_are_not_hidden():
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
         launch(fail, "")
+
+
+@pytest.mark.parametrize(("end", "code"), [(None, 0), (TrainingStopped("stopped at step 1 of 2"), 143)])
+def test_the_communication_of_processes_is_ended_before_python_is(tmp_path, end, code):
+    def work():
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        torch.distributed.all_reduce(torch.ones(1))
+        if end:
+            raise end
+
+    assert launch(work, "") == code
+    assert not torch.distributed.is_initialized()
