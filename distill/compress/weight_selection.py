@@ -68,6 +68,17 @@ def check_selectable(student: SwinHfConfig, larger: SwinHfConfig) -> None:
         )
 
 
+def is_larger_everywhere(larger: SwinHfConfig, student: SwinHfConfig) -> bool:
+    """Whether every block and layer of a model of the one config has its counterpart in a larger model of the other."""
+    try:
+        check_selectable(student, larger)
+    except SelectionError:
+        return False
+    with torch.device("meta"):
+        own, other = SwinHfModel(student), SwinHfModel(larger)
+    return not (_new_blocks(own, other) or _new_layers(own, other))
+
+
 @torch.no_grad()
 def select_weights(student: nn.Module, larger: nn.Module) -> Selection:
     """Let one of our models start with the weights of a larger one, in place; both have an encoder, and heads of any kind.

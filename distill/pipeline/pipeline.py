@@ -38,7 +38,7 @@ def run_pipeline(settings: Settings) -> str:
     run = Run(settings)
     own = settings.student
     inputs = {"teacher": settings.teacher.teacher, "student": own.student}
-    inputs |= {"student_init_from": None if own.student_init_from == OWN_TEACHER else own.student_init_from}
+    inputs |= {"student_init_from": None if own.choice.init_from == OWN_TEACHER else own.choice.init_from}
     check_apart(run.folder, "--output_dir", dataset=settings.images.dataset, **inputs)
     for other in settings.teacher.others:
         check_apart(run.folder, "--output_dir", more_teachers=other)

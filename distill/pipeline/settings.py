@@ -62,7 +62,8 @@ WITHOUT_EFFECT = {
     ),
 }
 LABELS = ("auto", "given", "teacher")
-OWN_TEACHER = "teacher"
+# What a student starts with, beside a checkpoint: weights of the run's teacher, those if all of its blocks can, new ones.
+OWN_TEACHER, TEACHER_IF_IT_FITS, NEW_WEIGHTS = "teacher", "auto", "none"
 CHOICE_HELP = f"Preset ({', '.join(PRESETS)}), pre-trained model ({', '.join(PRETRAINED)}), checkpoint folder or Hub id"
 ARGS_HELP = 'Fields of its config to change, as YAML: "{depths: [1, 2]}".'
 
@@ -144,10 +145,11 @@ class StudentSettings:
     )
     student_args: str = field(default="", metadata={"help": ARGS_HELP})
     student_init_from: str = field(
-        default="",
+        default=TEACHER_IF_IT_FITS,
         metadata={
-            "help": "Checkpoint folder or Hub id of a larger Swin, with some of whose weights a preset starts, or "
-            f"{OWN_TEACHER}: that of the run."
+            "help": "Checkpoint folder or Hub id of a larger Swin, with some of whose weights a preset starts; "
+            f"{OWN_TEACHER}: that of the run; {TEACHER_IF_IT_FITS}: the same, if it has all blocks of the student; "
+            f"{NEW_WEIGHTS}: new weights."
         },
     )
     student_epochs: float = field(default=150, metadata={"help": "Passes over the training images."})
@@ -155,6 +157,8 @@ class StudentSettings:
 
     def __post_init__(self):
         check_schedule("student", self.student_epochs, self.student_learning_rate)
+        kinds = f"be {TEACHER_IF_IT_FITS}, {NEW_WEIGHTS}, {OWN_TEACHER} or a checkpoint"
+        require(bool(self.student_init_from.strip()), "student_init_from", kinds, self.student_init_from)
 
     @property
     def is_auto(self) -> bool:
@@ -164,7 +168,8 @@ class StudentSettings:
     def choice(self) -> ModelChoice:
         """The student; for "auto" one of its family, whose shape is not settled yet."""
         name = AUTO_PRESETS[0] if self.is_auto else self.student
-        return ModelChoice.parse("student", name, self.student_args, init_from=self.student_init_from)
+        start = "" if self.student_init_from in (TEACHER_IF_IT_FITS, NEW_WEIGHTS) else self.student_init_from
+        return ModelChoice.parse("student", name, self.student_args, init_from=start)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """The seven stages of a run, from images to a report: a function each, and the table of them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.compress.teachers import load_classifier
+from distill.compress.weight_selection import is_larger_everywhere
 from distill.data.targets import CLASSES, NOTHING
 from distill.pipeline.inputs import checkpoint_files, content_of, data_files
 from distill.pipeline.measure import program_logits
@@ -16,17 +18,18 @@ from distill.pipeline.report import make_report
 from distill.pipeline.report_pages import write_report
 from distill.pipeline.report_pictures import pictures_of
 from distill.pipeline.run_folder import Run, read_data_facts
-from distill.pipeline.settings import OWN_TEACHER, Settings, StudentSettings, TeacherSettings
+from distill.pipeline.settings import OWN_TEACHER, TEACHER_IF_IT_FITS, Settings, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.pipeline.student_shape import student_choice
 from distill.pruning.targets import MEASURED
 from distill.public_names import public_name
 from distill.training.finetune import write_metrics
-from distill.training.models import ModelChoice
+from distill.training.models import ModelChoice, ModelError, load_larger
 from edge.device.runner import Runner
 from edge.export.export import ExportSettings, export_into
 from edge.export.prepare import images_to_compare_on
+from swin_hf.presets_swin_hf import PRESETS
 
 
 def build_data(run: Run, work_dir: Path) -> None:
@@ -54,11 +57,22 @@ def build_teacher(run: Run, work_dir: Path) -> None:
 
 def build_student(run: Run, work_dir: Path) -> None:
     """Distill the teacher into a small model."""
-    own, choice = run.settings.student, student_choice(run, work_dir)
-    if choice.init_from == OWN_TEACHER:
-        choice = replace(choice, init_from=str(run.folder / "teacher"))
+    own, choice = run.settings.student, with_start(run, student_choice(run, work_dir))
     settings = run.settings.training(choice, own.student_epochs, own.student_learning_rate, work_dir)
     train(settings, run, run.teachers())
+
+
+def with_start(run: Run, choice: ModelChoice) -> ModelChoice:
+    """The student with the checkpoint that it starts with: the run's teacher, if that was asked for, or if it fits."""
+    started = replace(choice, init_from=str(run.folder / "teacher"))
+    if choice.init_from == OWN_TEACHER:
+        return started
+    if choice.is_preset and run.settings.student.student_init_from == TEACHER_IF_IT_FITS:
+        own = PRESETS[choice.name](**{"image_size": run.settings.task.image_size} | choice.args)
+        with suppress(ModelError):  # the teacher is no Swin
+            if is_larger_everywhere(load_larger(started).config, own):
+                return started
+    return choice
 
 
 def build_recovered(run: Run, work_dir: Path) -> None:

@@ -82,10 +82,30 @@ def test_a_student_starts_with_weights_of_the_runs_teacher(image_folder, make_mo
     arguments = ["--teacher", str(tmp_path / "wide"), "--student_init_from", "teacher", "--stages", "data,teacher,student"]
     run(image_folder, tmp_path, *arguments)
     assert "swin_edge_small starts with weights of teacher: 2 of 2 blocks" in capsys.readouterr().out
+    first_stages = arguments[:2] + arguments[4:]
+    for number, (start, is_expected) in enumerate(((["auto"], True), (["none"], False), ([], True))):
+        flags = ["--student_init_from", *start] if start else []
+        run(image_folder, tmp_path / str(number), *first_stages, *flags)
+        assert ("starts with weights of teacher: 2 of 2" in capsys.readouterr().out) == is_expected
     narrow = ["--student_args", SMALL.replace("embed_dim: 16", "embed_dim: 64")]
     with pytest.raises(ModelError, match="--student_init_from teacher: the larger model must have every stage"):
         run(image_folder, tmp_path / "other", *arguments, *narrow)
     assert not (tmp_path / "other" / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize("kind", ["narrow", "other blocks", "resnet"])
+def test_a_student_starts_with_new_weights_where_its_teacher_does_not_fit(kind, image_folder, make_model, tmp_path, capsys):
+    names = dict(enumerate(("blue", "green", "red")))
+    if kind == "resnet":
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label=names)
+        teacher = ResNetForImageClassification(config)
+    else:
+        sizes = {"embed_dim": 8, "num_heads": [1, 2]} if kind == "narrow" else {"stage_blocks": ["conv", "window"]}
+        teacher = make_model(**{"embed_dim": 32} | sizes, id2label=names)
+    teacher.save_pretrained(tmp_path / "teacher")
+    PLAIN_PROCESSOR.save_pretrained(tmp_path / "teacher")
+    run(image_folder, tmp_path, "--teacher", str(tmp_path / "teacher"), "--stages", "data,teacher,student")
+    assert "starts with weights" not in capsys.readouterr().out
 
 
 def test_a_student_starts_with_weights_of_a_stock_teacher(image_folder, tmp_path, capsys):
