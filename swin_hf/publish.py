@@ -12,11 +12,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import (
@@ -37,7 +36,9 @@ from .image_processing_swin_hf import SwinHfImageProcessorPil
 from .model_card import CARD, METRICS, Card, PublishError, loading_code, write_card
 from .output_folders import shown
 from .quiet import hide_progress
+from .spaces import check_space, make_space, pin
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
+from .uploading import Publication, upload
 from .weight_files import WeightFiles, not_finite, read_weight_files, why_unreadable
 from .weight_import import HEADS, OURS, architecture_of, import_model
 from .working_processor import require_working_processor
@@ -55,32 +56,6 @@ AUTO_CLASSES = (
     *(AutoModelForImageToImage, AutoBackbone, AutoModel),
 )
 FEATURES = "image-feature-extraction"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Publication:
-    """What is to be uploaded: the files of a folder that was prepared from the folder `source`."""
-
-    repo_id: str
-    source: Path
-    folder: Path
-
-    @property
-    def files(self) -> dict[str, int]:
-        """Size in bytes of every file, by its path in the repository."""
-        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
-
-    @property
-    def left_out(self) -> list[str]:
-        """Names of the files and folders of `source` that are not uploaded."""
-        prepared = {path.name for path in self.folder.iterdir()}
-        return sorted(path.name for path in self.source.iterdir() if path.name not in prepared)
-
-    def __str__(self) -> str:
-        lines = [f"{size:>12,}  {name}" for name, size in self.files.items()]
-        left_out = [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
-        return "\n".join([*lines, f"{sum(self.files.values()):>12,}  bytes in all", *left_out])
 
 
 Prepare = Callable[[Path, str, Path, str | None], Publication]
@@ -173,31 +148,6 @@ def complete(source: Path, repo_id: str, folder: Path, card: Card, license_name:
     else:
         write_card(card, repo_id, source, folder, license_name)
     return Publication(repo_id=repo_id, source=source, folder=folder)
-
-
-def upload(
-    publication: Publication, private: bool | None = None, revision: str | None = None, message: str | None = None
-) -> CommitInfo:
-    """Upload what was prepared to the Hub, in one commit; without changes there is no new one.
-
-    Access is huggingface_hub's: `hf auth login` or `HF_TOKEN`.
-
-    private: whether a new repository is private; an existing one stays as it is. None: the default of the organisation.
-    revision: branch to upload to, made from main if it is new.
-
-    Raises:
-        huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
-    """
-    hub = HfApi(library_name="swin-hf")
-    hub.create_repo(publication.repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        hub.create_branch(publication.repo_id, branch=revision, exist_ok=True)
-    return hub.upload_folder(
-        repo_id=publication.repo_id,
-        folder_path=publication.folder,
-        revision=revision,
-        commit_message=message or f"Upload {publication.source.resolve().name} with swin-hf",
-    )
 
 
 def _save_checkpoint(source: Path, folder: Path) -> Card:
@@ -293,20 +243,34 @@ def add_options(parser: argparse.ArgumentParser, source: str = "checkpoint folde
     parser.add_argument("--revision", help="branch to upload to (default: main)")
     parser.add_argument("--license", dest="license_name", help="identifier for the card, like apache-2.0")
     parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--space", action="store_true", help="also a Space of this name: a page that shows the model at work")
+    parser.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try on the page of the Space")
 
 
 def run(options: argparse.Namespace, prepare: Prepare) -> int:
     """Show what would be uploaded, or upload it: 0 if that worked, 1 after an error that was explained on stderr."""
     try:
+        if options.space:
+            check_space(options.examples)
+        elif options.examples:
+            raise PublishError("--examples are for the page of a Space; add --space")
         with tempfile.TemporaryDirectory() as folder:
-            prepared = prepare(options.source, options.repo_id, Path(folder), options.license_name)
+            prepared = prepare(options.source, options.repo_id, Path(folder, "model"), options.license_name)
+            space = make_space(prepared, Path(folder, "space"), options.examples) if options.space else None
             if options.upload:
                 commit = upload(prepared, options.private, options.revision, options.message)
                 print(f"{options.source} -> {commit.repo_url}, commit {commit.oid}")
+                if space:
+                    pin(space, commit.oid)
+                    print(f"page -> {upload(space, options.private, message=options.message).repo_url}")
+                    if options.private:
+                        print("give the page, in its settings, a secret HF_TOKEN that may read the model")
                 return 0
             kind = "private" if options.private else "public, unless it exists already or its organisation has another default"
             print(f"{options.repo_id} ({kind}), branch {options.revision or 'main'}:\n{prepared}\n")
             print((prepared.folder / CARD).read_text(encoding="utf-8"))
+            if space:
+                print(f"Space {options.repo_id}:\n{space}\n")
             print("Nothing was uploaded; add --upload.")
     except (ExplainedError, OSError) as error:  # with OSError, whatever the Hub refuses
         print(f"error: {error}", file=sys.stderr)

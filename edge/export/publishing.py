@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from swin_hf.model_card import Card
-    from swin_hf.publish import Publication
+    from swin_hf.uploading import Publication
 
 # Of the Hub, by the tasks of artefacts.
 _PIPELINES = {CLASSIFICATION: CLASSIFICATION, SEGMENTATION: "image-segmentation", FEATURES: "image-feature-extraction"}
@@ -99,13 +99,13 @@ def publish(
 ) -> "CommitInfo":
     """Upload a device artefact to the Hub, in one commit.
 
-    license_name: identifier for the card, like apache-2.0. The other arguments are those of `swin_hf.publish.upload`.
+    license_name: identifier for the card, like apache-2.0. The other arguments are those of `swin_hf.uploading.upload`.
 
     Raises:
         PublishError: as for `prepare`.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
-    from swin_hf.publish import upload
+    from swin_hf.uploading import upload
 
     with tempfile.TemporaryDirectory() as folder:
         return upload(prepare(source, repo_id, Path(folder), license_name), private, revision, message)
@@ -144,6 +144,8 @@ def add_publish_command(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("--revision", help="branch to upload to (default: main)")
     command.add_argument("--license", dest="license_name", help="identifier for the card, like apache-2.0")
     command.add_argument("--message", help="of the commit")
+    command.add_argument("--space", action="store_true", help="also a Space of this name: a page that shows the model at work")
+    command.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try on the page of the Space")
 
 
 def run_publish(arguments: argparse.Namespace) -> int:

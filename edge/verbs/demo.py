@@ -92,10 +92,10 @@ class DemoError(ExplainedError):
     """A model cannot be shown; the message says why."""
 
 
-def make_page(names: list[str], examples: list[Path] | None = None) -> gr.Blocks:
+def make_page(names: list[str], examples: list[Path] | None = None, is_public: bool = False) -> gr.Blocks:
     """The page of some models, by folder or by name on the Hub, side by side.
 
-    examples: images to try.
+    examples: images to try. is_public: whether others see it, whose photographs then come to this computer.
 
     Raises:
         As `Shown`.
@@ -103,7 +103,8 @@ def make_page(names: list[str], examples: list[Path] | None = None) -> gr.Blocks
     folders = [Path(name).resolve().name for name in names]
     shown = [Shown(name, name if folders.count(folder) > 1 else None) for name, folder in zip(names, folders)]
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(f"# {TITLE}\nDrop a photograph, choose one, or take one. Nothing leaves this computer.")
+        where = "It is sent to the computer that runs this page." if is_public else "Nothing leaves this computer."
+        gr.Markdown(f"# {TITLE}\nDrop a photograph, choose one, or take one. {where}")
         picture = gr.Image(type="filepath", label="Photograph", sources=["upload", "webcam", "clipboard"], height=360)
         outputs: list[gr.components.Component] = []
         with gr.Row():
@@ -132,7 +133,7 @@ def _answering(shown: list[Shown]) -> Callable[[str | None], list]:
     return answer
 
 
-def examples_of(names: list[str], given: Path | None) -> list[Path]:
+def examples_of(names: list[str], given: str | Path | None) -> list[Path]:
     """The images that were given, or those that the run of a model put aside as samples."""
     if given is not None:
         return find_images([str(given)])
@@ -143,9 +144,16 @@ def examples_of(names: list[str], given: Path | None) -> list[Path]:
     return []
 
 
-def serve(names: list[str], examples: Path | None, port: int | None, opens_browser: bool) -> None:
-    """Serve the page on this computer until Ctrl-C."""
-    launch(make_page(names, examples_of(names, examples)), server_port=port, inbrowser=opens_browser)
+def serve(
+    names: list[str],
+    examples: str | Path | None,
+    port: int | None = None,
+    opens_browser: bool = False,
+    is_public: bool = False,
+) -> None:
+    """Serve the page until Ctrl-C, on this computer or where Gradio's environment variables say, as in a Space."""
+    page = make_page(names, examples_of(names, examples), is_public)
+    launch(page, server_port=port, inbrowser=opens_browser)
 
 
 def launch(page: gr.Blocks, **options) -> str:

@@ -159,7 +159,7 @@ def test_options_are_those_of_checkpoints():
         return [{name: getattr(action, name) for name in names} for action in parser._actions]
 
     assert described(commands.choices["publish"]) == described(theirs)
-    assert len(described(theirs)) == 8  # with --help
+    assert len(described(theirs)) == 10  # with --help
 
 
 def test_other_commands_do_without_swin_hf():

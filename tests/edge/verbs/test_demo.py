@@ -1,7 +1,12 @@
 """The page of `edge demo` in a real browser: Chromium or Chrome of this system."""
 
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -111,3 +116,37 @@ def test_a_computer_without_a_camera_is_told(page):
 def test_what_cannot_be_shown_is_explained(tmp_path, capsys):
     assert cli.main(["demo", str(tmp_path), "--no_browser"]) == 1
     assert "must be a folder with a program (edge.json) or a checkpoint (config.json)" in capsys.readouterr().err
+
+
+def test_the_page_of_a_space_runs_on_its_own(artefact, image_folder, tmp_path):
+    from edge.export.publishing import prepare
+    from swin_hf.spaces import make_space, pin
+
+    model = prepare(artefact, "org/name", tmp_path / "model")
+    space = make_space(model, tmp_path / "space", image_folder / "red")
+    pin(space, "0123abc")
+    (space.folder / "org").mkdir()
+    model.folder.rename(space.folder / "org" / "name@0123abc")  # in the place of the Hub
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=space.folder, env=environment)
+    try:
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            page = browser.new_page()
+            for _ in range(120):
+                try:
+                    page.goto(f"http://127.0.0.1:{port}")
+                    break
+                except sync_api.Error:
+                    time.sleep(0.5)
+            page.wait_for_selector("text=It is sent to the computer that runs this page.")
+            upload(page, image_folder / "blue" / "2.png")
+            assert labels_on(page) == [Runner(artefact).classify(image_folder / "blue" / "2.png")[0].label]
+            assert page.locator(".gallery-item").count() > 0
+            browser.close()
+    finally:
+        app.terminate()
+        app.wait(timeout=30)

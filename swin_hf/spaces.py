@@ -1,0 +1,121 @@
+"""A Space of the Hub that shows a published model at work: the page of `python -m edge demo`.
+
+The code of this version lies beside its app, so that it runs what was tried here, whether or not this version was released.
+"""
+
+import importlib.metadata
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import ModelCard, RepoCard, SpaceCardData
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import in_one_line
+from .model_card import CARD, PublishError
+from .uploading import Publication
+
+DISTRIBUTION, PAGE = "swin-hf", "gradio"
+PACKAGES = ("swin_hf", "edge")  # what the page runs
+PROGRAM = "edge.json"  # the manifest of a program, which needs ExecuTorch
+PYTHON = "3.11"
+MOST_EXAMPLES, LONGEST_SIDE = 12, 1024
+APP = """\"\"\"Shows {repo_id} at work, with the code of swin-hf {version}, which lies beside this file.\"\"\"
+
+from edge.verbs.demo import serve
+
+serve(["{repo_id}{commit}"], {examples}, is_public=True)
+"""
+TEXT = """
+# {name} at work
+
+[{repo_id}](https://huggingface.co/{repo_id}) on a photograph of yours: its classes, and where it can say so, what speaks for
+them. Made with swin-hf: `python -m edge demo {repo_id}` opens the same page on your own computer.
+"""
+
+
+def check_space(examples: Path | None) -> None:
+    """Find out before any work whether a Space can be written.
+
+    Raises:
+        PublishError: Gradio or this package is not installed, or a folder of examples is not there.
+    """
+    for name, extra in ((DISTRIBUTION, ""), (PAGE, "[demo]")):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError as error:
+            how = f'pip install "{DISTRIBUTION}{extra}", or in a clone of it: pip install -e ".{extra}"'
+            raise PublishError(f"--space needs {name} to be installed, whose version it names; {how}") from error
+    if examples is not None and not examples.is_dir():
+        raise PublishError(f"--examples must be a folder of images, got {examples}")
+
+
+def make_space(model: Publication, folder: Path, examples: Path | None) -> Publication:
+    """Write a Space for what is to be published into a new folder; `pin` it before its upload.
+
+    examples: folder of images to try; each is made smaller and loses what its file says beside the picture.
+
+    Raises:
+        PublishError: there is no image among the examples, or one cannot be read.
+    """
+    folder.mkdir(parents=True)
+    for package in PACKAGES:
+        source = Path(find_spec(package).submodule_search_locations[0])
+        for file in sorted(source.rglob("*.py")):
+            copy = folder / package / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    if examples is not None:
+        _copy_examples(examples, folder / "examples")
+    extras = ("edge",) if (model.folder / PROGRAM).is_file() else ()
+    lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *requirements_of(extras)]
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    name = model.repo_id.split("/")[1]
+    data = SpaceCardData(
+        title=f"{name} at work",
+        sdk=PAGE,
+        sdk_version=importlib.metadata.version(PAGE),
+        python_version=PYTHON,
+        app_file="app.py",
+        models=[model.repo_id],
+        license=ModelCard.load(model.folder / CARD).data.license,
+    )
+    text = TEXT.format(name=name, repo_id=model.repo_id)
+    RepoCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / CARD)
+    space = Publication(repo_id=model.repo_id, source=model.source, folder=folder, repo_type="space")
+    pin(space, "")
+    return space
+
+
+def pin(space: Publication, commit: str) -> None:
+    """Let the page of a Space load this commit of its model."""
+    text = APP.format(
+        repo_id=space.repo_id,
+        version=importlib.metadata.version(DISTRIBUTION),
+        commit=f"@{commit}" if commit else "",
+        examples='"examples"' if (space.folder / "examples").is_dir() else None,
+    )
+    (space.folder / "app.py").write_text(text, encoding="utf-8")
+
+
+def requirements_of(extras: tuple[str, ...]) -> list[str]:
+    """What this package needs, with some of its extras, but for itself."""
+    wanted = {"", *(f'extra == "{extra}"' for extra in extras)}
+    lines = [[part.strip() for part in line.partition(";")] for line in importlib.metadata.requires(DISTRIBUTION)]
+    return [needed for needed, _, marker in lines if marker in wanted and not needed.startswith(DISTRIBUTION)]
+
+
+def _copy_examples(source: Path, folder: Path) -> None:
+    known = Image.registered_extensions()
+    files = [file for file in sorted(source.iterdir()) if file.suffix.lower() in known][:MOST_EXAMPLES]
+    if not files:
+        raise PublishError(f"--examples must be a folder of images, got none in {source}")
+    folder.mkdir()
+    for number, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                picture = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise PublishError(f"{file} cannot be read as an image: {in_one_line(error)}") from error
+        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        picture.save(folder / f"{number:02}.png")

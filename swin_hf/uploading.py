@@ -1,0 +1,66 @@
+"""Folders that are prepared for the Hub, and their upload in one commit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is to be uploaded: the files of a folder that was prepared from the folder `source`.
+
+    repo_type: model or space, as the Hub calls them.
+    """
+
+    repo_id: str
+    source: Path
+    folder: Path
+    repo_type: str = "model"
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Size in bytes of every file, by its path in the repository."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the files and folders of a model's `source` that are not uploaded."""
+        if self.repo_type != "model":
+            return []
+        prepared = {path.name for path in self.folder.iterdir()}
+        return sorted(path.name for path in self.source.iterdir() if path.name not in prepared)
+
+    def __str__(self) -> str:
+        lines = [f"{size:>12,}  {name}" for name, size in self.files.items()]
+        left_out = [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join([*lines, f"{sum(self.files.values()):>12,}  bytes in all", *left_out])
+
+
+def upload(
+    publication: Publication, private: bool | None = None, revision: str | None = None, message: str | None = None
+) -> CommitInfo:
+    """Upload what was prepared to the Hub, in one commit; without changes there is no new one.
+
+    Access is huggingface_hub's: `hf auth login` or `HF_TOKEN`.
+
+    private: whether a new repository is private; an existing one stays as it is. None: the default of the organisation.
+    revision: branch to upload to, made from main if it is new.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
+    """
+    hub = HfApi(library_name="swin-hf")
+    kind = publication.repo_type
+    sdk = "gradio" if kind == "space" else None
+    hub.create_repo(publication.repo_id, private=private, repo_type=kind, space_sdk=sdk, exist_ok=True)
+    if revision is not None:
+        hub.create_branch(publication.repo_id, branch=revision, repo_type=kind, exist_ok=True)
+    return hub.upload_folder(
+        repo_id=publication.repo_id,
+        repo_type=kind,
+        folder_path=publication.folder,
+        revision=revision,
+        commit_message=message or f"Upload {publication.source.resolve().name} with swin-hf",
+    )
