@@ -31,7 +31,7 @@ from edge.quiet import quieten
 quieten()  # before the imports that print warnings
 
 import torch
-from benchmark_distill import HYBRID, LADDER, benchmark_distill, work_distill, work_teacher
+from benchmark_distill import DEFAULT, HYBRID, LADDER, benchmark_distill, work_distill, work_teacher
 from benchmark_edge import EDGE_PARTS, benchmark_edge
 from benchmark_explain import benchmark_explain
 from benchmark_folder import benchmark_folder, work_folder
@@ -159,7 +159,9 @@ def add_distillation(commands) -> None:
     command.set_defaults(run=benchmark_distill)
     command = commands.add_parser("distill-folder", help="a student alone and with a teacher, on a folder of few images")
     command.add_argument("--dataset", type=Path, required=True, help="one folder for each class")
-    command.add_argument("--recipe", default="KL", choices=[name for name, own in LADDER.items() if own.teachers == (HYBRID,)])
+    command.add_argument(
+        "--recipe", default=DEFAULT, choices=[name for name, own in LADDER.items() if own.teachers == (HYBRID,)]
+    )
     command.add_argument("--splits", nargs="+", type=seed, action=Distinct, default=[0, 1, 2, 3, 4])
     command.add_argument("--image_size", type=positive, default=64)
     command.add_argument("--epochs", type=positive, default=150)

@@ -43,7 +43,7 @@ TEACHERS = {
     CONVOLUTIONAL: lambda: resnet([32, 64, 128, 256], [2, 2, 2, 2]),
     HYBRID: lambda: hybrid([24, 48, 96], [6, 1, 2]),
 }
-ALONE, BEST = "alone", "the best combination"
+ALONE, BEST, DEFAULT = "alone", "the best combination", "the default"
 
 
 def make_student() -> PreTrainedModel:
@@ -65,6 +65,10 @@ class Recipe:
     def uses_maps(self) -> bool:
         return "feature_loss" in self.options
 
+    def settings(self, **more: object) -> DistillationSettings:
+        """Those of its losses, with others."""
+        return DistillationSettings(**{"feature_loss": "none"} | self.options | more)
+
     def __str__(self) -> str:
         options = [f"{name} {value}" for name, value in self.options.items()]
         return ", ".join(
@@ -85,6 +89,7 @@ LADDER = {
     **{name: Recipe(teachers=(HYBRID,), options=options) for name, options in OF_LOGITS.items()},
     "KL from both": Recipe(teachers=(CONVOLUTIONAL, HYBRID), options=OF_LOGITS["KL"]),
     **{f"KL + {name}": Recipe(teachers=(HYBRID,), options=OF_LOGITS["KL"] | own) for name, own in OF_MAPS.items()},
+    DEFAULT: Recipe(teachers=(HYBRID,), options=OF_LOGITS["NKD"] | OF_MAPS["hints"], selected=True),  # of distill/run.py
 }
 SHARES = (0.5, 0.1, 0.0)  # of the training images that have labels
 
@@ -257,8 +262,7 @@ def work_distill(arguments: argparse.Namespace) -> None:
         save_start(make_student(), start)
         repeats = round(1 / own.share) if own.share and not recipe.teachers else 1  # as many steps with fewer images
         settings = settings_of(trained, start, own.seed, own.epochs, own.learning_rate, repeated_augmentation=repeats)
-        options = recipe.options | ({} if own.share else {"label_weight": 0.0})
-        settings = replace(settings, distillation=DistillationSettings(**options))
+        settings = replace(settings, distillation=recipe.settings(**({} if own.share else {"label_weight": 0.0})))
         trained.mkdir()
         stream, found = find_training_images(settings)
         data = look_through(settings, stream, found, known=False)

@@ -17,10 +17,10 @@ from benchmark_trainings import begin_report, mean_and_interval, run_all
 from transformers import set_seed
 
 from distill.compress.teachers import Teachers, load_classifier
+from distill.compress.weight_selection import select_weights
 from distill.public_names import public_name
 from distill.training.finetune import build_model, find_training_images, look_through, train_model
 from distill.training.settings import FinetuneSettings, parse_finetune_settings, settled
-from distill.training.tasks.distillation import DistillationSettings
 from swin_hf.output_folders import write_json
 
 TEACHER, ALONE, TAUGHT = WHO = ("teacher", "alone", "with a teacher")
@@ -100,9 +100,12 @@ def work_folder(arguments: argparse.Namespace) -> None:
         data = look_through(settings, stream, found, known=False)
         teacher = None
         if own.who == TAUGHT:
-            settings = replace(settings, distillation=DistillationSettings(**LADDER[own.recipe].options))
+            settings = replace(settings, distillation=LADDER[own.recipe].settings())
             teacher = Teachers([load_classifier(own.teacher, data.class_names)])
-        figures = train_model(settings, build_model(settings, data.class_names), data, teacher=teacher)
+        model = build_model(settings, data.class_names)
+        if own.who == TAUGHT and LADDER[own.recipe].selected:
+            select_weights(model, teacher.classifiers[0].model)
+        figures = train_model(settings, model, data, teacher=teacher)
         counts = {split: len(examples) for split, examples in data.examples.items()}
     print(json.dumps({"test": figures["test_accuracy"], "images": counts, "num_classes": len(data.class_names)}))
 

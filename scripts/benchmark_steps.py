@@ -21,7 +21,7 @@ from distill.compress.teachers import Classifier, Teachers
 from distill.data.transforms import TransformSettings
 from distill.training.optimisation import parameter_groups
 from distill.training.tasks.classification import ImageClassification
-from distill.training.tasks.distillation import Distillation, DistillationSettings
+from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
 from distill.training.tasks.task import Objective
 from distill.training.teacher_cache import Shard, TeacherCache, begin_epoch, finish_epoch, folder_of
 from swin_hf import SwinHfForImageClassification, SwinHfImageProcessorPil
@@ -82,10 +82,13 @@ def steps_of(
     shard.write(folder_of(folder, 0), 0)
     finish_epoch(folder, 0, num_processes=1)
     cache = TeacherCache(folder, NUM_CLASSES, 1)
+    defaults = DistillationSettings()
+    features = compare_features(defaults.maps_loss, student, own.normalise, teachers.cpu().float(), side)
+    teachers.hasten(device).to(device)
     objectives = {
         "student": own,
-        "distillation": Distillation(own, teachers, DistillationSettings()),
-        "cache": Distillation(own, cache, DistillationSettings()),
+        "distillation": Distillation(own, teachers, defaults, features),
+        "cache": Distillation(own, cache, defaults),
     }
     student = student.train().to(device)
     if device.type == "cpu":

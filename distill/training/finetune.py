@@ -224,11 +224,22 @@ def taught(
     """An objective together with what teachers say of the same images.
 
     Raises:
-        FeatureError: feature maps are to be compared, and one of the models has none.
+        FeatureError: feature maps must be compared, and one of the models has none.
     """
-    own, features = settings.distillation, None
-    if own.maps_weight:
-        features = compare_features(own.feature_loss, model, objective.normalise, teacher, settings.task.image_size)
+    own, features, why_not = settings.distillation, None, ""
+    if own.may_compare_maps:
+        why_not = "a cache of a teacher has none" * isinstance(teacher, TeacherCache)
+        why_not = why_not or "FSDP or DeepSpeed split the weights" * settings.splits_weights
+        why_not = why_not or "--save_only_model leaves out what belongs to them" * settings.trainer.save_only_model
+    if own.must_compare_maps or (own.may_compare_maps and not why_not):
+        try:
+            features = compare_features(own.maps_loss, model, objective.normalise, teacher, settings.task.image_size)
+        except Exception as error:  # other people's models raise anything where they give no maps
+            if own.must_compare_maps:
+                raise
+            why_not = str(error)
+    if why_not and settings.trainer.process_index == 0:
+        print(f"feature maps are not compared: {why_not}", flush=True)
     if isinstance(teacher, Teachers):
         teacher.hasten(settings.trainer.device)
     return Distillation(objective, teacher, own, features)

@@ -147,6 +147,12 @@ class FinetuneSettings:
         return TASKS[self.task.task]
 
     @property
+    def splits_weights(self) -> bool:
+        """Whether FSDP or DeepSpeed split the weights between processes."""
+        launched = (os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("FSDP", "DEEPSPEED"))
+        return bool(self.trainer.fsdp) or self.trainer.deepspeed is not None or any(launched)
+
+    @property
     def teachers(self) -> list[str]:
         """The checkpoints to distil from."""
         return [name.strip() for name in self.teacher.split(",")] if self.teacher else []
@@ -218,12 +224,11 @@ def check_together(settings: FinetuneSettings) -> None:
         SettingsError: two of them do not go together.
     """
     trainer, transforms, optimisation = settings.trainer, settings.transforms, settings.optimisation
-    launched = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"}
-    sharded = bool(trainer.fsdp) or trainer.deepspeed is not None or bool(launched)
+    sharded, compares = settings.splits_weights, settings.distillation.must_compare_maps
     require(not (sharded and optimisation.ema_decay), "ema_decay", "be 0 where FSDP or DeepSpeed split the weights", "more")
-    split = sharded and settings.distillation.maps_weight > 0
-    require(not split, "feature_loss", "be none where FSDP or DeepSpeed split the weights", settings.distillation.feature_loss)
-    besides = optimisation.ema_decay > 0 or settings.distillation.maps_weight > 0
+    rule = "be none where FSDP or DeepSpeed split the weights"
+    require(not (sharded and compares), "feature_loss", rule, settings.distillation.feature_loss)
+    besides = optimisation.ema_decay > 0 or compares
     rule = "be false with --ema_decay and --feature_loss, whose weights are saved besides the model's"
     require(not (trainer.save_only_model and besides), "save_only_model", rule, True)
     require(
@@ -236,14 +241,12 @@ def check_together(settings: FinetuneSettings) -> None:
         taught = [name for name, task in TASKS.items() if task.load_teacher]
         require(settings.kind.load_teacher is not None, "teacher", f"come with {' or '.join(taught)}", settings.kind.name)
         require(all(settings.teachers), "teacher", "name checkpoints, separated by commas", settings.teacher)
-        teaches = settings.distillation.logits_weight or settings.distillation.maps_weight
+        teaches = settings.distillation.logits_weight or compares
         require(bool(teaches), "teacher", "have something to teach, a --kd_loss or a --feature_loss with a weight", "neither")
     if settings.teacher_cache:
         rule = "come with a --teacher of image-classification and a --kd_loss, without --feature_loss and --streaming"
         own, is_segmented = settings.distillation, settings.kind.targets.have_masks
-        fits = bool(settings.teacher and own.logits_weight) and not (
-            own.maps_weight or settings.images.streaming or is_segmented
-        )
+        fits = bool(settings.teacher and own.logits_weight) and not (compares or settings.images.streaming or is_segmented)
         require(fits, "teacher_cache", rule, settings.teacher_cache)
     if settings.images.streaming:
         by_steps = {trainer.eval_strategy, trainer.save_strategy, trainer.logging_strategy} == {"steps"}

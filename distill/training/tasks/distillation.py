@@ -27,12 +27,22 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # the share of a weight that
 }
 
 
+AUTO, NONE = "auto", "none"
+WITH_LABELS, WITHOUT_LABELS, OF_MAPS = "nkd", "kl", "hints"  # what auto stands for
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
     heading = "distillation"
 
     label_weight: float = field(default=1.0, metadata={"help": "Weight of the task's own loss, that of the labels; 0: none."})
-    kd_loss: str = field(default="kl", metadata={"help": f"Loss of the logits: {', '.join(LOSSES)}, or none."})
+    kd_loss: str = field(
+        default=AUTO,
+        metadata={
+            "help": f"Loss of the logits: {', '.join(LOSSES)}, or none; {AUTO}: {WITH_LABELS}, or {WITHOUT_LABELS} where "
+            "--label_weight is 0."
+        },
+    )
     kd_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the logits."})
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature that softens the probabilities of both."})
     kd_schedule: str = field(default="constant", metadata={"help": f"How its weight falls to 0: {', '.join(SCHEDULES)}."})
@@ -40,35 +50,54 @@ class DistillationSettings:
         default=0, metadata={"help": "Probabilities of the teacher that count, the largest ones, as in float16; 0: all."}
     )
     feature_loss: str = field(
-        default="none", metadata={"help": f"Loss of feature maps: {', '.join(FEATURE_LOSSES)}, or none."}
+        default=AUTO,
+        metadata={
+            "help": f"Loss of feature maps: {', '.join(FEATURE_LOSSES)}, or none; {AUTO}: {OF_MAPS} where both models give "
+            "maps, the teacher is no cache, and no weights are split."
+        },
     )
     feature_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of feature maps."})
     feature_schedule: str = field(default="constant", metadata={"help": f"How its weight falls to 0: {', '.join(SCHEDULES)}."})
 
     def __post_init__(self):
         for name, table in (("kd_loss", LOSSES), ("feature_loss", FEATURE_LOSSES)):
-            require(getattr(self, name) in [*table, "none"], name, f"be one of {', '.join(table)}, none", getattr(self, name))
+            values = [AUTO, *table, NONE]
+            require(getattr(self, name) in values, name, f"be one of {', '.join(values)}", getattr(self, name))
         for name in ("label_weight", "kd_weight", "feature_weight"):
             require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
         for name in ("kd_schedule", "feature_schedule"):
             require(getattr(self, name) in SCHEDULES, name, f"be one of {', '.join(SCHEDULES)}", getattr(self, name))
         require(self.kd_top_k >= 0, "kd_top_k", "not be negative", self.kd_top_k)
         require(self.kd_temperature > 0, "kd_temperature", "be positive", self.kd_temperature)
-        softens = self.kd_loss not in ("hard", "none") or self.kd_temperature == 1
+        softens = self.kd_loss not in ("hard", NONE) or self.kd_temperature == 1
         require(softens, "kd_temperature", "come with a --kd_loss that softens probabilities: kl, dist or nkd", self.kd_loss)
         for name, value in (("feature_weight", 1.0), ("feature_schedule", "constant")):
-            has_effect = self.feature_loss != "none" or getattr(self, name) == value
+            has_effect = self.feature_loss != NONE or getattr(self, name) == value
             require(has_effect, name, "come with a --feature_loss", getattr(self, name))
-        weights = self.label_weight, self.logits_weight, self.maps_weight
-        require(any(weights), "label_weight", "be positive where kd_loss and feature_loss have no weight", self.label_weight)
+        learns = self.label_weight or self.logits_weight or self.must_compare_maps
+        require(bool(learns), "label_weight", "be positive where kd_loss and feature_loss have no weight", self.label_weight)
 
     @property
     def logits_weight(self) -> float:
-        return 0.0 if self.kd_loss == "none" else self.kd_weight
+        return 0.0 if self.kd_loss == NONE else self.kd_weight
 
     @property
-    def maps_weight(self) -> float:
-        return 0.0 if self.feature_loss == "none" else self.feature_weight
+    def logits_loss(self) -> str:
+        """The loss of the logits, which may have been left to us."""
+        return (WITH_LABELS if self.label_weight else WITHOUT_LABELS) if self.kd_loss == AUTO else self.kd_loss
+
+    @property
+    def must_compare_maps(self) -> bool:
+        return self.feature_loss in FEATURE_LOSSES and self.feature_weight > 0
+
+    @property
+    def may_compare_maps(self) -> bool:
+        return self.feature_loss == AUTO and self.feature_weight > 0
+
+    @property
+    def maps_loss(self) -> str:
+        """The loss of feature maps, where they are compared."""
+        return OF_MAPS if self.feature_loss == AUTO else self.feature_loss
 
 
 class Distillation(Objective):
@@ -113,11 +142,11 @@ class Distillation(Objective):
         logits, maps = self.ask(pixels, crops)
         parts, loss = {"task_loss": output.loss}, settings.label_weight * output.loss
         if settings.logits_weight:
-            parts["kd_loss"] = LOSSES[settings.kd_loss](output.predictions, logits, targets, settings.kd_temperature)
+            parts["kd_loss"] = LOSSES[settings.logits_loss](output.predictions, logits, targets, settings.kd_temperature)
             loss = loss + settings.logits_weight * SCHEDULES[settings.kd_schedule](self.progress) * parts["kd_loss"]
         if self.features is not None:
             parts["feature_loss"] = self.features(student.maps, maps)
-            weight = settings.maps_weight * SCHEDULES[settings.feature_schedule](self.progress)
+            weight = settings.feature_weight * SCHEDULES[settings.feature_schedule](self.progress)
             loss = loss + weight * parts["feature_loss"]
         return Output(loss=loss, predictions=output.predictions, parts=output.parts | parts)
 

@@ -44,7 +44,9 @@ def test_loss_is_that_of_the_task_plus_the_weighted_divergence(make_model):
     student = make_model(drop_path_rate=0.0).train()
     teacher = Classifier(make_model(), PLAIN_PROCESSOR)
     pixels, targets = torch.rand(4, 3, 16, 16), torch.tensor([0, 2, 1, 0])
-    output = Distillation(own, teacher, DistillationSettings(kd_weight=0.5, kd_temperature=2.0))(student, pixels, targets)
+    output = Distillation(own, teacher, DistillationSettings(kd_loss="kl", kd_weight=0.5, kd_temperature=2.0))(
+        student, pixels, targets
+    )
     logits, expected = student((pixels - 0.5) / 0.5).logits, teacher.model((pixels - 0.5) / 0.5).logits
     softened = [(values / 2).softmax(1) for values in (expected, logits)]
     divergence = 4 * (softened[0] * (softened[0] / softened[1]).log()).sum(1).mean()
@@ -52,6 +54,16 @@ def test_loss_is_that_of_the_task_plus_the_weighted_divergence(make_model):
     torch.testing.assert_close(output.parts["kd_loss"], divergence)
     torch.testing.assert_close(output.parts["task_loss"], cross_entropy(logits, targets))
     assert not output.parts["kd_loss"].detach().isnan() and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_losses_that_are_left_to_us_are_those_that_won(make_model):
+    own = ImageClassification(PLAIN_PROCESSOR, NAMES, TransformSettings(**PLAIN))
+    student, teacher = make_model(drop_path_rate=0.0).train(), Classifier(make_model(), PLAIN_PROCESSOR)
+    pixels, targets = torch.rand(4, 3, 16, 16), torch.tensor([0, 2, 1, 0])
+    logits, expected = student((pixels - 0.5) / 0.5).logits, teacher.model((pixels - 0.5) / 0.5).logits
+    for label_weight, loss in ((1.0, nkd(logits, expected, targets)), (0.0, kl_divergence(logits, expected))):
+        settings = DistillationSettings(label_weight=label_weight)
+        torch.testing.assert_close(Distillation(own, teacher, settings)(student, pixels, targets).parts["kd_loss"], loss)
 
 
 def test_several_teachers_teach_the_mean_of_their_probabilities(make_model):
@@ -118,7 +130,7 @@ def test_any_objective_can_be_distilled():
     segmentation = SemanticSegmentation(PLAIN_PROCESSOR, ["left", "right"], still)
     student, teacher, pixels = Maps().train(), torch.nn.Conv2d(3, 2, 1), torch.rand(2, 3, 8, 8)
     targets = torch.randint(0, 2, (2, 8, 8))
-    output = Distillation(segmentation, teacher, DistillationSettings())(student, pixels, targets)
+    output = Distillation(segmentation, teacher, DistillationSettings(kd_loss="kl"))(student, pixels, targets)
     logits = student.layer((pixels - torch.tensor([0.5] * 3).view(3, 1, 1)) / 0.5)
     torch.testing.assert_close(output.parts["kd_loss"], kl_divergence(logits, teacher(pixels)))
 
@@ -139,7 +151,7 @@ def test_teacher_and_student_see_the_same_augmented_tensor(taught, tmp_path, ima
 
     monkeypatch.setattr(ImageClassification, "learn", watched_learn)
     monkeypatch.setattr(Classifier, "forward", watched_teach)
-    finetune(settings_for(tmp_path, *taught))
+    finetune(settings_for(tmp_path, *taught, "--feature_loss", "none"))
     assert len(seen["teacher"]) == 6  # two epochs of 28 images in batches of 8; the incomplete batch is left out
     for ours, theirs in zip(seen["student"], seen["teacher"], strict=True):
         assert torch.equal(ours, theirs)
@@ -222,12 +234,12 @@ def test_mistakes_with_a_teacher_are_named_before_any_training(taught, image_fol
     with pytest.raises(TeacherError, match="other must be a checkpoint folder or Hub id of a model for semantic segmentation"):
         finetune(settings_for(tmp_path, *segment, "--teacher", str(tmp_path / "other")))
     for arguments, message in (
-        (["--kd_loss", "l2"], "--kd_loss must be one of kl, dist, hard, nkd, none, got 'l2'"),
-        (["--feature_loss", "l2"], "--feature_loss must be one of vkd, hints, none, got 'l2'"),
+        (["--kd_loss", "l2"], "--kd_loss must be one of auto, kl, dist, hard, nkd, none, got 'l2'"),
+        (["--feature_loss", "l2"], "--feature_loss must be one of auto, vkd, hints, none, got 'l2'"),
         (["--kd_schedule", "step"], "--kd_schedule must be one of constant, linear, cosine, got 'step'"),
         (["--label_weight", "0", "--kd_weight", "0"], "--label_weight must be positive where kd_loss and feature_loss"),
         (["--kd_loss", "hard", "--kd_temperature", "2"], "--kd_temperature must come with a --kd_loss that softens"),
-        (["--feature_weight", "2"], "--feature_weight must come with a --feature_loss, got 2.0"),
+        (["--feature_loss", "none", "--feature_weight", "2"], "--feature_weight must come with a --feature_loss, got 2.0"),
         (["--teacher", "x", "--kd_weight", "0"], "--teacher must have something to teach, a --kd_loss or a --feature_loss"),
         (["--teacher", "x", "--kd_loss", "none"], "--teacher must have something to teach, a --kd_loss or a --feature_loss"),
         (["--feature_loss", "hints"], "--teacher must name a model to distil from with --feature_loss, got 'none'"),

@@ -1,6 +1,7 @@
 """Distillation of features: maps of any architecture, pairs of maps, projectors that are trained and left behind."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
+import distill.training.finetune
 from distill.compress.feature_maps import FeatureError, WithMaps, as_map
 from distill.compress.teachers import Classifier, TeacherError, Teachers, load_segmenter
 from distill.data.normalisation import Normalisation
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
+from distill.training.cache_writing import cache_teacher
 from distill.training.finetune import finetune
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
@@ -275,3 +278,34 @@ def test_a_segmenter_teaches_pixels_and_features(kind, mask_folder, tmp_path, ca
     history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
     assert all(0 < row[part] < 100 for row in history if "feature_loss" in row for part in ("kd_loss", "feature_loss"))
     assert any("feature_loss" in row for row in history)
+
+
+def test_maps_are_compared_where_that_is_left_to_us_if_both_models_have_some(featured, tmp_path, monkeypatch, capsys):
+    arguments = [*featured[:-4], "--num_train_epochs", "1"]  # without a loss of maps
+    cache = ["--teacher_cache", str(tmp_path / "cache")]
+    cache_teacher(settings_for(tmp_path, *arguments, *cache))
+    alone = ["--save_only_model", "true", "--ema_decay", "0", "--load_best_model_at_end", "false"]
+    weightless = ["--feature_weight", "0"]
+    found = {}
+    for number, more in enumerate(([], cache, alone, weightless, ["--feature_loss", "none"])):
+        folder = tmp_path / str(number)
+        finetune(settings_for(folder, *arguments, *more))
+        history = json.loads((folder / "out" / "metrics.json").read_text())["history"]
+        said = re.findall("feature maps are not compared: (.*)", capsys.readouterr().out)
+        found[" ".join(more[:1])] = any("feature_loss" in row for row in history), *said
+    assert found == {
+        "": (True,),
+        "--teacher_cache": (False, "a cache of a teacher has none"),
+        "--save_only_model": (False, "--save_only_model leaves out what belongs to them"),
+        "--feature_weight": (False,),
+        "--feature_loss": (False,),
+    }
+
+    def no_maps(*_):
+        raise TypeError("forward() got an unexpected keyword argument 'output_hidden_states'")
+
+    monkeypatch.setattr(distill.training.finetune, "compare_features", no_maps)
+    finetune(settings_for(tmp_path / "other", *arguments))
+    assert "feature maps are not compared: forward() got an unexpected keyword" in capsys.readouterr().out
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        finetune(settings_for(tmp_path / "asked", *arguments, "--feature_loss", "hints"))

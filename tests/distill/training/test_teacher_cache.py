@@ -26,10 +26,12 @@ from swin_hf.output_folders import OutputError
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 AUGMENTED = ["--randaugment_ops", "1", "--mixup_alpha", "0.4", "--rotation_degrees", "10", "--random_erasing", "0.3"]
 
+WITHOUT_MAPS = ["--feature_loss", "none"]  # of which a cache has none
+
 
 @pytest.fixture
 def taught(image_folder, checkpoint):
-    return ["--dataset", str(image_folder), "--teacher", str(checkpoint), "--num_pictures", "0", *AUGMENTED]
+    return ["--dataset", str(image_folder), "--teacher", str(checkpoint), "--num_pictures", "0", *AUGMENTED, *WITHOUT_MAPS]
 
 
 @pytest.fixture
