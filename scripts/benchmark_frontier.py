@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
 
+from distill.pipeline.other_runs import on_the_frontier
 from edge.compare.candidates import program_contender, random_classifier
 from edge.compare.peers import rows_of
 from edge.device.image import to_pixel_values
@@ -113,16 +114,6 @@ def normalised_crops(side: int) -> list[torch.Tensor]:
     """Crops of photographs as inputs (1, 3, side, side), roughly in [-1, 1]."""
     crops = (to_pixel_values(one.image, side, side, Image.Resampling.BICUBIC) for one in photograph_crops())
     return [2 * torch.from_numpy(values) - 1 for values in crops]
-
-
-def on_the_frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points (cost, gain), those that no other one equals or beats in both; the cheapest first."""
-    best, kept = -np.inf, []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if gain > best:
-            best = gain
-            kept.append((cost, gain))
-    return kept
 
 
 def plot_frontier(rows: list[dict], path: Path) -> None:

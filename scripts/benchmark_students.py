@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from benchmark_edge import split_examples
-from benchmark_frontier import on_the_frontier
 from benchmark_outputs import picture_beside
 from benchmark_programs import lower_ordinarily, make_program, photograph_crops, size_of
 from benchmark_trainings import begin_report, mean_and_interval, run_all
@@ -35,6 +34,7 @@ from transformers import (
 
 from distill.data.finding import find_images
 from distill.data.targets import CLASSES
+from distill.pipeline.other_runs import on_the_frontier
 from distill.training.finetune import METRICS, finetune
 from distill.training.settings import FinetuneSettings, parse_finetune_settings, settled
 from edge.compare.candidates import program_contender, random_classifier

@@ -8,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from distill.pipeline.honesty import table_of_changes, table_of_probabilities, table_of_robustness
+from distill.pipeline.other_runs import OtherRun, on_the_frontier
 from distill.pipeline.pruning_table import table_of_pruning
 from distill.pipeline.report import Report
 from distill.pipeline.report_pictures import Pictures
@@ -70,6 +71,7 @@ def tables(report: Report) -> dict[str, list[dict[str, str]]]:
         ],
         "training": table_of_training(report),
         "stages": table_of_stages(report),
+        "others": table_of_others(report),
     }
 
 
@@ -96,6 +98,26 @@ def table(report: Report) -> list[dict[str, str]]:
         }
         for row in report.rows
     ]
+
+
+def table_of_others(report: Report) -> list[dict[str, str]]:
+    """The program of this run among those of others on the same images, the fastest first; empty if there are none."""
+    own = report.rows[-1]
+    figures = {name: getattr(own, name) for name in ("step", "accuracy", "low", "high", "size_bytes")}
+    runs = [OtherRun(name=report.name, p50_ms=own.latency.p50_ms, **figures), *report.others]
+    best = on_the_frontier([(run.p50_ms, run.accuracy) for run in runs])
+    rows = [
+        {
+            "run": run.name,
+            "program": run.step,
+            report.figure: f"{run.accuracy:.1%} [{run.low:.1%}, {run.high:.1%}]",
+            "file size": f"{run.size_bytes / 1e3:,.0f} kB",
+            "p50": f"{run.p50_ms:.2f} ms",
+            "on the frontier": "yes" if (run.p50_ms, run.accuracy) in best else "no",
+        }
+        for run in sorted(runs, key=lambda run: run.p50_ms)
+    ]
+    return rows if report.others else []
 
 
 def text_table(report: Report) -> str:

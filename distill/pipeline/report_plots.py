@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.ticker
 import numpy as np
 
+from distill.pipeline.other_runs import on_the_frontier
 from distill.public_names import picture_text
 
 if TYPE_CHECKING:
@@ -43,13 +44,25 @@ def as_svg(draw: Callable[["Report"], Figure], report: "Report") -> str:
 
 
 def accuracy_latency(report: "Report") -> Figure:
-    """Each step as a point: median latency on a logarithmic x axis, accuracy with its interval on the y axis."""
+    """Each step as a point: median latency on a logarithmic x axis, accuracy with its interval on the y axis.
+
+    Beside them the programs of other runs, and the frontier of all programs.
+    """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for index, row in enumerate(report.rows):
         interval = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
         marker = "s" if row.engine == EXECUTORCH else "o"
         label, colour = f"{row.step} ({row.engine})", f"C{index}"
         axes.errorbar(row.latency.p50_ms, 100 * row.accuracy, yerr=interval, fmt=marker, capsize=4, label=label, color=colour)
+    for own in report.others:
+        axes.plot(own.p50_ms, 100 * own.accuracy, "D", color="grey", markersize=4)
+        axes.annotate(picture_text(own.name), (own.p50_ms, 100 * own.accuracy), xytext=(5, -10), textcoords="offset points")
+    if report.others:
+        program = report.rows[-1]
+        points = [(program.latency.p50_ms, program.accuracy), *((own.p50_ms, own.accuracy) for own in report.others)]
+        latencies, accuracies = zip(*on_the_frontier(points))
+        label = "frontier of the programs of these runs"
+        axes.plot(latencies, [100 * own for own in accuracies], color="grey", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log")
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))

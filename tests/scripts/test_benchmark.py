@@ -19,7 +19,7 @@ import benchmark_steps
 import benchmark_students
 from benchmark import main
 from benchmark_edge import paired_difference
-from benchmark_frontier import on_the_frontier, plot_frontier
+from benchmark_frontier import plot_frontier
 from benchmark_programs import weight_bytes
 from benchmark_students import (
     BY_NAME,
@@ -37,6 +37,7 @@ from benchmark_trainings import mean_and_interval
 from benchmark_widths import NAMES, described_widths, excess_over_line
 
 from distill.data.examples import UNKNOWN, Example
+from distill.pipeline.other_runs import on_the_frontier
 from edge.lower.recipes import RECIPES
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from distill.pipeline.energy import EnergyMeter
 from distill.pipeline.honesty import Robustness, changes_of, judge_probabilities
 from distill.pipeline.mistakes import classes_of, flips_of, mistakes_of, reliability_of
+from distill.pipeline.other_runs import OtherRun, other_runs
 from distill.pipeline.pruning_table import pruning_steps
 from distill.pipeline.report import Report, Row, StageCost, history_of, read_report
 from distill.pipeline.report_pages import duration, tables, write_report
@@ -193,3 +195,37 @@ def test_energy_is_counted_across_the_end_of_a_counter(tmp_path, monkeypatch):
         (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100")  # 200 further, past 999
         (tmp_path / "intel-rapl:1" / "energy_uj").write_text("40")
     assert meter.joules == pytest.approx(230e-6)
+
+
+def put_run(folder: Path, images: dict, **changes) -> None:
+    """What other runs look at of a run."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "stage.json").write_text(json.dumps({"settings": images}))
+    write_report(report(name=folder.name, **changes), folder)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_programs_of_other_runs_on_the_same_images_stand_beside_it(tmp_path):
+    images = {"dataset": "photos", "split_seed": 0, "image_size": 32}
+    put_run(tmp_path / "own", images)
+    put_run(tmp_path / "larger images", images | {"image_size": 64})
+    put_run(tmp_path / "worse", images, accuracy=0.4, low=0.3, high=0.5)
+    put_run(tmp_path / "another split", images | {"split_seed": 1})
+    put_run(tmp_path / "another machine", images, machine="a phone")
+    for name, content in (("damaged", "{"), ("of another time", '{"rows": []}'), ("a list", "[]")):
+        put_run(tmp_path / name, images)
+        (tmp_path / name / "report.json").write_text(content)
+    (tmp_path / "no run").mkdir()
+    found = other_runs(tmp_path / "own", "machine", 1)
+    assert [(own.name, own.accuracy, own.p50_ms) for own in found] == [("larger images", 0.9, 1.0), ("worse", 0.4, 1.0)]
+    assert other_runs(tmp_path / "own", "machine", 2) == [] and other_runs(tmp_path / "no run", "machine", 1) == []
+
+    faster = OtherRun(name="<b>faster</b>", step="int8 .pte", accuracy=0.85, low=0.8, high=0.9, size_bytes=9000, p50_ms=0.5)
+    shown = report(others=[*found[1:], faster])
+    rows = [(row["run"], row["p50"], row["on the frontier"]) for row in tables(shown)["others"]]
+    assert rows == [("<b>faster</b>", "0.50 ms", "yes"), ("run", "1.00 ms", "yes"), ("worse", "1.00 ms", "no")]
+    assert tables(report())["others"] == []
+    write_report(shown, tmp_path)
+    assert read_report(tmp_path / "report.json") == shown
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;faster" in page and "<b>faster" not in page
