@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import transformers
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, ModelCard
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import (
@@ -38,7 +38,7 @@ from .output_folders import shown
 from .quiet import hide_progress
 from .spaces import check_space, make_space, pin
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
-from .uploading import Publication, upload
+from .uploading import EXAMPLES, Publication, copy_examples, upload
 from .weight_files import WeightFiles, not_finite, read_weight_files, why_unreadable
 from .weight_import import HEADS, OURS, architecture_of, import_model
 from .working_processor import require_working_processor
@@ -56,16 +56,19 @@ AUTO_CLASSES = (
     *(AutoModelForImageToImage, AutoBackbone, AutoModel),
 )
 FEATURES = "image-feature-extraction"
+NO_LICENCE = "The card names no licence: add what others may do with it, like --license apache-2.0."
 
 
-Prepare = Callable[[Path, str, Path, str | None], Publication]
+Prepare = Callable[[Path, str, Path, str | None, Path | None], Publication]
 
 
-def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | None = None) -> Publication:
+def prepare(
+    source: str | Path, repo_id: str, folder: Path, license_name: str | None = None, examples: Path | None = None
+) -> Publication:
     """Write what belongs on the Hub of a checkpoint into a new folder.
 
     The checkpoint is loaded and saved again: it is then known to be complete, and the code of this version lies beside it.
-    A README.md of its own becomes the card; otherwise one is written.
+    A README.md of its own becomes the card; otherwise one is written. examples: folder of images to try.
 
     Raises:
         PublishError: it is no checkpoint, or not a complete one, or has links out of it, or `repo_id` is not the name of a
@@ -80,7 +83,7 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
             "programs are published with `python -m edge publish`"
         )
     card = _save_checkpoint(source, folder)
-    return complete(source, repo_id, folder, card, license_name)
+    return complete(source, repo_id, folder, card, license_name, examples)
 
 
 def publish(
@@ -90,17 +93,19 @@ def publish(
     revision: str | None = None,
     license_name: str | None = None,
     message: str | None = None,
+    examples: Path | None = None,
 ) -> CommitInfo:
     """Upload a checkpoint folder to the Hub, in one commit.
 
-    license_name: identifier for the card, like apache-2.0. The other arguments are those of `upload`.
+    license_name: identifier for the card, like apache-2.0. examples: folder of images to try. The other arguments are
+    those of `upload`.
 
     Raises:
         PublishError: as for `prepare`.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return upload(prepare(source, repo_id, Path(folder), license_name), private, revision, message)
+        return upload(prepare(source, repo_id, Path(folder), license_name, examples), private, revision, message)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -133,11 +138,13 @@ def check_links(source: Path) -> None:
         )
 
 
-def complete(source: Path, repo_id: str, folder: Path, card: Card, license_name: str | None = None) -> Publication:
-    """Add the `metrics.json` of the source and a card to a folder of prepared files, which can then be uploaded.
+def complete(
+    source: Path, repo_id: str, folder: Path, card: Card, license_name: str | None = None, examples: Path | None = None
+) -> Publication:
+    """Add the `metrics.json` of the source, a card and examples to a folder of prepared files, which can then be uploaded.
 
     Raises:
-        PublishError: `metrics.json` is not what it should be.
+        PublishError: `metrics.json` is not what it should be, or an example cannot be read.
     """
     if (source / METRICS).is_file():
         shutil.copyfile(source / METRICS, folder / METRICS)
@@ -147,6 +154,17 @@ def complete(source: Path, repo_id: str, folder: Path, card: Card, license_name:
         (folder / CARD).write_bytes(content.replace(own, f'from_pretrained("{repo_id}"'.encode()))
     else:
         write_card(card, repo_id, source, folder, license_name)
+    added = {} if license_name is None else {"license": license_name}
+    if examples is not None:
+        names = copy_examples(examples, folder / EXAMPLES)
+        added["widget"] = [
+            {"src": f"{EXAMPLES}/{name}", "example_title": f"example {number}"} for number, name in enumerate(names, 1)
+        ]
+    if added:
+        own = ModelCard((folder / CARD).read_text(encoding="utf-8"))
+        for name, value in added.items():
+            setattr(own.data, name, value)
+        own.save(folder / CARD)
     return Publication(repo_id=repo_id, source=source, folder=folder)
 
 
@@ -244,19 +262,18 @@ def add_options(parser: argparse.ArgumentParser, source: str = "checkpoint folde
     parser.add_argument("--license", dest="license_name", help="identifier for the card, like apache-2.0")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument("--space", action="store_true", help="also a Space of this name: a page that shows the model at work")
-    parser.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try on the page of the Space")
+    parser.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try, on the model's page and the Space's")
 
 
 def run(options: argparse.Namespace, prepare: Prepare) -> int:
     """Show what would be uploaded, or upload it: 0 if that worked, 1 after an error that was explained on stderr."""
     try:
         if options.space:
-            check_space(options.examples)
-        elif options.examples:
-            raise PublishError("--examples are for the page of a Space; add --space")
+            check_space()
         with tempfile.TemporaryDirectory() as folder:
-            prepared = prepare(options.source, options.repo_id, Path(folder, "model"), options.license_name)
-            space = make_space(prepared, Path(folder, "space"), options.examples) if options.space else None
+            prepared = prepare(options.source, options.repo_id, Path(folder, "model"), options.license_name, options.examples)
+            space = make_space(prepared, Path(folder, "space")) if options.space else None
+            no_licence = ModelCard.load(prepared.folder / CARD).data.license is None
             if options.upload:
                 commit = upload(prepared, options.private, options.revision, options.message)
                 print(f"{options.source} -> {commit.repo_url}, commit {commit.oid}")
@@ -265,6 +282,8 @@ def run(options: argparse.Namespace, prepare: Prepare) -> int:
                     print(f"page -> {upload(space, options.private, message=options.message).repo_url}")
                     if options.private:
                         print("give the page, in its settings, a secret HF_TOKEN that may read the model")
+                if no_licence:
+                    print(NO_LICENCE)
                 return 0
             kind = "private" if options.private else "public, unless it exists already or its organisation has another default"
             print(f"{options.repo_id} ({kind}), branch {options.revision or 'main'}:\n{prepared}\n")
@@ -272,6 +291,8 @@ def run(options: argparse.Namespace, prepare: Prepare) -> int:
             if space:
                 print(f"Space {options.repo_id}:\n{space}\n")
             print("Nothing was uploaded; add --upload.")
+            if no_licence:
+                print(NO_LICENCE)
     except (ExplainedError, OSError) as error:  # with OSError, whatever the Hub refuses
         print(f"error: {error}", file=sys.stderr)
         return 1

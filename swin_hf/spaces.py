@@ -9,17 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import ModelCard, RepoCard, SpaceCardData
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import in_one_line
 from .model_card import CARD, PublishError
-from .uploading import Publication
+from .uploading import EXAMPLES, Publication
 
 DISTRIBUTION, PAGE = "swin-hf", "gradio"
 PACKAGES = ("swin_hf", "edge")  # what the page runs
 PROGRAM = "edge.json"  # the manifest of a program, which needs ExecuTorch
 PYTHON = "3.11"
-MOST_EXAMPLES, LONGEST_SIDE = 12, 1024
 APP = """\"\"\"Shows {repo_id} at work, with the code of swin-hf {version}, which lies beside this file.\"\"\"
 
 from edge.verbs.demo import serve
@@ -34,11 +31,11 @@ them. Made with swin-hf: `python -m edge demo {repo_id}` opens the same page on 
 """
 
 
-def check_space(examples: Path | None) -> None:
+def check_space() -> None:
     """Find out before any work whether a Space can be written.
 
     Raises:
-        PublishError: Gradio or this package is not installed, or a folder of examples is not there.
+        PublishError: Gradio or this package is not installed.
     """
     for name, extra in ((DISTRIBUTION, ""), (PAGE, "[demo]")):
         try:
@@ -46,18 +43,10 @@ def check_space(examples: Path | None) -> None:
         except importlib.metadata.PackageNotFoundError as error:
             how = f'pip install "{DISTRIBUTION}{extra}", or in a clone of it: pip install -e ".{extra}"'
             raise PublishError(f"--space needs {name} to be installed, whose version it names; {how}") from error
-    if examples is not None and not examples.is_dir():
-        raise PublishError(f"--examples must be a folder of images, got {examples}")
 
 
-def make_space(model: Publication, folder: Path, examples: Path | None) -> Publication:
-    """Write a Space for what is to be published into a new folder; `pin` it before its upload.
-
-    examples: folder of images to try; each is made smaller and loses what its file says beside the picture.
-
-    Raises:
-        PublishError: there is no image among the examples, or one cannot be read.
-    """
+def make_space(model: Publication, folder: Path) -> Publication:
+    """Write a Space for what is to be published, with its examples, into a new folder; `pin` it before its upload."""
     folder.mkdir(parents=True)
     for package in PACKAGES:
         source = Path(find_spec(package).submodule_search_locations[0])
@@ -65,8 +54,8 @@ def make_space(model: Publication, folder: Path, examples: Path | None) -> Publi
             copy = folder / package / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-    if examples is not None:
-        _copy_examples(examples, folder / "examples")
+    if (model.folder / EXAMPLES).is_dir():
+        shutil.copytree(model.folder / EXAMPLES, folder / EXAMPLES)
     extras = ("edge",) if (model.folder / PROGRAM).is_file() else ()
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *requirements_of(extras)]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -93,7 +82,7 @@ def pin(space: Publication, commit: str) -> None:
         repo_id=space.repo_id,
         version=importlib.metadata.version(DISTRIBUTION),
         commit=f"@{commit}" if commit else "",
-        examples='"examples"' if (space.folder / "examples").is_dir() else None,
+        examples=f'"{EXAMPLES}"' if (space.folder / EXAMPLES).is_dir() else None,
     )
     (space.folder / "app.py").write_text(text, encoding="utf-8")
 
@@ -103,19 +92,3 @@ def requirements_of(extras: tuple[str, ...]) -> list[str]:
     wanted = {"", *(f'extra == "{extra}"' for extra in extras)}
     lines = [[part.strip() for part in line.partition(";")] for line in importlib.metadata.requires(DISTRIBUTION)]
     return [needed for needed, _, marker in lines if marker in wanted and not needed.startswith(DISTRIBUTION)]
-
-
-def _copy_examples(source: Path, folder: Path) -> None:
-    known = Image.registered_extensions()
-    files = [file for file in sorted(source.iterdir()) if file.suffix.lower() in known][:MOST_EXAMPLES]
-    if not files:
-        raise PublishError(f"--examples must be a folder of images, got none in {source}")
-    folder.mkdir()
-    for number, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise PublishError(f"{file} cannot be read as an image: {in_one_line(error)}") from error
-        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        picture.save(folder / f"{number:02}.png")

@@ -4,6 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
+from PIL import Image, ImageOps
+
+from .errors import in_one_line
+from .model_card import PublishError
+
+EXAMPLES = "examples"  # folder of a repository
+MOST_EXAMPLES, LONGEST_SIDE = 12, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +71,28 @@ def upload(
         revision=revision,
         commit_message=message or f"Upload {publication.source.resolve().name} with swin-hf",
     )
+
+
+def copy_examples(source: Path, folder: Path) -> list[str]:
+    """Copy images to try, the first 12, into a folder of a repository: small, and without what their files say beside the
+    picture; returns their names.
+
+    Raises:
+        PublishError: there is no image, or one cannot be read.
+    """
+    known = Image.registered_extensions()
+    files = sorted(file for file in source.iterdir() if file.suffix.lower() in known) if source.is_dir() else []
+    if not files:
+        raise PublishError(f"--examples must be a folder of images, got {'none in ' * source.is_dir()}{source}")
+    folder.mkdir(parents=True)
+    names = []
+    for number, file in enumerate(files[:MOST_EXAMPLES]):
+        try:
+            with Image.open(file) as image:
+                picture = ImageOps.exif_transpose(image).convert("RGB")
+        except OSError as error:
+            raise PublishError(f"{file} cannot be read as an image: {in_one_line(error)}") from error
+        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        names.append(f"{number:02}.png")
+        picture.save(folder / names[-1])
+    return names

@@ -57,11 +57,13 @@ _LIMITS = (
 )
 
 
-def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | None = None) -> "Publication":
+def prepare(
+    source: str | Path, repo_id: str, folder: Path, license_name: str | None = None, examples: Path | None = None
+) -> "Publication":
     """Write what belongs on the Hub of a device artefact into a new folder.
 
     These are the files that its manifest lists, each checked against its sha256, the manifest itself and `metrics.json`. A
-    README.md of its own becomes the card; otherwise one is written.
+    README.md of its own becomes the card; otherwise one is written. examples: folder of images to try.
 
     Raises:
         PublishError: it is no device artefact, or a file is not the exported one, or `repo_id` is not the name of a
@@ -86,7 +88,7 @@ def prepare(source: str | Path, repo_id: str, folder: Path, license_name: str | 
     except (KeyError, TypeError) as error:  # the manifest does not check what its program and its accuracy consist of
         raise PublishError(f"{source / MANIFEST_FILE} must have the figures of an export: {error!r}") from error
     shutil.copyfile(source / MANIFEST_FILE, folder / MANIFEST_FILE)
-    return complete(source, repo_id, folder, card, license_name)
+    return complete(source, repo_id, folder, card, license_name, examples)
 
 
 def publish(
@@ -96,10 +98,12 @@ def publish(
     revision: str | None = None,
     license_name: str | None = None,
     message: str | None = None,
+    examples: Path | None = None,
 ) -> "CommitInfo":
     """Upload a device artefact to the Hub, in one commit.
 
-    license_name: identifier for the card, like apache-2.0. The other arguments are those of `swin_hf.uploading.upload`.
+    license_name: identifier for the card, like apache-2.0. examples: folder of images to try. The other arguments are
+    those of `swin_hf.uploading.upload`.
 
     Raises:
         PublishError: as for `prepare`.
@@ -108,7 +112,7 @@ def publish(
     from swin_hf.uploading import upload
 
     with tempfile.TemporaryDirectory() as folder:
-        return upload(prepare(source, repo_id, Path(folder), license_name), private, revision, message)
+        return upload(prepare(source, repo_id, Path(folder), license_name, examples), private, revision, message)
 
 
 def _card(manifest: Manifest) -> "Card":
@@ -145,7 +149,7 @@ def add_publish_command(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("--license", dest="license_name", help="identifier for the card, like apache-2.0")
     command.add_argument("--message", help="of the commit")
     command.add_argument("--space", action="store_true", help="also a Space of this name: a page that shows the model at work")
-    command.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try on the page of the Space")
+    command.add_argument("--examples", type=Path, metavar="FOLDER", help="images to try, on the model's page and the Space's")
 
 
 def run_publish(arguments: argparse.Namespace) -> int:

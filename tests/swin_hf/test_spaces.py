@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import RepoCard
+from huggingface_hub import ModelCard, RepoCard
 from PIL import Image
 
 import swin_hf.uploading
@@ -38,8 +38,8 @@ def photos(tmp_path):
 
 @pytest.fixture
 def space(checkpoint, photos, tmp_path):
-    model = prepare(checkpoint, NAME, tmp_path / "model", "apache-2.0")
-    return make_space(model, tmp_path / "space", photos)
+    model = prepare(checkpoint, NAME, tmp_path / "model", "apache-2.0", photos)
+    return make_space(model, tmp_path / "space")
 
 
 def test_a_space_holds_its_app_with_code_requirements_and_card(space):
@@ -61,6 +61,23 @@ def test_examples_of_a_space_are_small_and_say_nothing_but_the_picture(space):
             assert not image.getexif() and image.info == {}
             sizes[file.name] = image.size
     assert sizes == {"00.png": (10, 20), "01.png": (256, 1024)}
+
+
+def test_a_card_shows_examples_and_a_licence_whoever_wrote_it(checkpoint, photos, tmp_path, capsys):
+    for number, text in enumerate((None, "# My own words", "---\ntags: [mine]\n---\n# With a header")):
+        if text:
+            (checkpoint / "README.md").write_text(text)
+        folder = prepare(checkpoint, NAME, tmp_path / str(number), "mit", photos).folder
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.license == "mit" and [own["src"] for own in card.data.widget] == [
+            "examples/00.png",
+            "examples/01.png",
+        ]
+        assert (folder / "examples" / "01.png").is_file() and (text or "# name").split("\n")[-1] in card.text
+    assert card.data.tags == ["mine"]
+    for more, is_asked in (([], True), (["--license", "mit"], False)):
+        assert main([str(checkpoint), NAME, *more]) == 0
+        assert ("The card names no licence" in capsys.readouterr().out) == is_asked
 
 
 def test_the_code_of_a_space_needs_nothing_else_of_this_project(space):
@@ -106,8 +123,7 @@ def test_what_a_space_cannot_hold_is_refused(checkpoint, photos, tmp_path, capsy
         assert main([str(checkpoint), NAME, *arguments]) == 1
         return capsys.readouterr().err
 
-    assert "--examples are for the page of a Space; add --space" in refused("--examples", str(photos))
-    assert "--examples must be a folder of images, got" in refused("--space", "--examples", str(tmp_path / "nowhere"))
+    assert "--examples must be a folder of images, got" in refused("--examples", str(tmp_path / "nowhere"))
     (photos / "c.png").write_bytes(b"no image")
     assert "c.png cannot be read as an image" in refused("--space", "--examples", str(photos))
     (tmp_path / "empty").mkdir()

@@ -122,8 +122,8 @@ def test_the_page_of_a_space_runs_on_its_own(artefact, image_folder, tmp_path):
     from edge.export.publishing import prepare
     from swin_hf.spaces import make_space, pin
 
-    model = prepare(artefact, "org/name", tmp_path / "model")
-    space = make_space(model, tmp_path / "space", image_folder / "red")
+    model = prepare(artefact, "org/name", tmp_path / "model", examples=image_folder / "red")
+    space = make_space(model, tmp_path / "space")
     pin(space, "0123abc")
     (space.folder / "org").mkdir()
     model.folder.rename(space.folder / "org" / "name@0123abc")  # in the place of the Hub
