@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from distill import interruption
@@ -55,11 +56,13 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
 def _leave_processes() -> None:
     """End the communication of a training on several processes, all of which are here, while Python still runs.
 
-    Gloo's threads may hold tensors: freed after Python has ended, they abort the process (SIGABRT).
+    Gloo's threads may hold tensors: freed after Python has ended, they abort the process (SIGABRT). After an error it is left:
+    other processes may wait for this one, and ending could wait for them.
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded here: some commands do without torch
     if distributed and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        with suppress(RuntimeError):  # what was to be done is done
+            distributed.destroy_process_group()
 
 
 def _explained(error: BaseException) -> str:

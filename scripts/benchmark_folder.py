@@ -45,7 +45,7 @@ class Training:
 
     @property
     def key(self) -> str:
-        taught = f" ({self.recipe}, {self.teacher_epochs} epochs)" if self.who == TAUGHT else ""
+        taught = f" ({LADDER[self.recipe]}, {self.teacher_epochs} epochs)" if self.who == TAUGHT else ""
         return (
             f"{self.who}{taught}, split {self.split} of {public_name(self.dataset)}, {self.image_size} pixels, "
             f"{self.epochs} epochs at {self.learning_rate:g}"

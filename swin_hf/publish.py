@@ -38,7 +38,7 @@ from .output_folders import shown
 from .quiet import hide_progress
 from .spaces import check_space, make_space, pin
 from .stock_swin_hf import DROPPED_BUFFERS, STOCK_VERSIONS, is_stock
-from .uploading import EXAMPLES, Publication, copy_examples, upload
+from .uploading import EXAMPLES, Publication, copy_examples, is_private, upload
 from .weight_files import WeightFiles, not_finite, read_weight_files, why_unreadable
 from .weight_import import HEADS, OURS, architecture_of, import_model
 from .working_processor import require_working_processor
@@ -154,18 +154,42 @@ def complete(
         (folder / CARD).write_bytes(content.replace(own, f'from_pretrained("{repo_id}"'.encode()))
     else:
         write_card(card, repo_id, source, folder, license_name)
-    added = {} if license_name is None else {"license": license_name}
+    added: dict[str, object] = {}
+    if license_name is not None:
+        added |= {"license": license_name, "license_name": None, "license_link": None}
     if examples is not None:
+        check_links(examples)
         names = copy_examples(examples, folder / EXAMPLES)
         added["widget"] = [
             {"src": f"{EXAMPLES}/{name}", "example_title": f"example {number}"} for number, name in enumerate(names, 1)
         ]
     if added:
-        own = ModelCard((folder / CARD).read_text(encoding="utf-8"))
-        for name, value in added.items():
-            setattr(own.data, name, value)
-        own.save(folder / CARD)
-    return Publication(repo_id=repo_id, source=source, folder=folder)
+        add_to_card(folder / CARD, source, added)
+    return Publication(repo_id=repo_id, source=source, folder=folder, pipeline=card.pipeline)
+
+
+def add_to_card(file: Path, source: Path, values: dict[str, object]) -> None:
+    """Set fields of the header of a card, which was made of one in the folder `source`.
+
+    Raises:
+        PublishError: its header cannot be read.
+    """
+    try:
+        card = ModelCard(file.read_text(encoding="utf-8"))
+    except Exception as error:  # of YAML, of what the Hub expects in it, of letters
+        how = f"{source / CARD} must have a header that the Hub reads, to be given a licence or examples"
+        raise PublishError(f"{how}: {in_one_line(error)}") from error
+    for name, value in values.items():
+        setattr(card.data, name, value)
+    card.save(file)
+
+
+def names_licence(card: Path) -> bool:
+    """Whether a card names a licence, or has a header that only the Hub can judge."""
+    try:
+        return ModelCard.load(card).data.license is not None
+    except Exception:  # as in `add_to_card`
+        return True
 
 
 def _save_checkpoint(source: Path, folder: Path) -> Card:
@@ -273,14 +297,15 @@ def run(options: argparse.Namespace, prepare: Prepare) -> int:
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare(options.source, options.repo_id, Path(folder, "model"), options.license_name, options.examples)
             space = make_space(prepared, Path(folder, "space")) if options.space else None
-            no_licence = ModelCard.load(prepared.folder / CARD).data.license is None
+            no_licence = not names_licence(prepared.folder / CARD)
             if options.upload:
                 commit = upload(prepared, options.private, options.revision, options.message)
                 print(f"{options.source} -> {commit.repo_url}, commit {commit.oid}")
                 if space:
+                    hidden = is_private(options.repo_id)  # as the model is, whoever made that so
                     pin(space, commit.oid)
-                    print(f"page -> {upload(space, options.private, message=options.message).repo_url}")
-                    if options.private:
+                    print(f"page -> {upload(space, hidden, message=options.message).repo_url}")
+                    if hidden:
                         print("give the page, in its settings, a secret HF_TOKEN that may read the model")
                 if no_licence:
                     print(NO_LICENCE)
@@ -289,7 +314,7 @@ def run(options: argparse.Namespace, prepare: Prepare) -> int:
             print(f"{options.repo_id} ({kind}), branch {options.revision or 'main'}:\n{prepared}\n")
             print((prepared.folder / CARD).read_text(encoding="utf-8"))
             if space:
-                print(f"Space {options.repo_id}:\n{space}\n")
+                print(f"Space {options.repo_id} (private if the model is):\n{space}\n")
             print("Nothing was uploaded; add --upload.")
             if no_licence:
                 print(NO_LICENCE)

@@ -8,15 +8,18 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import ModelCard, RepoCard, SpaceCardData
+from huggingface_hub import RepoCard, SpaceCardData
 
 from .model_card import CARD, PublishError
 from .uploading import EXAMPLES, Publication
+from .weight_files import read_json_object
 
 DISTRIBUTION, PAGE = "swin-hf", "gradio"
 PACKAGES = ("swin_hf", "edge")  # what the page runs
 PROGRAM = "edge.json"  # the manifest of a program, which needs ExecuTorch
 PYTHON = "3.11"
+SHOWN = ("image-classification", "image-segmentation")
+LICENSE = "LICENSE"  # of the code
 APP = """\"\"\"Shows {repo_id} at work, with the code of swin-hf {version}, which lies beside this file.\"\"\"
 
 from edge.verbs.demo import serve
@@ -27,7 +30,8 @@ TEXT = """
 # {name} at work
 
 [{repo_id}](https://huggingface.co/{repo_id}) on a photograph of yours: its classes, and where it can say so, what speaks for
-them. Made with swin-hf: `python -m edge demo {repo_id}` opens the same page on your own computer.
+them. `python -m edge demo {repo_id}` opens the same page on your own computer. The code here is swin-hf's, under the Apache
+License 2.0; the model has its own licence.
 """
 
 
@@ -46,7 +50,14 @@ def check_space() -> None:
 
 
 def make_space(model: Publication, folder: Path) -> Publication:
-    """Write a Space for what is to be published, with its examples, into a new folder; `pin` it before its upload."""
+    """Write a Space for what is to be published, with its examples, into a new folder; `pin` it before its upload.
+
+    Raises:
+        PublishError: the page could not show the model.
+    """
+    is_program = (model.folder / PROGRAM).is_file()
+    if model.pipeline not in SHOWN or not (is_program or is_ours(model.folder)):
+        raise PublishError(f"--space shows classifiers and segmenters of swin_hf, and programs of them, got {model.source}")
     folder.mkdir(parents=True)
     for package in PACKAGES:
         source = Path(find_spec(package).submodule_search_locations[0])
@@ -56,7 +67,7 @@ def make_space(model: Publication, folder: Path) -> Publication:
             shutil.copyfile(file, copy)
     if (model.folder / EXAMPLES).is_dir():
         shutil.copytree(model.folder / EXAMPLES, folder / EXAMPLES)
-    extras = ("edge",) if (model.folder / PROGRAM).is_file() else ()
+    extras = ("edge",) if is_program else ()
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *requirements_of(extras)]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     name = model.repo_id.split("/")[1]
@@ -67,10 +78,11 @@ def make_space(model: Publication, folder: Path) -> Publication:
         python_version=PYTHON,
         app_file="app.py",
         models=[model.repo_id],
-        license=ModelCard.load(model.folder / CARD).data.license,
     )
     text = TEXT.format(name=name, repo_id=model.repo_id)
     RepoCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / CARD)
+    if text := license_of_code():
+        (folder / LICENSE).write_text(text, encoding="utf-8")
     space = Publication(repo_id=model.repo_id, source=model.source, folder=folder, repo_type="space")
     pin(space, "")
     return space
@@ -85,6 +97,18 @@ def pin(space: Publication, commit: str) -> None:
         examples=f'"{EXAMPLES}"' if (space.folder / EXAMPLES).is_dir() else None,
     )
     (space.folder / "app.py").write_text(text, encoding="utf-8")
+
+
+def license_of_code() -> str:
+    """The text of this package's licence, as it was installed or, in a clone of it, beside the package; else empty."""
+    beside = Path(__file__).parents[1] / LICENSE
+    installed = importlib.metadata.distribution(DISTRIBUTION).read_text(f"licenses/{LICENSE}")
+    return installed or (beside.read_text(encoding="utf-8") if beside.is_file() else "")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a checkpoint is one of swin_hf's models, which the page loads, and not one of transformers'."""
+    return str(read_json_object(folder / "config.json").get("model_type", "")).startswith("swin_hf")
 
 
 def requirements_of(extras: tuple[str, ...]) -> list[str]:

@@ -11,19 +11,23 @@ from .model_card import PublishError
 
 EXAMPLES = "examples"  # folder of a repository
 MOST_EXAMPLES, LONGEST_SIDE = 12, 1024
+ENDINGS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}  # of examples
+# What we write and a later upload may leave out: the photographs of people who no longer want to be shown, old code.
+REPLACED = {"model": [f"{EXAMPLES}/*"], "space": [f"{EXAMPLES}/*", "swin_hf/*", "edge/*"]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
     """What is to be uploaded: the files of a folder that was prepared from the folder `source`.
 
-    repo_type: model or space, as the Hub calls them.
+    repo_type: model or space, as the Hub calls them. pipeline: the Hub's name of the model's task.
     """
 
     repo_id: str
     source: Path
     folder: Path
     repo_type: str = "model"
+    pipeline: str | None = None
 
     @property
     def files(self) -> dict[str, int]:
@@ -50,6 +54,8 @@ def upload(
 ) -> CommitInfo:
     """Upload what was prepared to the Hub, in one commit; without changes there is no new one.
 
+    Examples that are no longer among the files are removed there, and so is old code of a Space.
+
     Access is huggingface_hub's: `hf auth login` or `HF_TOKEN`.
 
     private: whether a new repository is private; an existing one stays as it is. None: the default of the organisation.
@@ -69,30 +75,46 @@ def upload(
         repo_type=kind,
         folder_path=publication.folder,
         revision=revision,
+        delete_patterns=REPLACED[kind],
         commit_message=message or f"Upload {publication.source.resolve().name} with swin-hf",
     )
 
 
+def is_private(repo_id: str) -> bool:
+    """Whether a model on the Hub is private.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses to say.
+    """
+    return bool(HfApi(library_name="swin-hf").model_info(repo_id).private)
+
+
 def copy_examples(source: Path, folder: Path) -> list[str]:
-    """Copy images to try, the first 12, into a folder of a repository: small, and without what their files say beside the
-    picture; returns their names.
+    """Copy images to try, the first 12, into a folder of a repository: small, on white where they are transparent, and without
+    what their files say beside the picture; returns their names.
 
     Raises:
         PublishError: there is no image, or one cannot be read.
     """
-    known = Image.registered_extensions()
-    files = sorted(file for file in source.iterdir() if file.suffix.lower() in known) if source.is_dir() else []
+    files = sorted(file for file in source.iterdir() if is_example(file)) if source.is_dir() else []
     if not files:
-        raise PublishError(f"--examples must be a folder of images, got {'none in ' * source.is_dir()}{source}")
+        kinds = ", ".join(sorted(ENDINGS))
+        raise PublishError(f"--examples must be a folder of images ({kinds}), got {'none in ' * source.is_dir()}{source}")
     folder.mkdir(parents=True)
     names = []
     for number, file in enumerate(files[:MOST_EXAMPLES]):
         try:
-            with Image.open(file) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-        except OSError as error:
+            with Image.open(file, formats=[*ENDINGS.values()]) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGBA")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise PublishError(f"{file} cannot be read as an image: {in_one_line(error)}") from error
-        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        names.append(f"{number:02}.png")
-        picture.save(folder / names[-1])
+        upright.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        picture = Image.new("RGB", upright.size, "white")  # which has nothing but the picture
+        picture.paste(upright, mask=upright.getchannel("A"))
+        names.append(f"{number:02}.jpg")
+        picture.save(folder / names[-1], quality=90)
     return names
+
+
+def is_example(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()

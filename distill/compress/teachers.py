@@ -219,5 +219,5 @@ def _class_order(config: PreTrainedConfig, class_names: list[str] | None, checkp
     raise TeacherError(
         f"{checkpoint} knows {len(model_names)} classes ({', '.join(model_names[:5])}, ...), the data has {len(class_names)} "
         f"({', '.join(class_names[:5])}, ...); fine-tune it on these classes first, or learn from its features alone with "
-        "--kd_loss none --feature_loss vkd"
+        "--kd_loss none --feature_loss hints"
     )

@@ -76,7 +76,12 @@ def is_larger_everywhere(larger: SwinHfConfig, student: SwinHfConfig) -> bool:
         return False
     with torch.device("meta"):
         own, other = SwinHfModel(student), SwinHfModel(larger)
-    return not (_new_blocks(own, other) or _new_layers(own, other))
+    if student.num_channels != larger.num_channels or _new_blocks(own, other) or _new_layers(own, other):
+        return False
+    others = dict(other.named_parameters())
+    kernels = {name: own.shape[2:] for name, own in own.named_parameters() if own.ndim == 4}  # those of convolutions
+    has_all = all(name in others for name, _ in own.named_parameters())
+    return has_all and all(others[name].shape[2:] == kernel for name, kernel in kernels.items())
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from distill.data.sources import ON_THEIR_SIDE, TURNED, ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
 from edge.device.image import UnreadableImageError
 
-UNKNOWN = -1  # the label of a training image whose class is not known, of which a student learns from its teacher alone
+# The label of a training image whose class is not known. A student learns from its teacher alone; with NKD, by maps only.
+UNKNOWN = -1
 T = TypeVar("T")
 KEPT_BYTES = 2**29  # of the decoded images of each split, in each process
 

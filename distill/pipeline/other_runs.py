@@ -1,13 +1,13 @@
 """The programs of other runs on the same images, beside which a report shows its own."""
 
+import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 REPORT = "report.json"
-# What may differ between runs whose test images are the same: how they are stored, and what the report calls them.
+# What may differ between runs whose test images are the same: how they are stored, and what they are called.
 HOW_STORED = ("image_size", "dataset_name")
 
 
@@ -24,34 +24,35 @@ class OtherRun:
     p50_ms: float
 
 
-def other_runs(run_dir: Path, machine: str, threads: int) -> list[OtherRun]:
+def other_runs(run_dir: Path, test_images: str, machine: str, threads: int) -> list[OtherRun]:
     """Those in the folder beside this one with a report on the same test images, timed on this machine with these threads."""
     here, found = run_dir.resolve(), []
-    images = images_of(here)
     try:
         folders = sorted(here.parent.iterdir())
     except OSError:  # it may be another's
-        folders = []
+        return []
     for folder in folders:
         with suppress(OSError, ValueError, LookupError, TypeError):  # another's report, damaged or of another version
             if folder == here or not (folder / REPORT).is_file():
                 continue
             content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-            row = content["rows"][-1]
-            is_alike = content["machine"] == machine and row["latency"]["threads"] == threads
-            if is_alike and images is not None and images_of(folder) == images:
-                own = {name: row[name] for name in ("step", "accuracy", "low", "high", "size_bytes")}
-                found.append(OtherRun(name=content["name"], p50_ms=row["latency"]["p50_ms"], **own))
+            row, alike = content["rows"][-1], (content["test_images"], content["machine"])
+            if test_images and alike == (test_images, machine) and row["latency"]["threads"] == threads:
+                own = {name: float(row[name]) for name in ("accuracy", "low", "high")}
+                own |= {"size_bytes": int(row["size_bytes"]), "p50_ms": float(row["latency"]["p50_ms"])}
+                found.append(OtherRun(name=folder.name, step=str(row["step"]), **own))
     return found
 
 
-def images_of(run_dir: Path) -> dict[str, Any] | None:
-    """What the test images of a run depend on; None if that is not recorded."""
+def name_of_test_images(run_dir: Path) -> str:
+    """A name of the test images of a run: the same for all runs that have the same ones; empty if that is not recorded."""
     try:
         settings = json.loads((run_dir / "data" / "stage.json").read_text(encoding="utf-8"))["settings"]
-        return {name: value for name, value in settings.items() if name not in HOW_STORED}
+        left_out = (*HOW_STORED, "dataset") if settings["files"] else HOW_STORED  # a folder is known by its files
+        kept = {name: value for name, value in settings.items() if name not in left_out}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
+        return ""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def on_the_frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -22,7 +22,7 @@ from distill.pipeline.honesty import (
 )
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
 from distill.pipeline.mistakes import Bin, Flip, Mistake, OfClass, classes_of, flips_of, mistakes_of, reliability_of
-from distill.pipeline.other_runs import OtherRun, other_runs
+from distill.pipeline.other_runs import OtherRun, name_of_test_images, other_runs
 from distill.pipeline.pruning_table import PruningStep, pruning_steps
 from distill.pipeline.report_plots import EXECUTORCH
 from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
@@ -93,7 +93,7 @@ class Report:
     program_agreement: share of the test images on which the program and its model have the same top class.
     confusion: confusion matrix (K, K) of the program, true classes in rows.
     classes, mistakes, reliability: of the program. flips: what making the program of the model changed.
-    others: programs of other runs on the same images.
+    test_images: a name of the test images, the same for other runs on them. others: programs of such runs.
     history: of each training, rows of "epoch" with "loss" or "validation", an accuracy or agreement.
     command: that repeats the run.
     """
@@ -121,6 +121,7 @@ class Report:
     reliability: list[Bin] = field(default_factory=list)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     stages: list[StageCost] = field(default_factory=list)
+    test_images: str = ""
     others: list[OtherRun] = field(default_factory=list)
     command: str = ""
 
@@ -253,7 +254,8 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
         history={step: history_of(run_dir / step / METRICS) for step in TRAINED},
         stages=[stage_cost(run_dir / folder) for folder in STAGE_FOLDERS],
-        others=other_runs(run_dir, describe_machine(), settings.threads),
+        test_images=name_of_test_images(run_dir),
+        others=other_runs(run_dir, name_of_test_images(run_dir), describe_machine(), settings.threads),
         command=command,
     )
 

@@ -138,7 +138,9 @@ def _with_model(own: TeacherSettings | StudentSettings) -> dict[str, Any]:
 def _distilled(settings: Settings) -> dict[str, Any]:
     """The settings of a stage that distills, and the files of the teachers beside the run's own."""
     others = settings.teacher.others
-    values = settings.training_values | {"distillation": asdict(settings.distillation)}
+    own = settings.distillation
+    losses = {"logits_loss": own.logits_loss, "maps_loss": own.maps_loss}  # which may have been left to us
+    values = settings.training_values | {"distillation": asdict(own) | losses}
     return values | ({"more_teachers": [[name, checkpoint_files(name)] for name in others]} if others else {})
 
 

@@ -1,5 +1,6 @@
 """A local page that shows models at work: drop or take a photograph, see the classes and what speaks for them."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ class Shown:
             DemoError: it names no classes.
         """
         self.folder = local_folder(name)
-        self.name = title or (Path(name).resolve().name if Path(name).exists() else name)
+        named = Path(name).resolve().name if Path(name).exists() else name
+        self.name = title or re.sub(r"@([0-9a-f]{7})[0-9a-f]{33}$", r"@\1", named)  # of a commit, what people tell it by
         self.model: Predictor = open_model(str(self.folder))
         if not (self.model.is_classifier or self.model.is_segmenter):
             raise DemoError(f"{name} must be a classifier or a segmenter to be shown, got a backbone")

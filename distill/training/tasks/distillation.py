@@ -53,7 +53,7 @@ class DistillationSettings:
         default=AUTO,
         metadata={
             "help": f"Loss of feature maps: {', '.join(FEATURE_LOSSES)}, or none; {AUTO}: {OF_MAPS} where both models give "
-            "maps, the teacher is no cache, and no weights are split."
+            "maps, the teacher is no cache, checkpoints are whole, and no weights are split."
         },
     )
     feature_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of feature maps."})
@@ -191,6 +191,8 @@ def compare_features(
     """
     was_training, pixels = model.training, torch.zeros(1, 3, image_size, image_size)
     student = WithMaps(model.eval())
-    student(pixel_values=normalise(pixels))
-    model.train(was_training)
+    try:
+        student(pixel_values=normalise(pixels))
+    finally:
+        model.train(was_training)
     return FeatureDistillation(FEATURE_LOSSES[kind], student.maps, teacher.with_maps(pixels)[1], student.indices)

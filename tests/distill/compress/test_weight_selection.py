@@ -8,7 +8,7 @@ import torch
 from conftest import KINDS, PLAIN_PROCESSOR, STILL, settings_for
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from distill.compress.weight_selection import SelectionError, evenly, select_weights
+from distill.compress.weight_selection import SelectionError, evenly, is_larger_everywhere, select_weights
 from distill.errors import SettingsError
 from distill.training.finetune import finetune
 from distill.training.models import ModelError
@@ -198,6 +198,30 @@ def test_models_that_do_not_fit_are_explained(choices, message):
     student, larger = (SwinHfForImageClassification(config_of(own)) for own in (choices, {}))
     with pytest.raises(SelectionError, match=message):
         select_weights(student, larger)
+
+
+@pytest.mark.parametrize(
+    ("choices", "larger", "fits"),
+    [
+        ({}, {}, True),
+        ({"depths": [1, 1]}, {"embed_dim": 32, "depths": [2, 2]}, True),
+        ({"window_size": 2}, {}, True),
+        ({}, {"embed_dim": 8}, False),
+        ({"stage_blocks": ["conv", "window"]}, {}, False),
+        ({"stem": "conv"}, {}, False),
+        ({"downsample": "conv"}, {}, False),
+        ({"local_conv": 3}, {}, False),
+        ({"local_conv": 3}, {"local_conv": 5}, False),
+        ({"local_conv": 3}, {"local_conv": 3}, True),
+        ({"use_absolute_embeddings": True}, {}, False),
+        ({"qkv_bias": True}, {"qkv_bias": False}, False),
+        ({"num_channels": 1}, {}, False),
+        ({"version": 2}, {}, False),
+        ({"norm": "rms"}, {}, False),
+    ],
+)
+def test_a_model_is_larger_everywhere_only_if_no_layer_stays_new(choices, larger, fits):
+    assert is_larger_everywhere(config_of(larger), config_of(choices)) == fits
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:

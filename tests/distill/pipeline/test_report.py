@@ -11,7 +11,7 @@ from PIL import Image
 from distill.pipeline.energy import EnergyMeter
 from distill.pipeline.honesty import Robustness, changes_of, judge_probabilities
 from distill.pipeline.mistakes import classes_of, flips_of, mistakes_of, reliability_of
-from distill.pipeline.other_runs import OtherRun, other_runs
+from distill.pipeline.other_runs import OtherRun, name_of_test_images, other_runs
 from distill.pipeline.pruning_table import pruning_steps
 from distill.pipeline.report import Report, Row, StageCost, history_of, read_report
 from distill.pipeline.report_pages import duration, tables, write_report
@@ -201,24 +201,35 @@ def put_run(folder: Path, images: dict, **changes) -> None:
     """What other runs look at of a run."""
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "stage.json").write_text(json.dumps({"settings": images}))
-    write_report(report(name=folder.name, **changes), folder)
+    write_report(report(name=folder.name, test_images=name_of_test_images(folder), **changes), folder)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_programs_of_other_runs_on_the_same_images_stand_beside_it(tmp_path):
-    images = {"dataset": "photos", "split_seed": 0, "image_size": 32}
+    images = {"dataset": "photos", "split_seed": 0, "image_size": 32, "files": [["a.png", 10]]}
     put_run(tmp_path / "own", images)
     put_run(tmp_path / "larger images", images | {"image_size": 64})
-    put_run(tmp_path / "worse", images, accuracy=0.4, low=0.3, high=0.5)
+    put_run(tmp_path / "worse", images | {"dataset": "/home/me/photos"}, accuracy=0.4, low=0.3, high=0.5)
     put_run(tmp_path / "another split", images | {"split_seed": 1})
     put_run(tmp_path / "another machine", images, machine="a phone")
     for name, content in (("damaged", "{"), ("of another time", '{"rows": []}'), ("a list", "[]")):
         put_run(tmp_path / name, images)
         (tmp_path / name / "report.json").write_text(content)
+    put_run(tmp_path / "damaged row", images)
+    put_run(tmp_path / "split anew", images | {"split_seed": 2})
     (tmp_path / "no run").mkdir()
-    found = other_runs(tmp_path / "own", "machine", 1)
+    record = json.loads((tmp_path / "damaged row" / "report.json").read_text())
+    record["rows"][-1]["latency"]["p50_ms"] = None
+    (tmp_path / "damaged row" / "report.json").write_text(json.dumps(record))
+    (tmp_path / "split anew" / "data" / "stage.json").write_text(json.dumps({"settings": images}))  # not yet reported
+    own = name_of_test_images(tmp_path / "own")
+    found = other_runs(tmp_path / "own", own, "machine", 1)
     assert [(own.name, own.accuracy, own.p50_ms) for own in found] == [("larger images", 0.9, 1.0), ("worse", 0.4, 1.0)]
-    assert other_runs(tmp_path / "own", "machine", 2) == [] and other_runs(tmp_path / "no run", "machine", 1) == []
+    assert other_runs(tmp_path / "own", own, "machine", 2) == [] and name_of_test_images(tmp_path / "no run") == ""
+    of_hub = {"dataset": "org/a", "files": []}
+    put_run(tmp_path / "hub", of_hub)
+    put_run(tmp_path / "other hub", of_hub | {"dataset": "org/b"})
+    assert name_of_test_images(tmp_path / "hub") != name_of_test_images(tmp_path / "other hub")
 
     faster = OtherRun(name="<b>faster</b>", step="int8 .pte", accuracy=0.85, low=0.8, high=0.9, size_bytes=9000, p50_ms=0.5)
     shown = report(others=[*found[1:], faster])

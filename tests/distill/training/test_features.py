@@ -33,6 +33,7 @@ from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.training.cache_writing import cache_teacher
 from distill.training.finetune import finetune
+from distill.training.settings import FinetuneSettings
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
 from distill.training.tasks.features import FEATURE_LOSSES, pairs_of_maps
@@ -44,6 +45,7 @@ from swin_hf import (
     SwinHfUperNetConfig,
 )
 from swin_hf.distillation_losses import normalised_features
+from swin_hf.errors import in_one_line
 
 NAMES = {0: "blue", 1: "green", 2: "red"}
 SMALL = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 4}
@@ -234,7 +236,7 @@ def test_a_teacher_of_other_classes_teaches_features(featured, make_model, tmp_p
     make_model(id2label={0: "cat", 1: "dog"}, num_labels=2).save_pretrained(tmp_path / "other")
     PLAIN_PROCESSOR.save_pretrained(tmp_path / "other")
     arguments = [*featured, "--teacher", str(tmp_path / "other"), "--num_train_epochs", "1"]
-    with pytest.raises(TeacherError, match="or learn from its features alone with --kd_loss none --feature_loss vkd"):
+    with pytest.raises(TeacherError, match="or learn from its features alone with --kd_loss none --feature_loss hints"):
         finetune(settings_for(tmp_path / "a", *arguments))
     figures = finetune(settings_for(tmp_path / "b", *arguments, "--kd_loss", "none"))
     assert figures["num_test_images"] > 0
@@ -293,6 +295,10 @@ def test_maps_are_compared_where_that_is_left_to_us_if_both_models_have_some(fea
         history = json.loads((folder / "out" / "metrics.json").read_text())["history"]
         said = re.findall("feature maps are not compared: (.*)", capsys.readouterr().out)
         found[" ".join(more[:1])] = any("feature_loss" in row for row in history), *said
+    monkeypatch.setattr(FinetuneSettings, "splits_weights", True)
+    finetune(settings_for(tmp_path / "split", *arguments))
+    assert "feature maps are not compared: FSDP or DeepSpeed split the weights" in capsys.readouterr().out
+    monkeypatch.undo()
     assert found == {
         "": (True,),
         "--teacher_cache": (False, "a cache of a teacher has none"),
@@ -301,11 +307,31 @@ def test_maps_are_compared_where_that_is_left_to_us_if_both_models_have_some(fea
         "--feature_loss": (False,),
     }
 
-    def no_maps(*_):
-        raise TypeError("forward() got an unexpected keyword argument 'output_hidden_states'")
+    for number, error in enumerate((TypeError("unexpected\nkeyword"), NotImplementedError())):
 
-    monkeypatch.setattr(distill.training.finetune, "compare_features", no_maps)
-    finetune(settings_for(tmp_path / "other", *arguments))
-    assert "feature maps are not compared: forward() got an unexpected keyword" in capsys.readouterr().out
-    with pytest.raises(TypeError, match="unexpected keyword"):
+        def no_maps(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(distill.training.finetune, "compare_features", no_maps)
+        finetune(settings_for(tmp_path / f"odd {number}", *arguments))
+        assert f"feature maps are not compared: {in_one_line(error)}\n" in capsys.readouterr().out
+    assert in_one_line(error) == "NotImplementedError"
+    with pytest.raises(NotImplementedError):
         finetune(settings_for(tmp_path / "asked", *arguments, "--feature_loss", "hints"))
+
+
+def test_a_training_goes_on_with_maps_or_without_as_it_began(featured, tmp_path):
+    arguments, cache = featured[:-4], ["--teacher_cache", str(tmp_path / "cache")]
+    cache_teacher(settings_for(tmp_path, *arguments, *cache))
+    with pytest.raises(TrainingStopped, match="stopped at step 4 of 6"):
+        finetune(settings_for(tmp_path / "without", *arguments, *cache), [StopAfter(4)])
+    with pytest.raises(SettingsError, match="--feature_loss must be as in the training that is resumed, which compared none"):
+        finetune(settings_for(tmp_path / "without", *arguments, "--feature_loss", "hints", "--resume", "true"))
+    finetune(settings_for(tmp_path / "without", *arguments, "--resume", "true"))  # goes on without
+    history = json.loads((tmp_path / "without" / "out" / "metrics.json").read_text())["history"]
+    assert not any("feature_loss" in row for row in history)
+    with pytest.raises(TrainingStopped, match="stopped at step 4 of 6"):
+        finetune(settings_for(tmp_path / "with", *arguments), [StopAfter(4)])
+    with pytest.raises(SettingsError, match="which compared feature maps; or start anew"):
+        finetune(settings_for(tmp_path / "with", *arguments, *cache, "--resume", "true"))
+    finetune(settings_for(tmp_path / "with", *arguments, "--resume", "true"))
