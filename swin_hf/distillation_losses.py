@@ -54,14 +54,20 @@ def nkd(
 
         -t_c log s_c - gamma T^2 sum over i != c of N(t)_i log N(s)_i
 
-    targets: classes (B,), or (B, H, W), where `ignored` counts for nothing; or probabilities (B, K) of at most two classes, as
-        mixup makes them, with the mean of both losses.
+    targets: classes (B,), -1 for an image without one; or (B, H, W), where `ignored` counts for nothing; or probabilities
+        (B, K) of at most two classes, as mixup makes them, with the mean of both losses, and a sum below 1 for what has none.
+        The class of an image without one is the teacher's first.
     """
     student, teacher = _rows(student_logits).float(), _rows(teacher_logits).float()
     if targets.is_floating_point():
         shares, labels = targets.float().topk(min(2, targets.shape[1]), dim=1)
+        unknown = (1 - targets.float().sum(dim=1, keepdim=True)).clamp(min=0)
+        shares, labels = torch.cat([shares, unknown], dim=1), torch.cat([labels, teacher.argmax(dim=1, keepdim=True)], dim=1)
+    elif targets.ndim == 1:
+        labels = torch.where(targets == -1, teacher.argmax(dim=1), targets)[:, None]
+        shares = torch.ones_like(labels, dtype=torch.float)
     else:
-        known = targets.flatten() != (ignored if targets.ndim > 1 else -1)
+        known = targets.flatten() != ignored
         shares, labels = known.float()[:, None], (targets.flatten() * known)[:, None]
     loss = student.new_zeros(())
     for share, label in zip(shares.T, labels.T):

@@ -15,8 +15,7 @@ from distill.data.sources import ON_THEIR_SIDE, TURNED, ImageSource
 from distill.data.transforms import IGNORED, RandomCrop
 from edge.device.image import UnreadableImageError
 
-# The label of a training image whose class is not known. A student learns from its teacher alone; with NKD, by maps only.
-UNKNOWN = -1
+UNKNOWN = -1  # the label of a training image whose class is not known, of which a student learns from its teacher alone
 T = TypeVar("T")
 KEPT_BYTES = 2**29  # of the decoded images of each split, in each process
 

@@ -88,6 +88,11 @@ def test_nkd_of_images_of_mixtures_and_of_pixels(temperature):
     one_hot = torch.nn.functional.one_hot(targets, 4).double()
     mixed = nkd(*logits, one_hot.lerp(one_hot.flip(0), 0.3), temperature)
     assert mixed.item() == pytest.approx(0.7 * np.mean(each) + 0.3 * np.mean(mirrored), rel=1e-5)
+    found = [label if i % 2 else int(teacher[i].argmax()) for i, label in enumerate(labels)]  # every other one has no class
+    each_found = [nkd_of_image(student[i], teacher[i], found[i], temperature, 1.5) for i in range(6)]
+    known = torch.arange(6) % 2 == 1
+    for without in (torch.where(known, targets, -1), one_hot * known[:, None]):
+        assert nkd(*logits, without, temperature).item() == pytest.approx(np.mean(each_found), rel=1e-5)
     maps = [values.view(2, 3, 1, 4).permute(0, 3, 1, 2) for values in logits]
     classes = targets.view(2, 3, 1).clone()
     assert nkd(*maps, classes, temperature).item() == pytest.approx(np.mean(each), rel=1e-5)
