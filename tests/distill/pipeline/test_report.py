@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,8 @@ def put_run(folder: Path, images: dict, **changes) -> None:
     """What other runs look at of a run."""
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "stage.json").write_text(json.dumps({"settings": images}))
-    write_report(report(name=folder.name, test_images=name_of_test_images(folder), **changes), folder)
+    written = report(name=folder.name, test_images=name_of_test_images(folder), **changes)
+    (folder / "report.json").write_text(json.dumps(asdict(written)))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

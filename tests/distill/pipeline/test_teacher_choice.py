@@ -84,7 +84,7 @@ def test_a_student_starts_with_weights_of_the_runs_teacher(image_folder, make_mo
     assert "swin_edge_small starts with weights of teacher: 2 of 2 blocks" in capsys.readouterr().out
     first_stages = arguments[:2] + arguments[4:]
     for number, (start, is_expected) in enumerate(((["auto"], True), (["none"], False), ([], True))):
-        flags = ["--student_init_from", *start] if start else []
+        flags = ["--student", "swin_tiny", *(["--student_init_from", *start] if start else [])]
         run(image_folder, tmp_path / str(number), *first_stages, *flags)
         assert ("starts with weights of teacher: 2 of 2" in capsys.readouterr().out) == is_expected
     narrow = ["--student_args", SMALL.replace("embed_dim: 16", "embed_dim: 64")]

@@ -1,7 +1,6 @@
 """Distillation of features: maps of any architecture, pairs of maps, projectors that are trained and left behind."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,17 @@ from transformers import (
 
 import distill.training.finetune
 from distill.compress.feature_maps import FeatureError, WithMaps, as_map
-from distill.compress.teachers import Classifier, TeacherError, Teachers, load_segmenter
+from distill.compress.teachers import Classifier, TeacherError, Teachers, load_classifier, load_segmenter
 from distill.data.normalisation import Normalisation
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.training.cache_writing import cache_teacher
-from distill.training.finetune import finetune
+from distill.training.finetune import finetune, taught
 from distill.training.settings import FinetuneSettings
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
 from distill.training.tasks.features import FEATURE_LOSSES, pairs_of_maps
+from distill.training.teacher_cache import TeacherCache
 from swin_hf import (
     SwinHfConfig,
     SwinHfForImageClassification,
@@ -45,7 +45,6 @@ from swin_hf import (
     SwinHfUperNetConfig,
 )
 from swin_hf.distillation_losses import normalised_features
-from swin_hf.errors import in_one_line
 
 NAMES = {0: "blue", 1: "green", 2: "red"}
 SMALL = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 4}
@@ -282,42 +281,39 @@ def test_a_segmenter_teaches_pixels_and_features(kind, mask_folder, tmp_path, ca
     assert any("feature_loss" in row for row in history)
 
 
-def test_maps_are_compared_where_that_is_left_to_us_if_both_models_have_some(featured, tmp_path, monkeypatch, capsys):
+def test_maps_are_compared_where_that_is_left_to_us_if_both_models_have_some(
+    featured, checkpoint, make_model, tmp_path, monkeypatch, capsys
+):
     arguments = [*featured[:-4], "--num_train_epochs", "1"]  # without a loss of maps
-    cache = ["--teacher_cache", str(tmp_path / "cache")]
-    cache_teacher(settings_for(tmp_path, *arguments, *cache))
-    alone = ["--save_only_model", "true", "--ema_decay", "0", "--load_best_model_at_end", "false"]
-    weightless = ["--feature_weight", "0"]
-    found = {}
-    for number, more in enumerate(([], cache, alone, weightless, ["--feature_loss", "none"])):
-        folder = tmp_path / str(number)
-        finetune(settings_for(folder, *arguments, *more))
-        history = json.loads((folder / "out" / "metrics.json").read_text())["history"]
-        said = re.findall("feature maps are not compared: (.*)", capsys.readouterr().out)
-        found[" ".join(more[:1])] = any("feature_loss" in row for row in history), *said
-    monkeypatch.setattr(FinetuneSettings, "splits_weights", True)
-    finetune(settings_for(tmp_path / "split", *arguments))
-    assert "feature maps are not compared: FSDP or DeepSpeed split the weights" in capsys.readouterr().out
-    monkeypatch.undo()
-    assert found == {
-        "": (True,),
-        "--teacher_cache": (False, "a cache of a teacher has none"),
-        "--save_only_model": (False, "--save_only_model leaves out what belongs to them"),
-        "--feature_weight": (False,),
-        "--feature_loss": (False,),
-    }
+    own = ImageClassification(PLAIN_PROCESSOR, list(NAMES.values()), TransformSettings())
+    teacher, cache = Teachers([load_classifier(checkpoint, list(NAMES.values()))]), TeacherCache(tmp_path, 3, 0)
 
-    for number, error in enumerate((TypeError("unexpected\nkeyword"), NotImplementedError())):
+    def found(*more: str, teacher=teacher) -> tuple[bool, str]:
+        """Whether maps are compared, and what is said if not."""
+        distillation = taught(own, make_model(), teacher, settings_for(tmp_path, *arguments, *more))
+        return distillation.features is not None, capsys.readouterr().out.removeprefix("feature maps are not compared: ")
+
+    assert found() == (True, "") and found("--feature_loss", "hints") == (True, "")
+    assert found("--feature_weight", "0") == found("--feature_loss", "none") == (False, "")
+    assert found(teacher=cache) == (False, "a cache of a teacher has none\n")
+    alone = ["--save_only_model", "true", "--ema_decay", "0", "--load_best_model_at_end", "false"]
+    assert found(*alone) == (False, "--save_only_model leaves out what belongs to them\n")
+    with monkeypatch.context() as split:
+        split.setattr(FinetuneSettings, "splits_weights", True)
+        assert found() == (False, "FSDP or DeepSpeed split the weights\n")
+    for error, said in ((TypeError("a\nb"), "TypeError: a b\n"), (NotImplementedError(), "NotImplementedError\n")):
 
         def no_maps(*_, error=error):
             raise error
 
         monkeypatch.setattr(distill.training.finetune, "compare_features", no_maps)
-        finetune(settings_for(tmp_path / f"odd {number}", *arguments))
-        assert f"feature maps are not compared: {in_one_line(error)}\n" in capsys.readouterr().out
-    assert in_one_line(error) == "NotImplementedError"
-    with pytest.raises(NotImplementedError):
-        finetune(settings_for(tmp_path / "asked", *arguments, "--feature_loss", "hints"))
+        assert found() == (False, said)
+        with pytest.raises(type(error)):
+            found("--feature_loss", "hints")
+    monkeypatch.undo()
+    finetune(settings_for(tmp_path, *arguments))
+    history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
+    assert any("feature_loss" in row for row in history)
 
 
 def test_a_training_goes_on_with_maps_or_without_as_it_began(featured, tmp_path):
