@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distill import interruption
 from distill.errors import SettingsError, TrainingStopped
+from distill.memory import keep_freed_memory
 from edge.device.errors import ExplainedError
 from edge.quiet import quieten
 
@@ -33,6 +34,7 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
         from distill.quiet import quieten_libraries
 
         quieten_libraries()
+        keep_freed_memory()
         work()
         interruption.check()
         _leave_processes()

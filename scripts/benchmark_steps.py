@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from distill.compress.teachers import Classifier, Teachers
 from distill.data.transforms import TransformSettings
+from distill.memory import keep_freed_memory
 from distill.training.optimisation import parameter_groups
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
@@ -47,6 +48,7 @@ def benchmark_steps(arguments: argparse.Namespace) -> None:
     """Time the kinds of steps of every case."""
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as trainings do
     rows = []
     for name, (make, make_teacher, side, batch_size) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ from distill.data.splits import prepare_splits
 from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
+from distill.memory import keep_freed_memory
 from distill.training.card import write_training_card
 from distill.training.figures import as_agreement, evaluation_of
 from distill.training.models import load_model, load_processor
@@ -168,6 +169,7 @@ def train_model(
         TrainingStopped: SIGTERM came before the end; a checkpoint was written.
     """
     settings = settled(settings)
+    keep_freed_memory()
     arguments, output_dir = settings.trainer, Path(settings.trainer.output_dir)
     processor = load_processor(settings.model, settings.task.image_size, settings.crops, model.config)
     objective = make_objective(settings, model.config, processor, data)
