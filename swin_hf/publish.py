@@ -7,6 +7,7 @@ published with a card of the same form.
 """
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -175,7 +176,7 @@ def add_to_card(file: Path, source: Path, values: dict[str, object]) -> None:
         PublishError: its header cannot be read.
     """
     try:
-        card = ModelCard(file.read_text(encoding="utf-8"))
+        card = read_card(file)
     except Exception as error:  # of YAML, of what the Hub expects in it, of letters
         how = f"{source / CARD} must have a header that the Hub reads, to be given a licence or examples"
         raise PublishError(f"{how}: {in_one_line(error)}") from error
@@ -184,10 +185,20 @@ def add_to_card(file: Path, source: Path, values: dict[str, object]) -> None:
     card.save(file)
 
 
+def read_card(file: Path) -> ModelCard:
+    """A card, which need not have a header; raises anything where that cannot be read."""
+    logger = logging.getLogger("huggingface_hub.repocard")
+    was_disabled, logger.disabled = logger.disabled, True  # it warns of a card without a header
+    try:
+        return ModelCard(file.read_text(encoding="utf-8"))
+    finally:
+        logger.disabled = was_disabled
+
+
 def names_licence(card: Path) -> bool:
     """Whether a card names a licence, or has a header that only the Hub can judge."""
     try:
-        return ModelCard.load(card).data.license is not None
+        return read_card(card).data.license is not None
     except Exception:  # as in `add_to_card`
         return True
 

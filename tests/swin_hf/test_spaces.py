@@ -89,7 +89,10 @@ def test_a_card_shows_examples_and_a_licence_whoever_wrote_it(checkpoint, photos
     assert card.data.tags == ["mine"]
     for more, is_asked in (([], True), (["--license", "mit"], False)):
         assert main([str(checkpoint), NAME, *more]) == 0
-        assert ("The card names no licence" in capsys.readouterr().out) == is_asked
+        shown = capsys.readouterr()
+        assert ("The card names no licence" in shown.out) == is_asked and "metadata block" not in shown.err
+    (checkpoint / "README.md").write_text("# My own words")
+    assert main([str(checkpoint), NAME]) == 0 and "metadata block" not in capsys.readouterr().err
 
 
 def test_the_code_of_a_space_needs_nothing_else_of_this_project(space):
