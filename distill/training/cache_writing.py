@@ -17,7 +17,6 @@ from distill.errors import require
 from distill.training.finetune import (
     TrainingData,
     find_training_images,
-    load_teachers,
     look_through,
     make_objective,
     num_epochs_of,
@@ -35,6 +34,7 @@ from distill.training.teacher_cache import (
     folder_of,
     why_incomplete,
 )
+from distill.training.teaching import load_teachers
 from distill.training.trainer import TaskTrainer
 from swin_hf import SwinHfImageProcessorPil
 from swin_hf.output_folders import check_apart, explained_full_disk, list_files, write_json

@@ -24,19 +24,20 @@ from transformers import (
     ViTForImageClassification,
 )
 
-import distill.training.finetune
+import distill.training.teaching
 from distill.compress.feature_maps import FeatureError, WithMaps, as_map
 from distill.compress.teachers import Classifier, TeacherError, Teachers, load_classifier, load_segmenter
 from distill.data.normalisation import Normalisation
 from distill.data.transforms import TransformSettings
 from distill.errors import SettingsError, TrainingStopped
 from distill.training.cache_writing import cache_teacher
-from distill.training.finetune import finetune, taught
+from distill.training.finetune import finetune
 from distill.training.settings import FinetuneSettings
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
 from distill.training.tasks.features import FEATURE_LOSSES, pairs_of_maps
 from distill.training.teacher_cache import TeacherCache
+from distill.training.teaching import taught
 from swin_hf import (
     SwinHfConfig,
     SwinHfForImageClassification,
@@ -306,7 +307,7 @@ def test_maps_are_compared_where_that_is_left_to_us_if_both_models_have_some(
         def no_maps(*_, error=error):
             raise error
 
-        monkeypatch.setattr(distill.training.finetune, "compare_features", no_maps)
+        monkeypatch.setattr(distill.training.teaching, "compare_features", no_maps)
         assert found() == (False, said)
         with pytest.raises(type(error)):
             found("--feature_loss", "hints")
