@@ -98,13 +98,12 @@ def work_folder(arguments: argparse.Namespace) -> None:
         trained.mkdir(parents=True)
         stream, found = find_training_images(settings)
         data = look_through(settings, stream, found, known=False)
-        teacher = None
+        model, teacher = build_model(settings, data.class_names), None
         if own.who == TAUGHT:
-            settings = replace(settings, distillation=LADDER[own.recipe].settings())
-            teacher = Teachers([load_classifier(own.teacher, data.class_names)])
-        model = build_model(settings, data.class_names)
-        if own.who == TAUGHT and LADDER[own.recipe].selected:
-            select_weights(model, teacher.classifiers[0].model)
+            recipe, classifier = LADDER[own.recipe], load_classifier(own.teacher, data.class_names)
+            settings, teacher = replace(settings, distillation=recipe.settings()), Teachers([classifier])
+            if recipe.selected:
+                select_weights(model, classifier.model)
         figures = train_model(settings, model, data, teacher=teacher)
         counts = {split: len(examples) for split, examples in data.examples.items()}
     print(json.dumps({"test": figures["test_accuracy"], "images": counts, "num_classes": len(data.class_names)}))

@@ -25,7 +25,7 @@ INTERFACE = {  # what people import, by package
             "swin_hf.presets_swin_hf",
         ),
         *("swin_hf.image_processing_swin_hf", "swin_hf.convert", "swin_hf.publish", "swin_hf.explanations"),
-        *("swin_hf.distillation_losses", "swin_hf.dense_inference"),
+        *("swin_hf.uploading", "swin_hf.distillation_losses", "swin_hf.dense_inference"),
     ),
     "edge": (
         *("edge.device.runner", "edge.device.segmentation", "edge.device.bench", "edge.device.verify", "edge.device.artefact"),

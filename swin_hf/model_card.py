@@ -137,7 +137,7 @@ def loading_code(auto_class: str, is_stock: bool = False, has_our_backbone: bool
     return code if is_stock else code + own
 
 
-def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_name: str | None = None) -> None:
+def write_card(card: Card, repo_id: str, source: Path, folder: Path) -> None:
     """Write a model card into a folder: what is known of the model, the figures in the source's `metrics.json`, nothing else.
 
     Raises:
@@ -150,7 +150,6 @@ def write_card(card: Card, repo_id: str, source: Path, folder: Path, license_nam
     data = ModelCardData(
         library_name=card.library,
         pipeline_tag=card.pipeline,
-        license=license_name,
         base_model=card.base_model,
         datasets=[evaluation.dataset_type] if evaluation and "/" in (evaluation.dataset_type or "") else None,
         tags=["swin", "swin_hf"],

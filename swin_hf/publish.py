@@ -154,7 +154,7 @@ def complete(
         content, own = (source / CARD).read_bytes(), f'from_pretrained("{source.resolve().name}"'.encode()
         (folder / CARD).write_bytes(content.replace(own, f'from_pretrained("{repo_id}"'.encode()))
     else:
-        write_card(card, repo_id, source, folder, license_name)
+        write_card(card, repo_id, source, folder)
     added: dict[str, object] = {}
     if license_name is not None:
         added |= {"license": license_name, "license_name": None, "license_link": None}

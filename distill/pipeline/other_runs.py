@@ -1,10 +1,11 @@
 """The programs of other runs on the same images, beside which a report shows its own."""
 
-import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from distill.pipeline.stages import MANIFEST, fingerprint_of
 
 REPORT = "report.json"
 # What may differ between runs whose test images are the same: how they are stored, and what they are called.
@@ -47,12 +48,12 @@ def other_runs(run_dir: Path, test_images: str, machine: str, threads: int) -> l
 def name_of_test_images(run_dir: Path) -> str:
     """A name of the test images of a run: the same for all runs that have the same ones; empty if that is not recorded."""
     try:
-        settings = json.loads((run_dir / "data" / "stage.json").read_text(encoding="utf-8"))["settings"]
+        settings = json.loads((run_dir / "data" / MANIFEST).read_text(encoding="utf-8"))["settings"]
         left_out = (*HOW_STORED, "dataset") if settings["files"] else HOW_STORED  # a folder is known by its files
         kept = {name: value for name, value in settings.items() if name not in left_out}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return ""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(kept)
 
 
 def on_the_frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -8,6 +8,7 @@ from distill.claim import claimed
 from distill.compress.teachers import load_classifier
 from distill.pipeline.forecast import TRAININGS, describe, device_of, forecasts
 from distill.pipeline.layout import RECORD, check_layout, lay_out
+from distill.pipeline.other_runs import REPORT
 from distill.pipeline.prune_stage import check_prunable
 from distill.pipeline.report import read_report
 from distill.pipeline.report_pages import text_table
@@ -124,8 +125,8 @@ def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTra
 def closing_words(run: Run) -> str:
     """The table and what to type next, as far as the run has come."""
     words, folder = [], run.folder
-    if (folder / "report.json").is_file():
-        report = read_report(folder / "report.json")
+    if (folder / REPORT).is_file():
+        report = read_report(folder / REPORT)
         words += ["", *([report.doubt, ""] if report.doubt else []), text_table(report), ""]
         words.append(f"Report: {folder / 'report.html'}")
     samples = sorted((folder / "samples").glob("*_0.png"))

@@ -22,12 +22,13 @@ from distill.pipeline.honesty import (
 )
 from distill.pipeline.measure import classifier_logits, count_macs, count_parameters, program_logits
 from distill.pipeline.mistakes import Bin, Flip, Mistake, OfClass, classes_of, flips_of, mistakes_of, reliability_of
-from distill.pipeline.other_runs import OtherRun, name_of_test_images, other_runs
+from distill.pipeline.other_runs import OtherRun, name_of_test_images, on_the_frontier, other_runs
 from distill.pipeline.pruning_table import PruningStep, pruning_steps
 from distill.pipeline.report_plots import EXECUTORCH
 from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
 from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.settings import ReportSettings
+from distill.pipeline.stages import MANIFEST
 from distill.training.figures import AGREEMENT, accuracy_with_interval
 from distill.training.finetune import METRICS
 from edge.device.bench import Latency, measure_latency
@@ -147,6 +148,18 @@ class Report:
         )
 
     @property
+    def programs(self) -> list[OtherRun]:
+        """The program of this run, and those of others on the same images."""
+        row = self.rows[-1]
+        figures = {name: getattr(row, name) for name in ("step", "accuracy", "low", "high", "size_bytes")}
+        return [OtherRun(name=self.name, p50_ms=row.latency.p50_ms, **figures), *self.others]
+
+    @property
+    def frontier(self) -> list[tuple[float, float]]:
+        """Latency and accuracy of the programs that no other one equals or beats in both, the fastest first."""
+        return on_the_frontier([(own.p50_ms, own.accuracy) for own in self.programs])
+
+    @property
     def figure(self) -> str:
         """What is given with its interval."""
         return "agreement with the teacher" if self.labelled_by_teacher else "accuracy"
@@ -185,6 +198,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
     labels = np.array([example.label for example in test])
     classifiers = {step: load_classifier(run_dir / step, class_names) for step in CHECKPOINTS}
     runner = Runner(run_dir / "edge", num_threads=settings.threads)
+    test_images, machine = name_of_test_images(run_dir), describe_machine()
     program_step = f"{runner.manifest.recipe} .pte"
 
     logits = {step: classifier_logits(classifier, test) for step, classifier in classifiers.items()}
@@ -236,7 +250,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         largest_class_share=largest_class_share(labels),
         program_agreement=float((top[program_step] == top["recovered"]).mean()),
         confusion=confusion_matrix(labels, top[program_step], labels=range(len(class_names))).tolist(),
-        machine=describe_machine(),
+        machine=machine,
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         labelled_by_teacher=data_facts.get("labels") == "teacher",
@@ -254,8 +268,8 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
         history={step: history_of(run_dir / step / METRICS) for step in TRAINED},
         stages=[stage_cost(run_dir / folder) for folder in STAGE_FOLDERS],
-        test_images=name_of_test_images(run_dir),
-        others=other_runs(run_dir, name_of_test_images(run_dir), describe_machine(), settings.threads),
+        test_images=test_images,
+        others=other_runs(run_dir, test_images, machine, settings.threads),
         command=command,
     )
 
@@ -272,7 +286,7 @@ def history_of(file: Path) -> list[dict[str, float]]:
 
 def stage_cost(folder: Path) -> StageCost:
     """What `stage.json` in the folder of a stage says of its time and energy."""
-    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return StageCost(stage=record["stage"], seconds=record["seconds"], joules=record.get("joules"))
 
 

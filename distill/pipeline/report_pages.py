@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from distill.pipeline.honesty import table_of_changes, table_of_probabilities, table_of_robustness
-from distill.pipeline.other_runs import OtherRun, on_the_frontier
+from distill.pipeline.other_runs import REPORT
 from distill.pipeline.pruning_table import table_of_pruning
 from distill.pipeline.report import Report
 from distill.pipeline.report_pictures import Pictures
@@ -22,7 +22,7 @@ MARKDOWN_CHARTS = ("accuracy_latency", "confusion")
 def write_report(report: Report, folder: Path, pictures: Pictures | None = None) -> None:
     """Write `report.json`, `report.html`, and `report.md` with the pictures of its two plots."""
     content = json.dumps(asdict(report), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "report.json").write_text(f"{content}\n", encoding="utf-8")
+    (folder / REPORT).write_text(f"{content}\n", encoding="utf-8")
     drawn = charts(report)
     for name in MARKDOWN_CHARTS:
         as_png(drawn[name], report, folder / f"report_{name}.png")
@@ -102,11 +102,10 @@ def table(report: Report) -> list[dict[str, str]]:
 
 def table_of_others(report: Report) -> list[dict[str, str]]:
     """The program of this run among those of others on the same images, the fastest first; empty if there are none."""
-    own = report.rows[-1]
-    figures = {name: getattr(own, name) for name in ("step", "accuracy", "low", "high", "size_bytes")}
-    runs = [OtherRun(name=report.name, p50_ms=own.latency.p50_ms, **figures), *report.others]
-    best = on_the_frontier([(run.p50_ms, run.accuracy) for run in runs])
-    rows = [
+    if not report.others:
+        return []
+    best = report.frontier
+    return [
         {
             "run": run.name,
             "program": run.step,
@@ -115,9 +114,8 @@ def table_of_others(report: Report) -> list[dict[str, str]]:
             "p50": f"{run.p50_ms:.2f} ms",
             "on the frontier": "yes" if (run.p50_ms, run.accuracy) in best else "no",
         }
-        for run in sorted(runs, key=lambda run: run.p50_ms)
+        for run in sorted(report.programs, key=lambda run: run.p50_ms)
     ]
-    return rows if report.others else []
 
 
 def text_table(report: Report) -> str:

@@ -10,7 +10,6 @@ import matplotlib
 import matplotlib.ticker
 import numpy as np
 
-from distill.pipeline.other_runs import on_the_frontier
 from distill.public_names import picture_text
 
 if TYPE_CHECKING:
@@ -58,9 +57,7 @@ def accuracy_latency(report: "Report") -> Figure:
         axes.plot(own.p50_ms, 100 * own.accuracy, "D", color="grey", markersize=4)
         axes.annotate(picture_text(own.name), (own.p50_ms, 100 * own.accuracy), xytext=(5, -10), textcoords="offset points")
     if report.others:
-        program = report.rows[-1]
-        points = [(program.latency.p50_ms, program.accuracy), *((own.p50_ms, own.accuracy) for own in report.others)]
-        latencies, accuracies = zip(*on_the_frontier(points))
+        latencies, accuracies = zip(*report.frontier)
         label = "frontier of the programs of these runs"
         axes.plot(latencies, [100 * own for own in accuracies], color="grey", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log")

@@ -64,8 +64,13 @@ def fingerprints(stages: list[Stage]) -> dict[str, str]:
     result = {}
     for stage in stages:
         content = [stage.name, stage.settings, [result[name] for name in stage.inputs]]
-        result[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        result[stage.name] = fingerprint_of(content)
     return result
+
+
+def fingerprint_of(content: Any) -> str:
+    """The hash of JSON values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def stages_to_build(stages: list[Stage], chosen: list[str], run_dir: Path, force: bool = False) -> list[str]:
