@@ -19,6 +19,7 @@ from transformers import (
 
 from distill.compress.feature_maps import WithMaps
 from distill.data.normalisation import Normalisation, channels_of
+from distill.precision import computes_in_bfloat16
 from distill.published import loadable, why_not_loaded
 from edge.device.errors import ExplainedError
 from edge.device.names import plain
@@ -94,7 +95,7 @@ class Teachers(nn.Module):
     def hasten(self, device: torch.device) -> "Teachers":
         """Compute in bfloat16 on a GPU that does so itself, and channels last on a CPU; returns itself."""
         for classifier in self.classifiers:
-            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            if computes_in_bfloat16(device.type):
                 classifier.model.to(torch.bfloat16)
             if device.type == "cpu":
                 classifier.model.to(memory_format=torch.channels_last)

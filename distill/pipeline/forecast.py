@@ -8,14 +8,16 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from distill.compress.teachers import Classifier, load_classifier
+from distill.compress.teachers import Classifier, Teachers, load_classifier
 from distill.pipeline.models import is_used_unchanged
 from distill.pipeline.report_pages import duration
 from distill.pipeline.run_folder import Run
+from distill.precision import mixed_precision
 from distill.training.finetune import build_model
 
 TRAININGS = ("teacher", "student", "recover")
-IMAGES, STEPS = 8, 2  # of a measurement; a step before them warms up
+STEPS = 2  # of a measurement; a step before them warms up
+IMAGES_ON_CPU = 8  # of such a step; a GPU takes as long for few images as for a whole batch, so it gets that
 LONG_S = 3600.0  # from here on the run says what suits a machine without a GPU
 
 
@@ -72,20 +74,12 @@ def describe(found: list[Forecast], device: str, config: str) -> str:
         size = f"{own.parameters / 1e6:.1f} M parameters, {own.epochs:g} epochs of {own.images:,} images"
         lines.append(f"        {own.stage:<8} {size}: about {duration(own.seconds)}")
     whole = sum(own.seconds for own in found)
-    lines.append(f"      about {duration(whole)} in all, by {STEPS} steps of each on {IMAGES} images")
+    lines.append(f"      about {duration(whole)} in all, by {STEPS} steps of each")
     if whole > LONG_S and device.startswith("the CPU") and config == "photos":
         lines.append(
             "      --config small is made for a machine without a GPU and a few hundred images; Ctrl-C stops this run"
         )
     return "\n".join(lines)
-
-
-def device_of(run: Run) -> str:
-    """The device that trains, in words."""
-    kind = run.settings.trainer.device.type
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    return f"the CPU, {torch.get_num_threads()} threads" if kind == "cpu" else kind
 
 
 def _seconds_of_own(run: Run, to_build: list[str]) -> float:
@@ -102,16 +96,19 @@ def _seconds_of_others(run: Run) -> float:
 
 def seconds_per_step(model: PreTrainedModel, run: Run) -> float:
     """Seconds of a step of training for one of its images."""
-    device, side = run.settings.trainer.device, run.settings.task.image_size
-    pixels = torch.randn(IMAGES, getattr(model.config, "num_channels", 3), side, side, device=device)
+    trainer, side, images = run.settings.trainer, run.settings.task.image_size, _images_of(run)
+    device = trainer.device
+    pixels = torch.randn(images, getattr(model.config, "num_channels", 3), side, side, device=device)
 
     def step() -> None:
-        model(pixel_values=pixels).logits.float().logsumexp(dim=1).mean().backward()
+        with mixed_precision(trainer):
+            logits = model(pixel_values=pixels).logits
+        logits.float().logsumexp(dim=1).mean().backward()
         model.zero_grad()
 
     model.to(device).train()
     try:
-        return _seconds_of(step, device) / IMAGES
+        return _seconds_of(step, device) / images
     finally:
         model.cpu()
 
@@ -119,10 +116,16 @@ def seconds_per_step(model: PreTrainedModel, run: Run) -> float:
 @torch.no_grad()
 def seconds_per_inference(classifier: Classifier, run: Run) -> float:
     """Seconds that a teacher takes for an image, with the resize to its own size."""
-    device, side = run.settings.trainer.device, run.settings.task.image_size
-    pixels = torch.rand(IMAGES, 3, side, side, device=device)
-    classifier.to(device).eval()
-    return _seconds_of(lambda: classifier(pixels), device) / IMAGES
+    device, side, images = run.settings.trainer.device, run.settings.task.image_size, _images_of(run)
+    pixels = torch.rand(images, 3, side, side, device=device)
+    teachers = Teachers([classifier]).hasten(device).to(device).eval()
+    return _seconds_of(lambda: teachers(pixels), device) / images
+
+
+def _images_of(run: Run) -> int:
+    """Images of a step that is timed."""
+    trainer = run.settings.trainer
+    return IMAGES_ON_CPU if trainer.device.type == "cpu" else trainer.per_device_train_batch_size
 
 
 def _seconds_of(step: Callable[[], object], device: torch.device) -> float:

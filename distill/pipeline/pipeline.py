@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from distill.claim import claimed
 from distill.compress.teachers import load_classifier
-from distill.pipeline.forecast import TRAININGS, describe, device_of, forecasts
+from distill.pipeline.forecast import TRAININGS, describe, forecasts
 from distill.pipeline.layout import RECORD, check_layout, lay_out
 from distill.pipeline.other_runs import REPORT
 from distill.pipeline.prune_stage import check_prunable
@@ -17,6 +17,7 @@ from distill.pipeline.settings import OWN_TEACHER, Settings
 from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import is_used_unchanged, stages_of
 from distill.pipeline.student_shape import check_shape
+from distill.precision import device_in_words
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_larger, load_processor, start_with
 from distill.training.optimisation import parameter_groups
@@ -70,7 +71,7 @@ class Announcement:
             print(f"      how long the trainings take is not known: {error}", flush=True)
             return
         if found:
-            print(describe(found, device_of(self.run), settings.config), flush=True)
+            print(describe(found, device_in_words(settings.trainer), settings.config), flush=True)
 
 
 def check(run: Run, stages: list[Stage]) -> None:

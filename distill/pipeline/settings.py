@@ -315,7 +315,8 @@ class Settings:
     @property
     def training_values(self) -> dict[str, Any]:
         """What the outcome of every training depends on, as JSON values."""
-        own, usual = self.trainer.to_dict(), FinetuneArguments(use_cpu=True).to_dict()
+        # Arguments set the device of the whole process, by accelerate's global state: these must set the one that is in use.
+        own, usual = self.trainer.to_dict(), FinetuneArguments(use_cpu=self.trainer.use_cpu).to_dict()
         without_effect = WITHOUT_EFFECT - (
             {"dataloader_num_workers"} if self.images.streaming else set()
         )  # they order a stream

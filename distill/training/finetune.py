@@ -28,6 +28,7 @@ from distill.data.streaming import Stream, StreamedImages, open_stream
 from distill.data.transforms import IGNORED, RandomCrop
 from distill.errors import SettingsError, require
 from distill.memory import keep_freed_memory
+from distill.precision import device_in_words
 from distill.training.card import write_training_card
 from distill.training.figures import as_agreement, evaluation_of
 from distill.training.models import load_model, load_processor
@@ -93,6 +94,8 @@ def _finetune(settings: FinetuneSettings, callbacks: Sequence[TrainerCallback]) 
     data = look_through(settings, stream, found, known=checkpoint is not None)
     if settings.teacher_cache:
         teacher = open_cache(settings, data)
+    if settings.trainer.process_index == 0:
+        print(f"training on {device_in_words(settings.trainer)}", flush=True)
     figures = train_model(settings, model, data, teacher=teacher, checkpoint=checkpoint, callbacks=callbacks)
     if settings.trainer.should_save:
         write_training_card(settings, model, Path(settings.trainer.output_dir))

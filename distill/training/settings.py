@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
 from distill.errors import require
+from distill.precision import computes_in_bfloat16
 from distill.training.command_line import CommandLine
 from distill.training.models import ModelChoice
 from distill.training.optimisation import OptimisationSettings
@@ -79,6 +80,11 @@ class ModelSettings:
     )
 
 
+def _is_launched_with(name: str) -> bool:
+    """Whether `accelerate launch` set up "FSDP" or "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"
+
+
 @dataclass
 class FinetuneArguments(TrainingArguments):
     """The arguments of `transformers.Trainer`, all under their own names, with defaults for Swin."""
@@ -102,6 +108,10 @@ class FinetuneArguments(TrainingArguments):
         default=True,
         metadata={"help": "Leave out the last, smaller batch of an epoch, so that all steps have the same size."},
     )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Mixed precision in bfloat16. Default: on a GPU that computes in it, unless another was chosen."},
+    )
     report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pin memory for the device."})
 
@@ -111,10 +121,18 @@ class FinetuneArguments(TrainingArguments):
 
     def __post_init__(self):
         chosen = self.metric_for_best_model, self.greater_is_better
+        if self.bf16 is None:
+            self.bf16 = not self._precision_is_chosen and computes_in_bfloat16("cpu" if self.use_cpu else "cuda")
         super().__post_init__()
         self.metric_for_best_model, self.greater_is_better = chosen  # the task decides; transformers would take the loss
         for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # persistent workers would not see a new epoch
             require(not getattr(self, name), name, "be false", getattr(self, name))
+
+    @property
+    def _precision_is_chosen(self) -> bool:
+        """Whether another argument, `accelerate launch` or DeepSpeed says in which numbers to compute."""
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+        return self.fp16 or launched or self.deepspeed is not None or _is_launched_with("DEEPSPEED")
 
     def changed(self, **changes: Any) -> "FinetuneArguments":
         """A copy with other values; `dataclasses.replace` would run `__post_init__` again."""
@@ -149,8 +167,8 @@ class FinetuneSettings:
     @property
     def splits_weights(self) -> bool:
         """Whether FSDP or DeepSpeed split the weights between processes."""
-        launched = (os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("FSDP", "DEEPSPEED"))
-        return bool(self.trainer.fsdp) or self.trainer.deepspeed is not None or any(launched)
+        launched = any(_is_launched_with(name) for name in ("FSDP", "DEEPSPEED"))
+        return bool(self.trainer.fsdp) or self.trainer.deepspeed is not None or launched
 
     @property
     def teachers(self) -> list[str]:

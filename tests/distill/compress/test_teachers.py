@@ -35,6 +35,7 @@ def test_teachers_compute_in_bfloat16_where_the_device_does(make_model, monkeypa
     classifier, pixels = Classifier(make_model(), PLAIN_PROCESSOR), torch.rand(2, 3, 16, 16)
     before, teachers = classifier(pixels), Teachers([classifier])
     assert teachers.hasten(torch.device("cpu")).classifiers[0].model.dtype == torch.float32
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert teachers.hasten(torch.device("cuda")).classifiers[0].model.dtype == torch.bfloat16
     logits, _ = teachers.with_maps(pixels)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from accelerate.state import PartialState
 
 from distill.errors import SettingsError
 from distill.pipeline.settings import CONFIG_DIR, STAGES, parse_settings
@@ -68,6 +69,34 @@ def test_settings_without_effect_on_the_result_repeat_no_stage():
     assert parse_settings(without).training_values == usual
     for argument in ("--ema_decay=0.9", "--mixup_alpha=0.2", "--weight_decay=0.1", "--bf16=true", "--seed=1"):
         assert parse_settings([argument, "--use_cpu=true"]).training_values != usual
+
+
+def test_a_run_that_records_its_settings_goes_on_with_its_device():
+    """Arguments of a Trainer set the device of the whole process; those with which others are compared must not change it."""
+    settings, state = parse_settings([]), dict(PartialState._shared_state)
+    assert settings.training_values and PartialState._shared_state == state
+    settings = parse_settings(["--use_cpu", "true"])
+    assert settings.training_values and PartialState._shared_state == state | {"_cpu": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "launched", "expected"),
+    [
+        ([], None, True),
+        ([], "no", True),
+        (["--bf16", "false"], None, False),
+        (["--fp16", "true"], None, False),
+        (["--use_cpu", "true"], None, False),
+        ([], "fp16", False),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_unless_another_precision_was_chosen(monkeypatch, arguments, launched, expected):
+    monkeypatch.setattr("distill.training.settings.computes_in_bfloat16", lambda device_type: device_type == "cuda")
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    for parse in (parse_settings, parse_finetune_settings):
+        assert parse(arguments).trainer.bf16 is expected
 
 
 def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):

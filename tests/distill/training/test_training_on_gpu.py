@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import settings_for
+from conftest import STILL, settings_for
 from safetensors.torch import load_file
 from test_detection import DETECT, HEADS, write_coco
 from test_distillation import MIXED
@@ -19,7 +19,7 @@ from distill.training.finetune import finetune
 from distill.training.trainer import TaskTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-PRECISIONS = {"fp32": [], "bf16": ["--bf16", "true"], "fp16": ["--fp16", "true"]}
+PRECISIONS = {"fp32": ["--bf16", "false"], "bf16": ["--bf16", "true"], "fp16": ["--fp16", "true"]}
 ON_GPU = ["--use_cpu", "false", "--num_pictures", "0"]
 
 
@@ -46,12 +46,12 @@ def test_colours_are_learnt_in_every_precision(tmp_path, image_folder, precision
 
 
 def test_a_gpu_takes_the_steps_of_a_cpu(tmp_path, image_folder, monkeypatch):
-    """Images are augmented on the device, but their random numbers do not come from it."""
+    """With gradient descent, as Adam would divide rounding errors by their own size."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    options = ["--dataset", str(image_folder), *MIXED]
+    options = ["--dataset", str(image_folder), *STILL, "--optim", "sgd", "--learning_rate", "0.1", "--bf16", "false"]
     finetune(settings_for(tmp_path / "cpu", "--num_pictures", "0", *options))
     _, weights = trained(tmp_path / "gpu", *options)
-    assert_close(weights, load_file(tmp_path / "cpu" / "out" / "model.safetensors"), atol=0.002)
+    assert_close(weights, load_file(tmp_path / "cpu" / "out" / "model.safetensors"), atol=1e-4)
 
 
 @pytest.mark.parametrize("kd_loss", ["kl", "nkd", "dist"])
