@@ -100,6 +100,8 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], to
 
 # -- of feature maps ---------------------------------------------------------------------------------------------------
 
+SHORTEST = 1e-12  # a vector that is shorter has no direction
+
 
 def normalised_features(student_map: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
     """Smooth L1 (beta 2) between the projected map of the student and the teacher's, whose every position is standardised
@@ -118,5 +120,10 @@ def stage_hints(student_map: torch.Tensor, teacher_map: torch.Tensor) -> torch.T
 
     student_map, teacher_map: (B, C, h, w), the student's projected; the mean over images and positions.
     """
-    student, teacher = (nn.functional.normalize(maps.float(), dim=1) for maps in (student_map, teacher_map))
-    return (student - teacher).square().sum(dim=1).mean()
+    student, teacher = student_map.float(), teacher_map.float()
+    # |s / |s| - t / |t||^2, by the products of s and t at each position: that takes less than to normalise whole maps.
+    squares = [(own * own).sum(dim=1) for own in (student, teacher)]
+    lengths = [own.clamp(min=SHORTEST**2).sqrt() for own in squares]
+    cosines = (student * teacher).sum(dim=1) / (lengths[0] * lengths[1])
+    distances = squares[0] / lengths[0] ** 2 + squares[1] / lengths[1] ** 2 - 2 * cosines
+    return distances.mean()

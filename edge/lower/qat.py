@@ -91,7 +91,7 @@ def _train(graph: nn.Module, dataset: Dataset, epochs: int, folder: str, seed: i
         disable_tqdm=True,
         logging_strategy="no",
         seed=seed,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=True,  # an exported graph makes its constants on the device that it was exported on
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )

@@ -151,3 +151,17 @@ def test_stage_hints_by_hand():
     teacher = torch.tensor([[0.0, 5.0], [0.0, -1.0]]).T.view(1, 2, 1, 2)
     assert stage_hints(student, teacher).item() == pytest.approx(3, rel=1e-6)
     assert stage_hints(student, 4 * student).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e6])
+def test_stage_hints_are_those_of_normalised_maps(scale):
+    student, teacher = (scale * torch.randn(2, 5, 3, 4)).requires_grad_(), torch.randn(2, 5, 3, 4)
+    with torch.no_grad():
+        student[0, :, 0, 0] = 0  # without a direction
+        teacher[1, :, 1] = 0
+    directions = [torch.nn.functional.normalize(maps, dim=1) for maps in (student, teacher)]
+    expected = (directions[0] - directions[1]).square().sum(dim=1).mean()
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    (gradient,) = torch.autograd.grad(loss := stage_hints(student, teacher), student)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6 / scale)

@@ -70,9 +70,14 @@ class FeatureDistillation(nn.Module):
                 student, teacher = student_maps[own], maps[other]
                 size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:])]
                 # (B, C, h, w) -> (B, h, w, C) -> (B, h, w, C of the teacher) -> (B, C of the teacher, h, w)
-                projected = projector(adaptive_avg_pool2d(student, size).movedim(1, -1)).movedim(-1, 1)
-                losses.append(self.kind.loss(projected, adaptive_avg_pool2d(teacher, size)))
+                projected = projector(_of_size(student, size).movedim(1, -1)).movedim(-1, 1)
+                losses.append(self.kind.loss(projected, _of_size(teacher, size)))
         return torch.stack(losses).mean()
+
+
+def _of_size(feature_map: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """A map (B, C, h, w), averaged to a size if it has another; PyTorch would copy it where it has that size."""
+    return feature_map if list(feature_map.shape[2:]) == size else adaptive_avg_pool2d(feature_map, size)
 
 
 def pairs_of_maps(
