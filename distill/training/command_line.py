@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from distill.errors import SettingsError
 from distill.training.yaml_text import parse_yaml
@@ -64,6 +65,8 @@ class CommandLine:
             for option in [option for option in action.option_strings if "-" in option.removeprefix("--")]:
                 if option not in ("-h", "--help"):
                     parser._handle_conflict_resolve(None, [(option, action)])
+            if action.type is string_to_bool and action.nargs is None:  # "bool | None": alone, it means true as others do
+                action.nargs, action.const = "?", True
         return parser
 
     def _options_of(self, part: type) -> type:

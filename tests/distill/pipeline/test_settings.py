@@ -85,6 +85,7 @@ def test_a_run_that_records_its_settings_goes_on_with_its_device():
         ([], None, True),
         ([], "no", True),
         (["--bf16", "false"], None, False),
+        (["--bf16"], "fp16", True),
         (["--fp16", "true"], None, False),
         (["--use_cpu", "true"], None, False),
         ([], "fp16", False),
