@@ -3,6 +3,8 @@
 import torch
 from transformers import TrainingArguments
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def computes_in_bfloat16(device_type: str) -> bool:
     """Whether a device of this type, "cuda" or another, is a GPU here that computes in bfloat16 itself."""
@@ -11,8 +13,8 @@ def computes_in_bfloat16(device_type: str) -> bool:
 
 def mixed_precision(arguments: TrainingArguments) -> torch.autocast:
     """A context in which a model computes as in a training with these arguments."""
-    dtype = torch.float16 if arguments.fp16 else torch.bfloat16
-    return torch.autocast(arguments.device.type, dtype=dtype, enabled=arguments.bf16 or arguments.fp16)
+    dtype = DTYPES.get(arguments.mixed_precision)
+    return torch.autocast(arguments.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def device_in_words(arguments: TrainingArguments) -> str:
@@ -22,5 +24,5 @@ def device_in_words(arguments: TrainingArguments) -> str:
         name = f"the CPU, {torch.get_num_threads()} threads"
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    dtypes = [name for name in ("bf16", "fp16") if getattr(arguments, name)]
-    return ", ".join([name, *(f"in mixed precision ({dtype})" for dtype in dtypes)])
+    precision = arguments.mixed_precision  # by these arguments, or by `accelerate launch`
+    return name if precision == "no" else f"{name}, in mixed precision ({precision})"

@@ -160,7 +160,7 @@ def add_distillation(commands) -> None:
     command = commands.add_parser("distill-folder", help="a student alone and with a teacher, on a folder of few images")
     command.add_argument("--dataset", type=Path, required=True, help="one folder for each class")
     command.add_argument(
-        "--recipe", default=DEFAULT, choices=[name for name, own in LADDER.items() if own.teachers == (HYBRID,)]
+        "--distillation", default=DEFAULT, choices=[name for name, own in LADDER.items() if own.teachers == (HYBRID,)]
     )
     command.add_argument("--splits", nargs="+", type=seed, action=Distinct, default=[0, 1, 2, 3, 4])
     command.add_argument("--image_size", type=positive, default=64)

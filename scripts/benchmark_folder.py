@@ -63,7 +63,7 @@ def benchmark_folder(arguments: argparse.Namespace) -> None:
     students = [
         Training(
             who=who,
-            recipe=arguments.recipe,
+            recipe=arguments.distillation,
             dataset=str(arguments.dataset),
             image_size=arguments.image_size,
             split=split,

@@ -1,7 +1,8 @@
 """What a teacher costs in a step: distillation against the student's own step, the teacher's forward pass, and a cache.
 
 Distillation compares logits and feature maps, by the default losses; a cache holds logits, so it is compared with a step of
-logits alone. All are timed in turn on the same batch, without augmentation and without loading of images.
+logits alone. All are timed in turn on the same batch, without augmentation and without loading of images. On a GPU that
+computes in bfloat16, the student is in mixed precision, as trainings are there.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from distill.compress.teachers import Classifier, Teachers
 from distill.data.transforms import TransformSettings
 from distill.memory import keep_freed_memory
+from distill.precision import computes_in_bfloat16
 from distill.training.optimisation import parameter_groups
 from distill.training.tasks.classification import ImageClassification
 from distill.training.tasks.distillation import Distillation, DistillationSettings, compare_features
@@ -101,7 +103,9 @@ def steps_of(
 
     def step_of(objective: Objective) -> Callable[[], None]:
         def step() -> None:
-            objective(student, pixels, targets, crops).loss.backward()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_in_bfloat16(device.type)):
+                loss = objective(student, pixels, targets, crops).loss
+            loss.backward()
             optimiser.step()
             optimiser.zero_grad()
 

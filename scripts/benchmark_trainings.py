@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
+import torch
 from benchmark_outputs import measured_here
 from scipy import stats
 
@@ -29,6 +30,8 @@ def begin_report(arguments: argparse.Namespace, *packages: str) -> dict:
     """The report in `arguments.output_file`, or a new one, with this machine and today's date; "trainings" are kept."""
     report = json.loads(arguments.output_file.read_text()) if arguments.output_file.is_file() else {}
     report |= measured_here(*packages) | {"epochs": arguments.epochs}
+    if torch.cuda.is_available():
+        report["trained_on"] = torch.cuda.get_device_name()
     report.setdefault("trainings", {})
     return report
 

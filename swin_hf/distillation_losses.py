@@ -100,7 +100,7 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], to
 
 # -- of feature maps ---------------------------------------------------------------------------------------------------
 
-SHORTEST = 1e-12  # a vector that is shorter has no direction
+SHORTEST = 1e-12  # the length that shorter vectors are divided by
 
 
 def normalised_features(student_map: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
@@ -115,15 +115,15 @@ def normalised_features(student_map: torch.Tensor, teacher_map: torch.Tensor) ->
 
 
 def stage_hints(student_map: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
-    """Squared distance of the directions that student and teacher have at each position, from 0 to 4 (hints: Romero et al.
-    2015, arXiv:1412.6550, section 2.2; with both normalised over their channels).
+    """Squared distance of the directions that student and teacher have at each position, from 0 to 4 up to rounding (hints:
+    Romero et al. 2015, arXiv:1412.6550, section 2.2; with both normalised over their channels).
 
     student_map, teacher_map: (B, C, h, w), the student's projected; the mean over images and positions.
     """
     student, teacher = student_map.float(), teacher_map.float()
     # |s / |s| - t / |t||^2, by the products of s and t at each position: that takes less than to normalise whole maps.
     squares = [(own * own).sum(dim=1) for own in (student, teacher)]
-    lengths = [own.clamp(min=SHORTEST**2).sqrt() for own in squares]
-    cosines = (student * teacher).sum(dim=1) / (lengths[0] * lengths[1])
-    distances = squares[0] / lengths[0] ** 2 + squares[1] / lengths[1] ** 2 - 2 * cosines
+    divisors = [own.clamp(min=SHORTEST**2) for own in squares]
+    cosines = (student * teacher).sum(dim=1) / (divisors[0].sqrt() * divisors[1].sqrt())
+    distances = squares[0] / divisors[0] + squares[1] / divisors[1] - 2 * cosines
     return distances.mean()

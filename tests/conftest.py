@@ -1,4 +1,4 @@
-"""Tiny seeded models and images for all tests; no network, no GPU."""
+"""Tiny seeded models and images for all tests; no network, and no GPU but in `*_on_gpu.py`."""
 
 import io
 import os

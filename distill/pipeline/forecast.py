@@ -14,6 +14,7 @@ from distill.pipeline.report_pages import duration
 from distill.pipeline.run_folder import Run
 from distill.precision import mixed_precision
 from distill.training.finetune import build_model
+from distill.training.settings import settled
 
 TRAININGS = ("teacher", "student", "recover")
 STEPS = 2  # of a measurement; a step before them warms up
@@ -107,6 +108,8 @@ def seconds_per_step(model: PreTrainedModel, run: Run) -> float:
         model.zero_grad()
 
     model.to(device).train()
+    if trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable(trainer.gradient_checkpointing_kwargs)
     try:
         return _seconds_of(step, device) / images
     finally:
@@ -124,7 +127,7 @@ def seconds_per_inference(classifier: Classifier, run: Run) -> float:
 
 def _images_of(run: Run) -> int:
     """Images of a step that is timed."""
-    trainer = run.settings.trainer
+    trainer = settled(run.settings.training(run.settings.student.choice, 1, 1, run.folder)).trainer
     return IMAGES_ON_CPU if trainer.device.type == "cpu" else trainer.per_device_train_batch_size
 
 

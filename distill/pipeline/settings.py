@@ -37,6 +37,7 @@ from distill.training.settings import (
 )
 from distill.training.tasks.distillation import DistillationSettings
 from edge.device.names import did_you_mean
+from edge.lower.process_device import kept_device
 from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
@@ -315,8 +316,9 @@ class Settings:
     @property
     def training_values(self) -> dict[str, Any]:
         """What the outcome of every training depends on, as JSON values."""
-        # Arguments set the device of the whole process, by accelerate's global state: these must set the one that is in use.
-        own, usual = self.trainer.to_dict(), FinetuneArguments(use_cpu=self.trainer.use_cpu).to_dict()
+        with kept_device():
+            usual = FinetuneArguments(use_cpu=True)
+        own, usual = (values.to_dict() | {"bf16": values.chosen_bf16} for values in (self.trainer, usual))
         without_effect = WITHOUT_EFFECT - (
             {"dataloader_num_workers"} if self.images.streaming else set()
         )  # they order a stream

@@ -81,8 +81,8 @@ class ModelSettings:
 
 
 def _is_launched_with(name: str) -> bool:
-    """Whether `accelerate launch` set up "FSDP" or "DEEPSPEED"."""
-    return os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"
+    """Whether `accelerate launch` set up "CPU", "FSDP" or "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1", "yes")
 
 
 @dataclass
@@ -110,7 +110,10 @@ class FinetuneArguments(TrainingArguments):
     )
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "Mixed precision in bfloat16. Default: on a GPU that computes in it, unless another was chosen."},
+        metadata={
+            "help": "Mixed precision in bfloat16. Default: on a GPU that computes in it, unless another was chosen ("
+            "`accelerate launch --mixed_precision no` chooses none; --bf16 false does)."
+        },
     )
     report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
     dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pin memory for the device."})
@@ -121,8 +124,10 @@ class FinetuneArguments(TrainingArguments):
 
     def __post_init__(self):
         chosen = self.metric_for_best_model, self.greater_is_better
+        self.chosen_bf16 = self.bf16  # None if that was left to us
         if self.bf16 is None:
-            self.bf16 = not self._precision_is_chosen and computes_in_bfloat16("cpu" if self.use_cpu else "cuda")
+            on_cpu = self.use_cpu or _is_launched_with("CPU")
+            self.bf16 = not self._precision_is_chosen and computes_in_bfloat16("cpu" if on_cpu else "cuda")
         super().__post_init__()
         self.metric_for_best_model, self.greater_is_better = chosen  # the task decides; transformers would take the loss
         for name in ("remove_unused_columns", "dataloader_persistent_workers"):  # persistent workers would not see a new epoch

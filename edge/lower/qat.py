@@ -12,6 +12,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase, allow_expo
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from edge.lower.process_device import kept_device
 from edge.lower.quantize import converted, prepare_for_calibration, prepare_for_training
 from edge.lower.recipes import Recipe
 from swin_hf.distillation_losses import kl_divergence
@@ -58,7 +59,7 @@ def train_quantized(deployed: nn.Module, recipe: Recipe, images: list[torch.Tens
         targets = torch.cat([deployed(pixel_values) for pixel_values in images])
         graph(images[0])  # allocates the scales
     _copy_scales(calibrated, graph)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, kept_device():
         _train(graph, CalibrationImages(images, targets), recipe.train_epochs, folder, seed)
     graph.eval()
     return converted(graph).requires_grad_(False)
@@ -98,4 +99,3 @@ def _train(graph: nn.Module, dataset: Dataset, epochs: int, folder: str, seed: i
     trainer = Trainer(model=Follower(graph), args=arguments, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)  # which the Trainer adds where there is no progress bar
     trainer.train()
-    graph.cpu()

@@ -39,7 +39,7 @@ ROOMS = {
     "swin_hf": Room(loads=MODELS),
     "edge.device": Room(loads=DEVICE, asks_for=frozenset({"pillow_heif", "pillow_avif", "cv2", "tqdm"})),
     "edge.deploy": Room(rooms=("swin_hf", "edge.device"), loads=MODELS),
-    "edge.lower": Room(rooms=("swin_hf", "edge.device", "edge.deploy"), loads=LOWERING),
+    "edge.lower": Room(rooms=("swin_hf", "edge.device", "edge.deploy"), loads=LOWERING, asks_for=frozenset({"accelerate"})),
     "edge.export": Room(
         rooms=("swin_hf", "edge", "edge.device", "edge.deploy", "edge.lower"), loads=LOWERING, asks_for=frozenset({"datasets"})
     ),

@@ -3,11 +3,13 @@
 import re
 
 import pytest
+import torch
 from accelerate.state import PartialState
 
 from distill.errors import SettingsError
 from distill.pipeline.settings import CONFIG_DIR, STAGES, parse_settings
 from distill.pipeline.steps import STEPS
+from distill.precision import device_in_words, mixed_precision
 from distill.training.settings import parse_finetune_settings
 
 
@@ -71,12 +73,14 @@ def test_settings_without_effect_on_the_result_repeat_no_stage():
         assert parse_settings([argument, "--use_cpu=true"]).training_values != usual
 
 
-def test_a_run_that_records_its_settings_goes_on_with_its_device():
+def test_a_run_that_records_its_settings_goes_on_with_its_device(monkeypatch):
     """Arguments of a Trainer set the device of the whole process; those with which others are compared must not change it."""
-    settings, state = parse_settings([]), dict(PartialState._shared_state)
-    assert settings.training_values and PartialState._shared_state == state
-    settings = parse_settings(["--use_cpu", "true"])
-    assert settings.training_values and PartialState._shared_state == state | {"_cpu": True}
+    monkeypatch.setattr(PartialState, "default_device", torch.device("meta"))  # stands for a GPU
+    for arguments in ([], ["--use_cpu", "true"]):
+        settings = parse_settings(arguments)
+        state = dict(PartialState._shared_state)
+        assert state["device"] == torch.device("cpu" if arguments else "meta")
+        assert settings.training_values and PartialState._shared_state == state
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,18 @@ def test_a_gpu_computes_in_bfloat16_unless_another_precision_was_chosen(monkeypa
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     for parse in (parse_settings, parse_finetune_settings):
         assert parse(arguments).trainer.bf16 is expected
+
+
+def test_the_precision_that_accelerate_chose_is_told_and_timed(monkeypatch):
+    assert device_in_words(parse_settings(["--use_cpu"]).trainer).endswith("threads")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = parse_settings(["--use_cpu"]).trainer
+    assert device_in_words(trainer).endswith("threads, in mixed precision (bf16)")
+    with mixed_precision(trainer):
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with mixed_precision(parse_settings(["--use_cpu"]).trainer):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):

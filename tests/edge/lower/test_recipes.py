@@ -355,6 +355,8 @@ def test_four_bits_hurt_more_than_eight(make_model):
 @pytest.mark.parametrize("kind", ["V1", "hybrid"])
 def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatch, capsys, kind):
     qat = pytest.importorskip("edge.lower.qat", reason="needs accelerate", exc_type=ImportError)
+    from accelerate.state import PartialState
+
     torch.manual_seed(0)
     deployed = deploy(make_model(**SMALL[kind]), VIEW)
     for module in deployed.modules():  # weights whose rounding hurts: a few large ones among small ones
@@ -363,7 +365,11 @@ def test_training_with_rounding_brings_the_outputs_closer(make_model, monkeypatc
     images, others = smooth_images(32), smooth_images(32)
     recipe = replace(RECIPES["int8-qat"], train_epochs=4)
     monkeypatch.setattr(qat, "LEARNING_RATE", 1e-4)  # few steps
+    monkeypatch.setattr(PartialState, "default_device", torch.device("meta"))  # stands for a GPU
+    PartialState._reset_state()
+    assert PartialState().device.type == "meta"
     trained = qat.train_quantized(deployed, recipe, images)
+    assert PartialState().device.type == "meta"  # other trainings of the process go on there
     assert capsys.readouterr().out == ""  # where `--json` writes
     reference = outputs_of(deployed, others)
     before = compare(outputs_of(quantize(deployed, recipe, images), others), reference)
