@@ -64,6 +64,14 @@ class Classifier(nn.Module):
         model = WithMaps(self.model)
         return self.ordered(model(pixel_values=self.pixel_values(pixels)).logits, pixels), model.maps
 
+    def hasten(self, device: torch.device) -> "Classifier":
+        """Compute in bfloat16 on a GPU that does so itself, and channels last on a CPU; returns itself."""
+        if computes_in_bfloat16(device.type):
+            self.model.to(torch.bfloat16)
+        if device.type == "cpu":
+            self.model.to(memory_format=torch.channels_last)
+        return self
+
     def pixel_values(self, pixels: torch.Tensor) -> torch.Tensor:
         """The model's input for pixels in [0, 1], in the type of its weights."""
         if tuple(pixels.shape[2:]) != self.size:
@@ -93,12 +101,9 @@ class Teachers(nn.Module):
         self.classifiers = nn.ModuleList(classifiers)
 
     def hasten(self, device: torch.device) -> "Teachers":
-        """Compute in bfloat16 on a GPU that does so itself, and channels last on a CPU; returns itself."""
+        """`Classifier.hasten` for each; returns itself."""
         for classifier in self.classifiers:
-            if computes_in_bfloat16(device.type):
-                classifier.model.to(torch.bfloat16)
-            if device.type == "cpu":
-                classifier.model.to(memory_format=torch.channels_last)
+            classifier.hasten(device)
         return self
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

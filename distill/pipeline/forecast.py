@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from distill.compress.teachers import Classifier, Teachers, load_classifier
+from distill.compress.teachers import Classifier, load_classifier
 from distill.pipeline.models import is_used_unchanged
 from distill.pipeline.report_pages import duration
 from distill.pipeline.run_folder import Run
@@ -121,14 +121,15 @@ def seconds_per_inference(classifier: Classifier, run: Run) -> float:
     """Seconds that a teacher takes for an image, with the resize to its own size."""
     device, side, images = run.settings.trainer.device, run.settings.task.image_size, _images_of(run)
     pixels = torch.rand(images, 3, side, side, device=device)
-    Teachers([classifier]).hasten(device).to(device).eval()  # as it teaches
+    classifier.hasten(device).to(device).eval()
     return _seconds_of(lambda: classifier(pixels), device) / images
 
 
 def _images_of(run: Run) -> int:
     """Images of a step that is timed."""
-    trainer = settled(run.settings.training(run.settings.student.choice, 1, 1, run.folder)).trainer
-    return IMAGES_ON_CPU if trainer.device.type == "cpu" else trainer.per_device_train_batch_size
+    if run.settings.trainer.device.type == "cpu":
+        return IMAGES_ON_CPU
+    return settled(run.settings.training(run.settings.student.choice, 1, 1, run.folder)).trainer.per_device_train_batch_size
 
 
 def _seconds_of(step: Callable[[], object], device: torch.device) -> float:

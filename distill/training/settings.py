@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from distill.data.splits import ImageSettings
@@ -82,7 +83,7 @@ class ModelSettings:
 
 def _is_launched_with(name: str) -> bool:
     """Whether `accelerate launch` set up "CPU", "FSDP" or "DEEPSPEED"."""
-    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1", "yes")
+    return parse_flag_from_env(f"ACCELERATE_USE_{name}")
 
 
 @dataclass

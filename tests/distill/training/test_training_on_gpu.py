@@ -26,6 +26,11 @@ PRECISIONS = {"fp32": ["--bf16", "false"], "fp16": ["--fp16", "true"]}
 if computes_in_bfloat16("cuda"):
     PRECISIONS["bf16"] = []  # the default
 ON_GPU = ["--use_cpu", "false", "--num_pictures", "0"]
+SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
+TINY_RUN = ["--config", "digits", "--image_size", "16", "--per_device_train_batch_size", "8", "--num_pictures", "0"]
+TINY_RUN += ["--teacher", "swin_edge_small", "--teacher_args", SMALL, "--student_args", SMALL, "--prune_steps", "1"]
+TINY_RUN += ["--teacher_epochs", "1", "--student_epochs", "1", "--recover_epochs", "1", "--target", "params=0.8"]
+TINY_RUN += ["--stages", "data,teacher,student,prune,recover"]
 
 
 class CountSteps(TrainerCallback):
@@ -57,13 +62,6 @@ def trained(folder: Path, *options: str, callbacks=()) -> tuple[dict, dict[str, 
     numbers = [weight for weight in weights.values() if weight.is_floating_point()]
     assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in numbers)
     return json.loads((folder / "out" / "metrics.json").read_text()), weights
-
-
-SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
-TINY_RUN = ["--config", "digits", "--image_size", "16", "--per_device_train_batch_size", "8", "--num_pictures", "0"]
-TINY_RUN += ["--teacher", "swin_edge_small", "--teacher_args", SMALL, "--student_args", SMALL, "--prune_steps", "1"]
-TINY_RUN += ["--teacher_epochs", "1", "--student_epochs", "1", "--recover_epochs", "1", "--target", "params=0.8"]
-TINY_RUN += ["--stages", "data,teacher,student,prune,recover"]
 
 
 def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float) -> None:
