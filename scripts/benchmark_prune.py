@@ -1,5 +1,6 @@
 """Is pruning worth it? A student pruned to budgets, in one step and in several, against a dense one of the same latency.
 
+All learn from one teacher, as in distill/run.py: they start with some of its weights, and are distilled by the default losses.
 All see the same augmented images, for the same number of epochs: those of the student and of its recovery together. Budgets
 are shares of the multiply-accumulates; the dense rival is the same architecture, narrower, until its program takes as long as
 that of the pruned one. Accuracies are those of the test scenes.
@@ -7,6 +8,7 @@ that of the pruned one. Accuracies are those of the test scenes.
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -14,45 +16,50 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from benchmark_distill import HYBRID, Teaching, shown, teacher_folder, teaching_of
 from benchmark_outputs import picture_beside
 from benchmark_programs import size_of
-from benchmark_students import SIDE, hybrid, judged, save_start, settings_of
+from benchmark_students import SIDE, judged, middle_hybrid, save_start, settings_of
 from benchmark_trainings import begin_report, mean_and_interval, run_all
 from benchmark_widths import described_widths, measure_widths
-from torch import nn
 from transformers import set_seed
 
+from distill.compress.teachers import Teachers, load_classifier
+from distill.compress.weight_selection import select_weights
 from distill.data.examples import EvaluationImages
 from distill.pruning.apply import apply_plan
-from distill.pruning.budgets import Achieved, plan_pruning
+from distill.pruning.budgets import plan_pruning
 from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, measure_importance
-from distill.pruning.search import Search
+from distill.pruning.search import TOLERANCE
 from distill.pruning.shapes import scaled
 from distill.pruning.targets import BOTTLENECK, Target, parse_targets, steps_towards
-from distill.training.finetune import find_training_images, finetune, look_through
+from distill.training.finetune import find_training_images, finetune, look_through, make_objective
+from distill.training.tasks.distillation import Distillation, DistillationSettings
 from edge.compare.candidates import ProgramCosts
+from edge.device.errors import ExplainedError
 from edge.lower.recipes import RECIPES
-from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
+from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
-DENSE, ONE_SHOT, ITERATIVE, RIVAL = "dense", "pruned once", "pruned in steps", "narrower dense rival"
+STUDENT = "student"  # that is pruned
+DENSE, ONE_SHOT, ITERATIVE, RIVAL = "not pruned", "pruned once", "pruned in steps", "narrower"
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
 STEPS, ROUND_TO = 3, 4
+HIDDEN_FACTORS = (1.0, 0.75, 0.5)  # of narrower students
 BATCHES, BATCH_SIZE = 20, 64
 HALVED = ("swin_tiny", "swinv2_tiny", "tiny_vit_21m")  # of 224 pixels, to half their latency
 STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), DENSE: ("0.2", "*")}
 
 
-def make_student() -> SwinHfForImageClassification:
-    return hybrid([24, 48, 96], [4, 1, 2])
-
-
 @dataclass(frozen=True)
 class Training:
-    """A training to run. shape: the config of a rival, as JSON values. folder: with the dense students of all seeds."""
+    """A training to run.
+
+    shape: the config of a rival, as JSON values. folder: with the teacher and the students of all seeds.
+    teaching: how long and at which learning rate the teacher was trained.
+    """
 
     method: str
     budget: float
@@ -61,19 +68,24 @@ class Training:
     recovery: int
     learning_rate: float
     folder: str
+    teaching: str
     shape: dict | None = None
 
     @property
     def key(self) -> str:
-        budget = "" if self.method == DENSE else f" to {self.budget:g} of the operations"
+        budget = "" if self.method in (STUDENT, DENSE) else f" to {self.budget:g} of the operations"
         return (
-            f"{self.method}{budget}, seed {self.seed}, {self.epochs} + {self.recovery} epochs, "
-            f"learning rate {self.learning_rate:g}"
+            f"{self.method}{budget}, seed {self.seed}, {self.epochs} + {self.recovery} epochs at {self.learning_rate:g}; "
+            f"teacher of {self.teaching}"
         )
 
     @property
-    def dense(self) -> Path:
+    def student(self) -> Path:
         return Path(self.folder) / f"seed {self.seed}, {self.epochs} epochs"
+
+    @property
+    def teacher(self) -> Path:
+        return teacher_folder(self, HYBRID)
 
 
 def benchmark_prune(arguments: argparse.Namespace) -> None:
@@ -118,40 +130,64 @@ def halved(arguments: argparse.Namespace) -> list[dict]:
 
 def budgets(arguments: argparse.Namespace, report: dict) -> None:
     """Train and prune for every budget and seed."""
-    done, folder = report["trainings"], arguments.output_file.with_suffix("")
-    first = [
-        Training(DENSE, 1.0, seed, arguments.epochs, arguments.recovery_epochs, arguments.learning_rate, str(folder))
-        for seed in arguments.seeds
-    ]
-    run_all("prune-worker", first, done, arguments, report)
+    done, folder, teaching = report["trainings"], arguments.output_file.with_suffix(""), teaching_of(arguments)
+    teacher = Teaching(HYBRID, arguments.teacher_epochs, arguments.learning_rate / 2, str(folder), teaching)
+    run_all("teacher-worker", [teacher], done, arguments, report)
+    lengths = {"epochs": arguments.epochs, "recovery": arguments.recovery_epochs}
+    common = lengths | {"learning_rate": arguments.learning_rate, "folder": str(folder), "teaching": teaching}
+    students = [Training(STUDENT, 1.0, seed, **common) for seed in arguments.seeds]
+    dense = [replace(own, method=DENSE) for own in students]
+    run_all("prune-worker", [*students, *dense], done, arguments, report)
     pruned = [
-        replace(own, method=method, budget=budget) for own in first for budget in BUDGETS for method in (ONE_SHOT, ITERATIVE)
+        replace(own, method=method, budget=budget)
+        for method in (ONE_SHOT, ITERATIVE)
+        for own in students
+        for budget in BUDGETS
     ]
     run_all("prune-worker", pruned, done, arguments, report)
-    shapes = {budget: done[replace(first[0], method=ONE_SHOT, budget=budget).key]["config"] for budget in BUDGETS}
     rivals = report.setdefault("rivals", {})
-    with rival_costs(arguments) as measure:
-        for budget, shape in shapes.items():
-            if str(budget) not in rivals:
-                rivals[str(budget)] = rival_of(SwinHfConfig.from_dict(shape), measure).to_dict()
-                write_json(arguments.output_file, report)
-    dense = [replace(own, method=RIVAL, budget=budget, shape=rivals[str(budget)]) for own in first for budget in BUDGETS]
-    run_all("prune-worker", dense, done, arguments, report)
-    report["rows"] = rows_of([*first, *pruned, *dense], done, arguments)
+    if missing := [budget for budget in BUDGETS if str(budget) not in rivals]:
+        shapes = [done[replace(students[0], method=ONE_SHOT, budget=budget).key]["config"] for budget in missing]
+        found = rivals_of([SwinHfConfig.from_dict(shape) for shape in shapes], arguments)
+        rivals |= {str(budget): shape.to_dict() for budget, shape in zip(missing, found)}
+        write_json(arguments.output_file, report)
+    narrower = [replace(own, method=RIVAL, budget=budget, shape=rivals[str(budget)]) for own in students for budget in BUDGETS]
+    run_all("prune-worker", narrower, done, arguments, report)
+    report["rows"] = rows_of([*dense, *pruned, *narrower], done, arguments)
 
 
-def rival_costs(arguments: argparse.Namespace) -> ProgramCosts:
-    return ProgramCosts(make_student().config, RECIPES["int8"], arguments.threads, arguments.repeats)
+def program_costs(arguments: argparse.Namespace) -> ProgramCosts:
+    """Measures int8 programs, each in turns with the student's."""
+    return ProgramCosts(middle_hybrid().config, RECIPES["int8"], arguments.threads, arguments.repeats)
 
 
-def rival_of(pruned: SwinHfConfig, measure: ProgramCosts) -> SwinHfConfig:
-    """The dense architecture, scaled in width, whose program takes as long as the pruned one's."""
-    config = make_student().config
-    costs = Costs(SwinHfForImageClassification, config, config.image_height_width, measure)
-    target = Target(measure="latency", value=measure(pruned).ratio, is_share=True)
-    row = list({own.to_json_string(): own for own in (scaled(config, 1 - 0.01 * step, 1.0, 2) for step in range(80))}.values())
-    search = Search(row.__getitem__, len(row) - 1, (target,), costs, "give another student")
-    return search.config_at(search.place())
+def rivals_of(pruned: list[SwinHfConfig], arguments: argparse.Namespace) -> list[SwinHfConfig]:
+    """For each pruned shape, of the narrower ones whose program takes at most 3 % longer, the one that computes most.
+
+    Raises:
+        ExplainedError: none is as fast.
+    """
+    student = middle_hybrid().config
+    costs = Costs(SwinHfForImageClassification, student, student.image_height_width)
+    with program_costs(arguments) as measure:
+        wanted = [measure(shape).ratio for shape in pruned]
+        ratios = {shape.to_json_string(): (shape, measure(shape).ratio) for shape in narrower_ones(student)}
+    found = []
+    for ratio in wanted:
+        fast = [shape for shape, own in ratios.values() if own <= ratio * (1 + TOLERANCE)]
+        if not fast:
+            least = min(own for _, own in ratios.values())
+            raise ExplainedError(
+                f"no narrower student takes {ratio:.3f} of the student's time or less; the least is {least:.3f}"
+            )
+        found.append(max(fast, key=lambda shape: costs.of(shape, "macs")))
+    return found
+
+
+def narrower_ones(student: SwinHfConfig) -> list[SwinHfConfig]:
+    """The student in smaller widths, with as many hidden channels for each of the others, or fewer."""
+    shapes = [scaled(student, factor, hidden, ROUND_TO) for hidden in HIDDEN_FACTORS for factor in np.arange(1, 0.25, -0.04)]
+    return list({shape.to_json_string(): shape for shape in shapes}.values())
 
 
 # -- workers -------------------------------------------------------------------------------------------------------------
@@ -162,65 +198,82 @@ def work_prune(arguments: argparse.Namespace) -> None:
     own = Training(**arguments.training)
     set_seed(own.seed)
     with tempfile.TemporaryDirectory() as folder:
-        start, trained = Path(folder) / "start", Path(folder) / "trained"
-        if own.method in (DENSE, RIVAL):
-            model = make_student() if own.method == DENSE else SwinHfForImageClassification(SwinHfConfig.from_dict(own.shape))
-            save_start(model, start)
-            trained = own.dense if own.method == DENSE else trained
-            epochs = own.epochs if own.method == DENSE else own.epochs + own.recovery
-            figures = finetune(settings_of(trained, start, own.seed, epochs, own.learning_rate))
+        start, trained = Path(folder) / "start", own.student if own.method == STUDENT else Path(folder) / "trained"
+        if own.method in (ONE_SHOT, ITERATIVE):
+            figures = prune_in_steps(own, 1 if own.method == ONE_SHOT else STEPS, Path(folder), trained)
         else:
-            trained, figures = pruned_in_steps(own, 1 if own.method == ONE_SHOT else STEPS, Path(folder))
+            save_start(started(own), start)
+            epochs = own.epochs if own.method == STUDENT else own.epochs + own.recovery
+            shutil.rmtree(trained, ignore_errors=True)  # what an interrupted training left
+            figures = finetune(settings_of(trained, start, own.seed, epochs, own.learning_rate, teacher=own.teacher))
         config = SwinHfForImageClassification.from_pretrained(trained).config
         print(json.dumps(judged(SwinHfForImageClassification, trained, figures) | {"config": config.to_dict()}))
 
 
-def pruned_in_steps(own: Training, steps: int, folder: Path) -> tuple[Path, dict[str, float]]:
-    """Prune the dense student of the seed to the budget, each step followed by its part of the recovery."""
-    model = SwinHfForImageClassification.from_pretrained(own.dense).eval()
-    config = model.config
+def started(own: Training) -> SwinHfForImageClassification:
+    """A dense model that starts with some of the teacher's weights."""
+    teacher = SwinHfForImageClassification.from_pretrained(own.teacher)
+    model = SwinHfForImageClassification(SwinHfConfig.from_dict(own.shape)) if own.method == RIVAL else middle_hybrid()
+    model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
+    select_weights(model, teacher)
+    return model
+
+
+def prune_in_steps(own: Training, steps: int, folder: Path, trained: Path) -> dict[str, float]:
+    """Prune the student of the seed to the budget, each step followed by its part of the recovery."""
+    student = own.student
+    config = SwinHfConfig.from_pretrained(student)
     costs = Costs(SwinHfForImageClassification, config, config.image_height_width)
     targets = parse_targets(f"macs={own.budget}")
-    for step, wanted in enumerate(steps_towards(targets, costs.excess(config, targets), steps)):
-        achieved = planned(model, own, wanted, costs)
-        start, trained = folder / f"start{step}", folder / f"trained{step}"
-        save_start(apply_plan(model, achieved.plan), start)
-        figures = finetune(settings_of(trained, start, own.seed, own.recovery / steps, own.learning_rate / 2))
-        model = SwinHfForImageClassification.from_pretrained(trained).eval()
-    return trained, figures
+    wanted = steps_towards(targets, costs.excess(config, targets), steps)
+    for number, step in enumerate(wanted, start=1):
+        is_final = number == len(wanted)
+        start, after = folder / f"start{number}", trained if is_final else folder / f"trained{number}"
+        save_start(pruned(own, student, step, costs, is_final), start)
+        figures = finetune(
+            settings_of(after, start, own.seed, own.recovery / len(wanted), own.learning_rate / 2, teacher=own.teacher)
+        )
+        student = after
+    return figures
 
 
-def planned(model: SwinHfForImageClassification, own: Training, targets: tuple[Target, ...], costs: Costs) -> Achieved:
-    """By Taylor importance on the labels of training scenes."""
-    settings = settings_of(own.dense, own.dense, own.seed, 1, own.learning_rate)
+def pruned(
+    own: Training, student: Path, targets: tuple[Target, ...], costs: Costs, is_final: bool
+) -> SwinHfForImageClassification:
+    """By Taylor importance on the loss of distillation, on training scenes as they are."""
+    settings = settings_of(student, student, own.seed, 1, own.learning_rate)
     stream, found = find_training_images(settings)
-    examples = look_through(settings, stream, found, known=True).examples["train"]
-    chosen = np.random.default_rng(own.seed).permutation(len(examples))[: BATCHES * BATCH_SIZE]
-    images = EvaluationImages([examples[number] for number in chosen], SwinHfImageProcessorPil.from_pretrained(own.dense))
-    normal = SwinHfImageProcessorPil.from_pretrained(own.dense)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normal.image_mean, normal.image_std))
+    data = look_through(settings, stream, found, known=True)
+    classifier = load_classifier(student, data.class_names)
+    teachers = Teachers([load_classifier(own.teacher, data.class_names)])
+    objective = make_objective(settings, classifier.model.config, classifier.processor, data)
+    learning = Distillation(objective, teachers, DistillationSettings())
+    chosen = np.random.default_rng(own.seed).permutation(len(data.examples["train"]))[: BATCHES * BATCH_SIZE]
+    images = EvaluationImages([data.examples["train"][number] for number in chosen], classifier.processor)
 
     def losses():
         for start in range(0, len(images), BATCH_SIZE):
-            rows = [images[number] for number in range(start, min(start + BATCH_SIZE, len(images)))]
-            pixels = torch.stack([row["pixels"] for row in rows]).float() / 255
-            logits = model(pixel_values=(pixels - mean) / std).logits
-            yield nn.functional.cross_entropy(logits, torch.stack([row["targets"] for row in rows]))
+            batch = settings.kind.collate([images[number] for number in range(start, min(start + BATCH_SIZE, len(images)))])
+            yield learning.learn(classifier.model, batch["pixels"].float() / 255, batch["targets"]).loss
 
-    importance = Importance(channels=measure_importance(model, losses()))
-    return plan_pruning(model.config, importance, targets, costs, BOTTLENECK, ROUND_TO)
+    importance = Importance(channels=measure_importance(classifier.model, losses()))
+    achieved = plan_pruning(classifier.model.config, importance, targets, costs, BOTTLENECK, ROUND_TO, is_final)
+    return apply_plan(classifier.model, achieved.plan)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------------
 
 
 def rows_of(trainings: list[Training], done: dict[str, dict], arguments: argparse.Namespace) -> list[dict]:
-    """Mean and interval of each method and budget; latency, size and operations are those of the first seed's shape."""
+    """Mean and interval of each method and budget, and of the difference of its programs to the narrower ones, seed by seed.
+
+    Latency, size and operations are those of the first seed's shape.
+    """
     cases: dict[tuple[str, float], list[Training]] = {}
     for training in trainings:
         cases.setdefault((training.method, training.budget), []).append(training)
     rows = []
-    with rival_costs(arguments) as measure:
+    with program_costs(arguments) as measure:
         for (method, budget), own in cases.items():
             runs = [done[training.key] for training in own]
             shape = SwinHfConfig.from_dict(runs[0]["config"])
@@ -230,6 +283,10 @@ def rows_of(trainings: list[Training], done: dict[str, dict], arguments: argpars
             row |= size_of(SwinHfForImageClassification(shape), SIDE)
             for figure in ("model", "program"):
                 row[figure], row[f"{figure}_interval"] = mean_and_interval([run[figure] for run in runs])
+            if method in (ONE_SHOT, ITERATIVE):
+                rivals = [done[training.key] for training in cases[RIVAL, budget]]
+                differences = [run["program"] - rival["program"] for run, rival in zip(runs, rivals, strict=True)]
+                row["gain"], row["gain_interval"] = mean_and_interval(differences)
             rows.append(row)
     return sorted(rows, key=lambda row: (-row["budget"], list(STYLES).index(row["method"])))
 
@@ -237,17 +294,16 @@ def rows_of(trainings: list[Training], done: dict[str, dict], arguments: argpars
 def described(rows: list[dict]) -> str:
     lines = [
         "",
-        "| student | M MACs | K parameters | int8, ms | of the dense | kB | model, % | int8 program, % |",
-        "|---" * 8 + "|",
+        "| student | M MACs | K parameters | kB | int8, ms | of all | model, % | int8 program, % | against narrower |",
     ]
+    lines.append("|---" * 9 + "|")
     for row in rows:
-        bounds = row["program_interval"]
-        interval = " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in bounds)) if bounds else ""
-        budget = "" if row["method"] == DENSE else f", {row['budget']:.0%}"
+        gain = shown(row["gain"], row["gain_interval"]) if "gain" in row else ""
+        name = row["method"] if row["method"] == DENSE else f"{row['method']}, {row['budget']:.0%}"
         lines.append(
-            f"| {row['method']}{budget} | {row['macs'] / 1e6:.1f} | {row['parameters'] / 1e3:.0f} | {row['latency_ms']:.3f} | "
-            f"{row['latency_share']:.2f} | {1e3 * row['size_mb']:.0f} | {100 * row['model']:.1f} | "
-            f"{100 * row['program']:.1f}{interval} |"
+            f"| {name} | {row['macs'] / 1e6:.2f} | {row['parameters'] / 1e3:.0f} | {1e3 * row['size_mb']:.0f} | "
+            f"{row['latency_ms']:.3f} | {row['latency_share']:.2f} | {100 * row['model']:.1f} | "
+            f"{shown(row['program'], row['program_interval'])} | {gain} |"
         )
     return "\n".join(lines)
 

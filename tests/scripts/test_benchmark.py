@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import benchmark_distill
 import benchmark_explain
 import benchmark_folder
+import benchmark_prune
 import benchmark_steps
 import benchmark_students
 from benchmark import main
@@ -38,7 +39,10 @@ from benchmark_widths import NAMES, described_widths, excess_over_line
 
 from distill.data.examples import UNKNOWN, Example
 from distill.pipeline.other_runs import on_the_frontier
+from distill.pruning.costs import Costs
+from edge.compare.candidates import ProgramCost
 from edge.lower.recipes import RECIPES
+from swin_hf import SwinHfConfig, SwinHfForImageClassification
 
 
 def test_paired_difference_by_hand():
@@ -211,6 +215,56 @@ def test_a_folder_is_judged_split_by_split():
     assert result["gain"] == pytest.approx(0.2 / 3)
     assert result["gain, interval"] == pytest.approx([0.2 / 3 - half, 0.2 / 3 + half], abs=1e-5)
     assert "| difference, points | 6.7 [-0.9, 14.3] |" in benchmark_folder.described(result)
+
+
+class ByOperations:
+    """In place of measured programs: the share of the multiply-accumulates, and half as much again for narrower heads."""
+
+    def __init__(self, *_):
+        self.config = benchmark_students.middle_hybrid().config
+        self.costs = Costs(SwinHfForImageClassification, self.config, self.config.image_height_width)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_): ...
+
+    def __call__(self, shape):
+        share = self.costs.of(shape, "macs") / self.costs.of(self.config, "macs")
+        ratio = share * (1 if shape.block_head_dim in (None, self.config.block_head_dim) else 1.5)
+        return ProgramCost(latency_ms=ratio, ratio=ratio, size_mb=share)
+
+
+def test_a_pruned_student_is_compared_with_the_narrower_one_that_computes_most_in_its_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_prune, "ProgramCosts", ByOperations)
+    arguments, measure = argparse.Namespace(threads=1, repeats=1), ByOperations()
+    own = measure.config.to_dict() | {"block_mlp_dim": [[32] * 4, [64], [128] * 2]}
+    pruned = SwinHfConfig.from_dict(own)
+    (rival,) = benchmark_prune.rivals_of([pruned], arguments)
+    fast = [
+        shape
+        for shape in benchmark_prune.narrower_ones(measure.config)
+        if measure(shape).ratio <= 1.03 * measure(pruned).ratio
+    ]
+    assert rival in fast and measure(rival).size_mb == max(measure(shape).size_mb for shape in fast)
+    assert rival.stage_dims != measure.config.stage_dims
+
+    methods = {"not pruned": [0.9, 0.9], "pruned once": [0.8, 0.7], "narrower": [0.6, 0.6]}
+    trainings, done = [], {}
+    for method, accuracies in methods.items():
+        budget = 1.0 if method == "not pruned" else 0.5
+        for seed, accuracy in enumerate(accuracies):
+            trainings.append(benchmark_prune.Training(method, budget, seed, 8, 4, 0.004, "folder", "24 epochs at 0.002"))
+            shape = {"not pruned": measure.config, "pruned once": pruned, "narrower": rival}[method].to_dict()
+            done[trainings[-1].key] = {"model": accuracy, "program": accuracy, "config": shape}
+    rows = benchmark_prune.rows_of(trainings, done, arguments)
+    assert [row["method"] for row in rows] == list(methods) and "gain" not in rows[0] and "gain" not in rows[2]
+    half = 12.7062 * 0.0707107 / 2**0.5  # Student's t for 1 degree of freedom; differences of 0.2 and 0.1
+    assert rows[1]["gain"] == pytest.approx(0.15)
+    assert rows[1]["gain_interval"] == pytest.approx([0.15 - half, 0.15 + half], abs=1e-4)
+    assert "| pruned once, 50% | " in benchmark_prune.described(rows)
+    benchmark_prune.plot_budgets(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_widths_are_compared_with_the_line_through_the_multiples_of_16():
