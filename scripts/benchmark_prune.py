@@ -136,8 +136,7 @@ def budgets(arguments: argparse.Namespace, report: dict) -> None:
     lengths = {"epochs": arguments.epochs, "recovery": arguments.recovery_epochs}
     common = lengths | {"learning_rate": arguments.learning_rate, "folder": str(folder), "teaching": teaching}
     students = [Training(STUDENT, 1.0, seed, **common) for seed in arguments.seeds]
-    dense = [replace(own, method=DENSE) for own in students]
-    run_all("prune-worker", [*students, *dense], done, arguments, report)
+    run_all("prune-worker", students, done, arguments, report)
     pruned = [
         replace(own, method=method, budget=budget)
         for method in (ONE_SHOT, ITERATIVE)
@@ -151,8 +150,9 @@ def budgets(arguments: argparse.Namespace, report: dict) -> None:
         found = rivals_of([SwinHfConfig.from_dict(shape) for shape in shapes], arguments)
         rivals |= {str(budget): shape.to_dict() for budget, shape in zip(missing, found)}
         write_json(arguments.output_file, report)
+    dense = [replace(own, method=DENSE) for own in students]
     narrower = [replace(own, method=RIVAL, budget=budget, shape=rivals[str(budget)]) for own in students for budget in BUDGETS]
-    run_all("prune-worker", narrower, done, arguments, report)
+    run_all("prune-worker", [*narrower, *dense], done, arguments, report)
     report["rows"] = rows_of([*dense, *pruned, *narrower], done, arguments)
 
 
