@@ -49,7 +49,7 @@ def run_pipeline(settings: Settings) -> str:
         stages = stages_of(run)
         with explained_damage(stages, run.folder):
             check(run, stages)
-            run_stages(stages, settings.run.stage_names, run.folder, settings.run.force, before=Announcement(run))
+            run_stages(stages, settings.stage_names, run.folder, settings.run.force, before=Announcement(run))
         lay_out(run.folder)
     return closing_words(run)
 
@@ -77,7 +77,7 @@ class Announcement:
 def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
-    to_build = stages_to_build(stages, settings.run.stage_names, run.folder, settings.run.force)
+    to_build = stages_to_build(stages, settings.stage_names, run.folder, settings.run.force)
     teacher, names = None, None
     if "data" in to_build:
         labeller, found = run.labeller(), run.found

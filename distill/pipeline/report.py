@@ -36,9 +36,7 @@ from edge.device.environment import describe_machine, installed_versions
 from edge.device.runner import Runner, softmax
 from edge.device.scores import largest_class_share
 
-CHECKPOINTS = ("teacher", "student", "pruned", "recovered")
-TRAINED = ("teacher", "student", "recovered")
-STAGE_FOLDERS = ("data", "teacher", "student", "pruned", "recovered", "edge")
+TRAINED, OF_PRUNING = ("teacher", "student"), ("pruned", "recovered")  # folders; the latter where something is pruned
 PYTORCH = "PyTorch eager"
 
 
@@ -127,6 +125,11 @@ class Report:
     command: str = ""
 
     @property
+    def last_model(self) -> str:
+        """The step whose model became the program."""
+        return self.rows[-2].step
+
+    @property
     def truth(self) -> str:
         """What the labels are."""
         return "teacher's class" if self.labelled_by_teacher else "true class"
@@ -187,16 +190,19 @@ def times(ratio: float, more: str, less: str) -> str:
     return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
 
 
-def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str, command: str) -> Report:
+def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str, command: str, prunes: bool) -> Report:
     """Measure all steps in `run_dir` on its test images.
 
-    name, dataset: what the report calls the run and its data set. command: that repeats the run.
+    name, dataset: what the report calls the run and its data set. command: that repeats the run. prunes: whether it has
+        a pruned and a recovered student.
     """
+    checkpoints = (*TRAINED, *(OF_PRUNING if prunes else ()))
+    last = checkpoints[-1]  # from which the program was exported
     data_facts = read_data_facts(run_dir / "data")
     examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
     test, validation = examples["test"], examples["validation"]
     labels = np.array([example.label for example in test])
-    classifiers = {step: load_classifier(run_dir / step, class_names) for step in CHECKPOINTS}
+    classifiers = {step: load_classifier(run_dir / step, class_names) for step in checkpoints}
     runner = Runner(run_dir / "edge", num_threads=settings.threads)
     test_images, machine = name_of_test_images(run_dir), describe_machine()
     program_step = f"{runner.manifest.recipe} .pte"
@@ -222,7 +228,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
     rows = []
     for step in top:
         is_program = step == program_step
-        model_step = "recovered" if is_program else step  # the program was exported from this model
+        model_step = last if is_program else step
         file = run_dir / "edge" / "model.pte" if is_program else run_dir / step / "model.safetensors"
         measured = accuracy_with_interval(top[step], labels)
         rows.append(
@@ -248,7 +254,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         num_skipped=len(data_facts["skipped"]),
         rows=rows,
         largest_class_share=largest_class_share(labels),
-        program_agreement=float((top[program_step] == top["recovered"]).mean()),
+        program_agreement=float((top[program_step] == top[last]).mean()),
         confusion=confusion_matrix(labels, top[program_step], labels=range(len(class_names))).tolist(),
         machine=machine,
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
@@ -259,15 +265,13 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
             robustness_of(step, top[step][some], answer, [test[at] for at in some]) for step, answer in answers.items()
         ],
         changes=changes_of(top, labels, class_names),
-        pruning=pruning_steps(
-            json.loads((run_dir / "pruned" / METRICS).read_text()), rows[CHECKPOINTS.index("recovered")].accuracy
-        ),
+        pruning=pruning_steps(json.loads((run_dir / "pruned" / METRICS).read_text()), rows[-2].accuracy) if prunes else [],
         classes=classes_of(top["teacher"], top[program_step], labels, class_names),
         mistakes=mistakes_of(sure, top["teacher"], labels, class_names),
-        flips=flips_of(top["recovered"], top[program_step], labels, class_names),
+        flips=flips_of(top[last], top[program_step], labels, class_names),
         reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
-        history={step: history_of(run_dir / step / METRICS) for step in TRAINED},
-        stages=[stage_cost(run_dir / folder) for folder in STAGE_FOLDERS],
+        history={step: history_of(run_dir / step / METRICS) for step in checkpoints if step != "pruned"},
+        stages=[stage_cost(run_dir / folder) for folder in ("data", *checkpoints, "edge")],
         test_images=test_images,
         others=other_runs(run_dir, test_images, machine, settings.threads),
         command=command,

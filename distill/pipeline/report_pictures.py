@@ -36,7 +36,7 @@ class Pictures:
 def pictures_of(report: Report, run_dir: Path) -> Pictures:
     """The pictures of a run's report."""
     names, examples = read_data_facts(run_dir / "data")["class_names"], stored_examples(run_dir / "data")
-    classifier = load_classifier(run_dir / "recovered", names)
+    classifier = load_classifier(run_dir / report.last_model, names)
     test = examples["test"]
     return Pictures(
         examples={

@@ -29,6 +29,11 @@ class Run:
     def folder(self) -> Path:
         return self.settings.run_dir
 
+    @property
+    def last_model(self) -> Path:
+        """The folder of the model that becomes the program."""
+        return self.folder / ("recovered" if self.settings.prunes else "student")
+
     @cached_property
     def found(self) -> FoundImages:
         """The images behind `--dataset`."""

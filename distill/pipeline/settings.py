@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from distill.pruning.targets import (
     AUTO_PRESETS,
     CRITERIA,
     LATENCIES,
+    NOTHING,
     ROUND_TO,
     SCOPES,
     Target,
@@ -42,6 +43,8 @@ from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
+OF_PRUNING = ("prune", "recover")  # left out where nothing is pruned
+ALL = "all"
 CONFIG_DIR = Path(__file__).parent / "configs"
 # What the stages set themselves, and what does not concern a classifier.
 LEFT_OUT = {
@@ -76,17 +79,20 @@ class RunSettings:
     output_dir: str = field(
         default="", metadata={"help": "Folder of the run. Default: runs/demo for digits, else runs/ and the data set's name."}
     )
-    stages: str = field(default=",".join(STAGES), metadata={"help": "Comma-separated stages to run."})
+    stages: str = field(
+        default=ALL, metadata={"help": f"Stages to run, separated by commas: {', '.join(STAGES)}; or {ALL} of the run."}
+    )
     force: bool = field(default=False, metadata={"help": "Run the chosen stages again even if nothing changed."})
 
     def __post_init__(self):
-        unknown = [stage for stage in self.stage_names if stage not in STAGES]
+        unknown = [stage for stage in self.named_stages if stage not in STAGES]
         hint = did_you_mean(unknown[0], STAGES).removeprefix("; ") if unknown else ""
         require(not unknown, "stages", f"name stages out of {','.join(STAGES)}", self.stages, hint)
 
     @property
-    def stage_names(self) -> list[str]:
-        return [stage.strip() for stage in self.stages.split(",")]
+    def named_stages(self) -> list[str]:
+        """Empty for all."""
+        return [] if self.stages == ALL else [stage.strip() for stage in self.stages.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +187,8 @@ class PruneSettings:
         default="macs=0.7",
         metadata={
             "help": "What the pruned student may cost: macs=0.5, params=2M, latency=0.5x (of its program on this machine), "
-            "latency_ms=5 or size_mb=1.5, several joined by commas. A number up to 1 is a share; 1 prunes nothing."
+            "latency_ms=5 or size_mb=1.5, several joined by commas; a number up to 1 is a share. "
+            f"{NOTHING}: nothing is pruned, without the stages prune and recover."
         },
     )
     scopes: str = field(
@@ -202,14 +209,16 @@ class PruneSettings:
         require(self.criterion in CRITERIA, "criterion", f"be one of {', '.join(CRITERIA)}", self.criterion)
         for name in ("round_to", "prune_batches", "prune_steps", "prune_step_epochs"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
-        for name, parse in (("target", parse_targets), ("scopes", parse_scopes)):
-            read_flag(name, parse, getattr(self, name))
+        if self.target != NOTHING:
+            read_flag("target", parse_targets, self.target)
+        read_flag("scopes", parse_scopes, self.scopes)
         has_effect = not self.latency_table or any(target.measure in LATENCIES for target in self.targets)
         require(has_effect, "latency_table", "come with a target of latency or latency_ms", self.target)
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        return parse_targets(self.target)
+        """Empty where nothing is pruned."""
+        return () if self.target == NOTHING else parse_targets(self.target)
 
     @property
     def scope_names(self) -> tuple[str, ...]:
@@ -296,6 +305,25 @@ class Settings:
         dataset = self.images.dataset
         return Path("runs") / ("demo" if dataset == "digits" else Path(dataset).resolve().name)
 
+    @property
+    def prunes(self) -> bool:
+        """Whether a student is pruned and recovered; one that was chosen by its size is not."""
+        return bool(self.prune.targets) and not self.student.is_auto
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages of the run, of which `stage_names` are to be done."""
+        return [stage for stage in STAGES if self.prunes or stage not in OF_PRUNING]
+
+    @property
+    def stage_names(self) -> list[str]:
+        return self.run.named_stages or self.stages
+
+    @property
+    def last_training(self) -> str:
+        """The stage whose model becomes the program."""
+        return "recover" if self.prunes else "student"
+
     @cached_property
     def is_unlabelled(self) -> bool:
         """Whether the classes of the images are those that the teacher finds."""
@@ -325,6 +353,26 @@ class Settings:
         changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in without_effect}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
+
+
+def check_unpruned(settings: Settings) -> None:
+    """Check that nothing was typed that concerns pruning where nothing is pruned, and that a student's size can be found.
+
+    Raises:
+        SettingsError: something was, or the target is none of numbers.
+    """
+    why = f"--student {AUTO}" if settings.student.is_auto else f"--target {NOTHING}"
+    left_out = [stage for stage in settings.stage_names if stage not in settings.stages]
+    require(not left_out, "stages", f"have no {' and no '.join(OF_PRUNING)} with {why}", settings.run.stages)
+    flags = {word.partition("=")[0].removeprefix("--") for word in settings.typed}
+    for part in (settings.prune, settings.recover):
+        for own in fields(part):
+            has_effect = own.name not in flags or own.name in ("target", "latency_table")
+            require(has_effect, own.name, f"be left out with {why}, which prunes nothing", getattr(part, own.name))
+    if settings.student.is_auto:
+        numbers, shares = settings.prune.targets, [str(target) for target in settings.prune.targets if target.is_share]
+        rule = f"be a number for --student {AUTO}, such as latency_ms=5"
+        require(bool(numbers) and not shares, "target", rule, ", ".join(shares) or settings.prune.target)
 
 
 def check_schedule(stage: str, epochs: float, learning_rate: float) -> None:
@@ -379,9 +427,8 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         typed=tuple(argv),
         config=command_line.glance(argv, "config") or config,
     )
-    if student.is_auto:
-        shares = [str(target) for target in prune.targets if target.is_share]
-        require(not shares, "target", f"be a number for --student {AUTO}, such as latency_ms=5", ", ".join(shares))
+    if not settings.prunes:
+        check_unpruned(settings)
     streams = settings.is_unlabelled and images.streaming
     require(not streams, "labels", "be given where there is a stream of images", teacher.labels)
     for choice in (teacher.choice, student.choice):

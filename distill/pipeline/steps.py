@@ -1,4 +1,4 @@
-"""The seven stages of a run, from images to a report: a function each, and the table of them."""
+"""The stages of a run, from images to a report: a function each, and the table of them."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,7 +36,7 @@ def build_data(run: Run, work_dir: Path) -> None:
     """Split the images, leave out unreadable ones, and store them at the size of the models."""
     settings = run.settings
     store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream, run.labeller())
-    if "edge" in settings.run.stage_names:  # which would refuse them only after all trainings
+    if "edge" in settings.stage_names:  # which would refuse them only after all trainings
         export_settings = ExportSettings(recipe=settings.edge.recipe, dataset=work_dir / "calibration")
         images_to_compare_on(export_settings, read_data_facts(work_dir)["class_names"])
 
@@ -87,7 +87,7 @@ def build_edge(run: Run, work_dir: Path) -> None:
     data = run.folder / "data"
     held_out = None if run.data().labelled_by_teacher else data / "validation"  # whose accuracy would be an agreement
     settings = ExportSettings(recipe=run.settings.edge.recipe, dataset=data / "calibration", validation=held_out)
-    manifest = export_into(work_dir, run.folder / "recovered", run.folder / "edge", settings)
+    manifest = export_into(work_dir, run.last_model, run.folder / "edge", settings)
     parity = manifest.parity["program"]
     print(
         f"      {manifest.program['size_bytes'] / 1e3:.0f} kB, {manifest.program['num_delegates']} delegate(s), agrees "
@@ -100,7 +100,7 @@ def build_edge(run: Run, work_dir: Path) -> None:
 def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
     names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
-    report = make_report(run.folder, run.settings.report, **names, command=run.settings.command)
+    report = make_report(run.folder, run.settings.report, **names, command=run.settings.command, prunes=run.settings.prunes)
     write_report(report, work_dir, pictures_of(report, run.folder))
 
 
@@ -109,7 +109,11 @@ def build_report(run: Run, work_dir: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A stage before it belongs to a run. settings: what its outcome depends on beside its inputs, as JSON values."""
+    """A stage before it belongs to a run.
+
+    inputs: other stages, those of pruning only where something is pruned, or `LAST`.
+    settings: what its outcome depends on beside its inputs, as JSON values.
+    """
 
     name: str
     title: str
@@ -167,6 +171,7 @@ def _timed(settings: Settings) -> dict[str, Any]:
     return facts | ({"latency_table": content_of(table)} if table else {})
 
 
+LAST = "the last training"
 STEPS = (
     Step(
         name="data",
@@ -212,7 +217,7 @@ STEPS = (
         name="edge",
         title="quantize, lower to ExecuTorch, and run the program",
         folder="edge",
-        inputs=("data", "recover"),
+        inputs=("data", LAST),
         settings=lambda settings: asdict(settings.edge),
         build=build_edge,
     ),
@@ -229,14 +234,21 @@ STEPS = (
 
 def stages_of(run: Run) -> list[Stage]:
     """The stages of a run, each with exactly the settings that its outcome depends on."""
+    settings = run.settings
+
+    def inputs_of(step: Step) -> tuple[str, ...]:
+        names = [settings.last_training if name == LAST else name for name in step.inputs]
+        return tuple(name for name in names if name in settings.stages)
+
     return [
         Stage(
             name=step.name,
             title=step.title,
             folder=step.folder,
-            inputs=step.inputs,
-            settings=step.settings(run.settings),
+            inputs=inputs_of(step),
+            settings=step.settings(settings),
             build=partial(step.build, run),
         )
         for step in STEPS
+        if step.name in settings.stages
     ]

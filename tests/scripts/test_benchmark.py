@@ -237,6 +237,7 @@ class ByOperations:
 
 def test_a_pruned_student_is_compared_with_the_narrower_one_that_computes_most_in_its_time(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark_prune, "ProgramCosts", ByOperations)
+    monkeypatch.setattr(benchmark_prune, "HIDDEN_FACTORS", (1.0,))
     arguments, measure = argparse.Namespace(threads=1, repeats=1), ByOperations()
     own = measure.config.to_dict() | {"block_mlp_dim": [[32] * 4, [64], [128] * 2]}
     pruned = SwinHfConfig.from_dict(own)

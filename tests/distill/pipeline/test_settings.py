@@ -7,8 +7,9 @@ import torch
 from accelerate.state import PartialState
 
 from distill.errors import SettingsError
+from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import CONFIG_DIR, STAGES, parse_settings
-from distill.pipeline.steps import STEPS
+from distill.pipeline.steps import STEPS, stages_of
 from distill.precision import device_in_words, mixed_precision
 from distill.training.settings import parse_finetune_settings
 
@@ -134,6 +135,20 @@ def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):
     assert step.settings(parse_settings(["--recipe", "fp32"])) == step.settings(parse_settings([]))  # counted, not timed
 
 
+def test_a_run_that_prunes_nothing_has_neither_of_its_stages():
+    """Not pruned: no target, or a student that was chosen by its size. Files may say how it would be pruned."""
+    every = ["data", "teacher", "student", "edge", "report"]
+    for flags in (["--target", "none"], ["--student", "auto", "--target", "macs=5M"]):
+        settings = parse_settings(flags)
+        stages = {stage.name: stage.inputs for stage in stages_of(Run(settings))}
+        assert list(stages) == settings.stage_names == every and Run(settings).last_model.name == "student"
+        assert stages["edge"] == ("data", "student") and stages["report"] == ("data", "teacher", "student", "edge")
+    pruned = parse_settings([])
+    stages = {stage.name: stage.inputs for stage in stages_of(Run(pruned))}
+    assert stages["edge"] == ("data", "recover") and stages["recover"] == ("data", "teacher", "prune")
+    assert Run(pruned).last_model.name == "recovered"
+
+
 def test_options_have_one_spelling():
     with pytest.raises(
         SettingsError, match="unknown setting --student-epochs in the command line; did you mean --student_epochs"
@@ -160,6 +175,12 @@ def test_options_have_one_spelling():
         ),
         (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
         (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'macs=0.7x'"),
+        (["--student", "auto", "--target", "none"], "--target must be a number for --student auto, .* got 'none'"),
+        (["--student", "auto", "--target", "macs=5M", "--stages", "prune"], "--stages must have no prune and no recover with"),
+        (["--target", "none", "--stages", "data,recover"], "have no prune and no recover with --target none, got 'data,rec"),
+        (["--target", "none", "--prune_steps=3"], "--prune_steps must be left out with --target none, which prunes nothing"),
+        (["--target", "none", "--recover_epochs", "3"], "--recover_epochs must be left out with --target none"),
+        (["--target", "none", "--latency_table", "pi.json"], "--latency_table must come with a target of latency"),
         (["--latency_table", "pi.json"], "--latency_table must come with a target of latency or latency_ms, got 'macs=0.7'"),
         (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),

@@ -22,8 +22,7 @@ teacher_epochs: 2
 student: swin_edge_small
 student_args: "{patch_size: 2, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], window_size: 4, stage_blocks: null}"
 student_epochs: 2
-recover_epochs: 1
-target: macs=1
+target: none
 per_device_train_batch_size: 8
 dataloader_drop_last: false
 save_total_limit: 1
@@ -49,6 +48,7 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
             command = [sys.executable, str(ROOT / words[0]), *words[1:-1], "tiny.yaml"]
             subprocess.run(command, check=True, capture_output=True, timeout=600)
             assert (tmp_path / "runs" / "my_photos" / "report.html").is_file()
+            assert not (tmp_path / "runs" / "my_photos" / "pruned").exists()
         elif words[2] == "demo":  # test_demo.py opens it
             with pytest.raises(SystemExit):
                 cli.main(["demo", "--help"])
