@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ STUDENT = "student"  # that is pruned
 DENSE, ONE_SHOT, ITERATIVE, RIVAL = "not pruned", "pruned once", "pruned in steps", "narrower"
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
 STEPS, ROUND_TO = 3, 4
-HIDDEN_FACTORS = (1.0, 0.75, 0.5)  # of narrower students
+HIDDEN_FACTORS = (1.0, 0.5)  # of narrower students
 BATCHES, BATCH_SIZE = 20, 64
 HALVED = ("swin_tiny", "swinv2_tiny", "tiny_vit_21m")  # of 224 pixels, to half their latency
 STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), DENSE: ("0.2", "*")}
@@ -96,11 +97,16 @@ def benchmark_prune(arguments: argparse.Namespace) -> None:
     """
     picture = picture_beside(arguments.output_file)
     report = begin_report(arguments, "torch", "executorch", "transformers", "torch-pruning")
-    for part, measure, describe in (("widths", measure_widths, described_widths), ("half", halved, described_half)):
-        if part in arguments.parts:
-            report[part] = measure(arguments)
+    if "widths" in arguments.parts:
+        report["widths"] = measure_widths(arguments)
+        write_json(arguments.output_file, report)
+        print(described_widths(report["widths"]))
+    if "half" in arguments.parts:
+        rows = report["half"] = []
+        for name in HALVED:
+            rows.append(halved(name, arguments))
             write_json(arguments.output_file, report)
-            print(describe(report[part]))
+        print(described_half(rows))
     if "budgets" in arguments.parts:
         budgets(arguments, report)
         print(described(report["rows"]))
@@ -109,23 +115,20 @@ def benchmark_prune(arguments: argparse.Namespace) -> None:
     print(f"-> {arguments.output_file}")
 
 
-def halved(arguments: argparse.Namespace) -> list[dict]:
-    """Published shapes with random weights, pruned to half the latency of their int8 programs, and timed again."""
-    rows = []
-    for name in HALVED:
-        config = PRESETS[name](num_labels=1000)
-        model, started = SwinHfForImageClassification(config).eval(), time.perf_counter()
-        importance = Importance(channels=measure_importance(model, criterion="magnitude"))
-        with ProgramCosts(config, RECIPES["int8"], arguments.threads, arguments.repeats) as measure:
-            costs = Costs(SwinHfForImageClassification, config, config.image_height_width, measure)
-            achieved = plan_pruning(config, importance, parse_targets("latency=0.5x"), costs)
-            apply_plan(model, achieved.plan)
-        seconds = time.perf_counter() - started
-        with ProgramCosts(config, RECIPES["int8"], arguments.threads, arguments.repeats) as measure:  # both anew
-            again = measure(achieved.config)
-        rows.append({"name": name, "seconds": seconds, "again": again.ratio, "again_ms": again.latency_ms})
-        rows[-1] |= achieved.as_metrics() | {"removed_shares": achieved.removed_shares}
-    return rows
+def halved(name: str, arguments: argparse.Namespace) -> dict:
+    """A published shape with random weights, pruned to half the latency of its int8 program, and timed again."""
+    config = PRESETS[name](num_labels=1000)
+    model, started = SwinHfForImageClassification(config).eval(), time.perf_counter()
+    importance = Importance(channels=measure_importance(model, criterion="magnitude"))
+    with ProgramCosts(config, RECIPES["int8"], arguments.threads, arguments.repeats) as measure:
+        costs = Costs(SwinHfForImageClassification, config, config.image_height_width, measure)
+        achieved = plan_pruning(config, importance, parse_targets("latency=0.5x"), costs)
+        apply_plan(model, achieved.plan)
+    seconds = time.perf_counter() - started
+    with ProgramCosts(config, RECIPES["int8"], arguments.threads, arguments.repeats) as measure:  # both anew
+        again = measure(achieved.config)
+    row = {"name": name, "seconds": seconds, "again": again.ratio, "again_ms": again.latency_ms}
+    return row | achieved.as_metrics() | {"removed_shares": achieved.removed_shares}
 
 
 def budgets(arguments: argparse.Namespace, report: dict) -> None:
@@ -170,24 +173,26 @@ def rivals_of(pruned: list[SwinHfConfig], arguments: argparse.Namespace) -> list
     student = middle_hybrid().config
     costs = Costs(SwinHfForImageClassification, student, student.image_height_width)
     with program_costs(arguments) as measure:
-        wanted = [measure(shape).ratio for shape in pruned]
-        ratios = {shape.to_json_string(): (shape, measure(shape).ratio) for shape in narrower_ones(student)}
-    found = []
-    for ratio in wanted:
-        fast = [shape for shape, own in ratios.values() if own <= ratio * (1 + TOLERANCE)]
-        if not fast:
-            least = min(own for _, own in ratios.values())
-            raise ExplainedError(
-                f"no narrower student takes {ratio:.3f} of the student's time or less; the least is {least:.3f}"
-            )
-        found.append(max(fast, key=lambda shape: costs.of(shape, "macs")))
+        found = []
+        for ratio in [measure(shape).ratio for shape in pruned]:
+            longest = ratio * (1 + TOLERANCE)
+            fast = [own for row in narrower_ones(student) if (own := first_within(row, longest, measure)) is not None]
+            if not fast:
+                raise ExplainedError(f"no narrower student takes {longest:.3f} of the student's time or less")
+            found.append(max(fast, key=lambda shape: costs.of(shape, "macs")))
     return found
 
 
-def narrower_ones(student: SwinHfConfig) -> list[SwinHfConfig]:
-    """The student in smaller widths, with as many hidden channels for each of the others, or fewer."""
-    shapes = [scaled(student, factor, hidden, ROUND_TO) for hidden in HIDDEN_FACTORS for factor in np.arange(1, 0.25, -0.04)]
-    return list({shape.to_json_string(): shape for shape in shapes}.values())
+def narrower_ones(student: SwinHfConfig) -> list[list[SwinHfConfig]]:
+    """The student in smaller and smaller widths: a row with as many hidden channels for each of the others, one with fewer."""
+    rows = [[scaled(student, factor, hidden, ROUND_TO) for factor in np.arange(1, 0.25, -0.04)] for hidden in HIDDEN_FACTORS]
+    return [list({shape.to_json_string(): shape for shape in row}.values()) for row in rows]
+
+
+def first_within(row: list[SwinHfConfig], longest: float, measure: ProgramCosts) -> SwinHfConfig | None:
+    """The first of shapes that get faster and faster whose latency, as a share of the student's, is at most `longest`."""
+    at = bisect_left(row, True, key=lambda shape: measure(shape).ratio <= longest)
+    return row[at] if at < len(row) else None
 
 
 # -- workers -------------------------------------------------------------------------------------------------------------

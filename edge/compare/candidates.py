@@ -1,6 +1,7 @@
 """Programs of models that nobody trained: what a shape costs on this machine does not depend on its weights."""
 
 import copy
+import math
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,9 @@ from edge.lower.recipes import Recipe
 from edge.quiet import quieten
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
-ROUNDS, REPEATS = 10, 100  # turns of each program, and runs in all of them
+ROUNDS, REPEATS = 10, 100  # turns of each program at least, and runs in so many
+SECONDS = 1.0  # of each program, about: what else the machine does comes in bursts, in which a short turn may lie
+MOST_ROUNDS = 1000
 
 
 class CandidateError(ExplainedError):
@@ -34,7 +37,10 @@ class CandidateError(ExplainedError):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramCost:
-    """What a program costs. latency_ms: the median. ratio: of the latency to that of the program that it was timed beside."""
+    """What a program costs.
+
+    latency_ms: the median of the quietest turn. ratio: of the latency to that of the program that it was timed beside.
+    """
 
     latency_ms: float
     ratio: float
@@ -179,23 +185,23 @@ class ProgramCosts:
         return Engine(program_contender("program", file, shape), self._threads), file.stat().st_size
 
     def _timed_alone(self) -> ProgramCost:
-        latency = float(np.median([time for times in self._turns([self._before]) for time in times[0]]))
+        (latency,) = self._latencies([self._before])
         return ProgramCost(latency_ms=latency, ratio=1.0, size_mb=self._before_bytes / 1e6)
 
     def _timed(self, config: SwinHfConfig) -> ProgramCost:
         own, size_bytes = self._open(config)
         try:
-            pairs = self._turns([self._before, own])
+            before, latency = self._latencies([self._before, own])
         finally:
             own.close()
-        before, latency = (float(np.median([time for times in pairs for time in times[number]])) for number in (0, 1))
         return ProgramCost(latency_ms=latency, ratio=latency / before, size_mb=size_bytes / 1e6)
 
-    def _turns(self, engines: list[Engine]) -> list[list[list[float]]]:
+    def _latencies(self, engines: list[Engine]) -> list[float]:
+        """The latency of each program in its quietest turn, in milliseconds."""
         runs = max(self._repeats // ROUNDS, 1)
         try:
-            for engine in engines:
-                engine.turn(runs)  # a warm-up
-            return [[engine.turn(runs) for engine in engines] for _ in range(ROUNDS)]
+            fastest = min(sum(engine.turn(runs)) for engine in engines) / 1e3  # a warm-up
+            rounds = min(max(math.ceil(SECONDS / fastest), ROUNDS), MOST_ROUNDS)
+            return np.min([[np.median(engine.turn(runs)) for engine in engines] for _ in range(rounds)], axis=0).tolist()
         except EngineError as error:
             raise CandidateError(f"a program cannot be timed on this machine: {error}") from error
