@@ -15,6 +15,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
+from .alignment_swin_hf import AlignsWeights
 from .auto_map_swin_hf import SavesItsCode
 from .configuration_swin_hf import Size, SwinHfConfig, WindowOfEachStage
 from .foreign_swin_hf import ReadsForeignWeights
@@ -97,7 +98,9 @@ class LoadsInOtherSizes:
         return (model, *info) if info else model
 
 
-class SwinHfPreTrainedModel(SavesItsCode, ReadsForeignWeights, ReadsStockWeights, LoadsInOtherSizes, PreTrainedModel):
+class SwinHfPreTrainedModel(
+    SavesItsCode, ReadsForeignWeights, ReadsStockWeights, LoadsInOtherSizes, AlignsWeights, PreTrainedModel
+):
     """Loading, saving, resizing and initialisation shared by the Swin models."""
 
     config_class = SwinHfConfig

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead, UperNetPreTrainedModel
 from transformers.utils import can_return_tuple
 
+from .alignment_swin_hf import AlignsWeights
 from .auto_map_swin_hf import SavesItsCode
 from .configuration_swin_hf import Size, SwinHfConfig, WindowOfEachStage
 from .losses_swin_hf import segmentation_loss
@@ -87,7 +88,7 @@ class SwinHfUperNetConfig(ReadsStockConfigs, UperNetConfig):
                 raise ValueError(f"{name} must {rule}, got {getattr(self, name)}")
 
 
-class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, UperNetForSemanticSegmentation):
+class SwinHfForSemanticSegmentation(SavesItsCode, ReadsStockWeights, AlignsWeights, UperNetForSemanticSegmentation):
     """A class for every pixel of an image: logits (B, K, height, width) of images of any height and width."""
 
     config_class = SwinHfUperNetConfig

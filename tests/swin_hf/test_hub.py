@@ -35,7 +35,8 @@ from swin_hf import (
 
 ALICE, BOB, STRANGER = "hf_alice", "hf_bob", "hf_nobody"
 MODEL_CODE = {
-    *("auto_map_swin_hf.py", "configuration_swin_hf.py", "convolutions_swin_hf.py", "foreign_swin_hf.py", "layers_swin_hf.py"),
+    *("alignment_swin_hf.py", "auto_map_swin_hf.py"),
+    *("configuration_swin_hf.py", "convolutions_swin_hf.py", "foreign_swin_hf.py", "layers_swin_hf.py"),
     *("losses_swin_hf.py", "modeling_swin_hf.py", "outputs_swin_hf.py", "plain_layers_swin_hf.py", "resizing_swin_hf.py"),
     *("stock_swin_hf.py", "tokens_swin_hf.py", "training_layers_swin_hf.py", "windows.py"),
 }

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import MIXED, TINY_VIT
+from safetensors import safe_open
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 from transformers.activations import ACT2FN
 
@@ -16,7 +17,9 @@ from swin_hf import (
     SwinHfConfig,
     SwinHfForImageClassification,
     SwinHfForMaskedImageModeling,
+    SwinHfForSemanticSegmentation,
     SwinHfModel,
+    SwinHfUperNetConfig,
 )
 
 WIDTHS = {"block_num_heads": [[1], [3, 2]], "block_head_dim": [[8], [8, 8]], "block_mlp_dim": [[24], [40, 8]]}
@@ -74,6 +77,21 @@ def test_every_activation_trains_and_reloads(make_model, tmp_path, hidden_act):
     loaded, info = SwinHfForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_loaded_weights_lie_where_new_ones_would(make_model, make_config, tmp_path):
+    """Of 64 bytes each, PyTorch's own alignment: elsewhere, kernels round in another way on some processors."""
+    backbone = make_config(out_features=["stage1", "stage2"])
+    heads = {"hidden_size": 9, "auxiliary_channels": 7, "use_auxiliary_head": False}
+    segmenter = SwinHfForSemanticSegmentation(SwinHfUperNetConfig(backbone_config=backbone, num_labels=3, **heads))
+    for model in (make_model(num_labels=3, norm="batch"), segmenter):
+        model.save_pretrained(tmp_path)
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            assert any(file.get_tensor(name).data_ptr() % 64 for name in file.keys())  # noqa: SIM118  it is no dict
+        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"]
+        for name, tensor in loaded.state_dict().items():
+            assert tensor.data_ptr() % 64 == 0 and torch.equal(tensor, model.state_dict()[name]), name
 
 
 def test_auto_classes_know_the_models(checkpoint, make_config):

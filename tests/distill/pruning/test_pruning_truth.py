@@ -166,8 +166,8 @@ def side_of(config: SwinHfConfig) -> int:
 @pytest.mark.parametrize("scopes", [(scope,) for scope in SCOPES] + [EVERY], ids=[*SCOPES, "all"])
 @pytest.mark.parametrize("choices", MODELS.values(), ids=MODELS)
 def test_a_pruned_model_equals_the_masked_one(make_model, choices, scopes):
-    model = make_model(**choices)
-    pixel_values = torch.randn(2, 3, side_of(model.config), side_of(model.config))
+    model = make_model(**choices).double()  # V2 and batch norms magnify rounding; softmax stays in float32
+    pixel_values = torch.randn(2, 3, side_of(model.config), side_of(model.config)).double()
     importance, last = random_importance(model), model.num_parameters() + 1
     for number, share in enumerate(SHARES):
         units = units_of(model.config, importance, scopes, round_to=(1, 3, 4)[number % 3])
