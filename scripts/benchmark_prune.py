@@ -44,14 +44,13 @@ from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
-STUDENT = "student"  # that is pruned
-DENSE, ONE_SHOT, ITERATIVE, RIVAL = "not pruned", "pruned once", "pruned in steps", "narrower"
+STUDENT, ONE_SHOT, ITERATIVE, RIVAL = "student", "pruned once", "pruned in steps", "narrower"
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
 STEPS, ROUND_TO = 3, 4
 HIDDEN_FACTORS = (1.0, 0.5)  # of narrower students
 BATCHES, BATCH_SIZE = 20, 64
 HALVED = ("swin_tiny", "swinv2_tiny", "tiny_vit_21m")  # of 224 pixels, to half their latency
-STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), DENSE: ("0.2", "*")}
+STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), STUDENT: ("0.2", "*")}
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,11 @@ class Training:
 
     @property
     def key(self) -> str:
-        budget = "" if self.method in (STUDENT, DENSE) else f" to {self.budget:g} of the operations"
+        how = f" to {self.budget:g} of the operations" if self.method in (ONE_SHOT, ITERATIVE) else ""
+        if self.method == RIVAL:  # one for all budgets of its latency
+            how = f" with widths of {self.shape['stage_dims']} and {self.shape['block_mlp_dim']}"
         return (
-            f"{self.method}{budget}, seed {self.seed}, {self.epochs} + {self.recovery} epochs at {self.learning_rate:g}; "
+            f"{self.method}{how}, seed {self.seed}, {self.epochs} + {self.recovery} epochs at {self.learning_rate:g}; "
             f"teacher of {self.teaching}"
         )
 
@@ -153,10 +154,9 @@ def budgets(arguments: argparse.Namespace, report: dict) -> None:
         found = rivals_of([SwinHfConfig.from_dict(shape) for shape in shapes], arguments)
         rivals |= {str(budget): shape.to_dict() for budget, shape in zip(missing, found)}
         write_json(arguments.output_file, report)
-    dense = [replace(own, method=DENSE) for own in students]
     narrower = [replace(own, method=RIVAL, budget=budget, shape=rivals[str(budget)]) for own in students for budget in BUDGETS]
-    run_all("prune-worker", [*narrower, *dense], done, arguments, report)
-    report["rows"] = rows_of([*dense, *pruned, *narrower], done, arguments)
+    run_all("prune-worker", narrower, done, arguments, report)
+    report["rows"] = rows_of([*students, *pruned, *narrower], done, arguments)
 
 
 def program_costs(arguments: argparse.Namespace) -> ProgramCosts:
@@ -304,7 +304,7 @@ def described(rows: list[dict]) -> str:
     lines.append("|---" * 9 + "|")
     for row in rows:
         gain = shown(row["gain"], row["gain_interval"]) if "gain" in row else ""
-        name = row["method"] if row["method"] == DENSE else f"{row['method']}, {row['budget']:.0%}"
+        name = row["method"] if row["method"] == STUDENT else f"{row['method']}, {row['budget']:.0%}"
         lines.append(
             f"| {name} | {row['macs'] / 1e6:.2f} | {row['parameters'] / 1e3:.0f} | {1e3 * row['size_mb']:.0f} | "
             f"{row['latency_ms']:.3f} | {row['latency_share']:.2f} | {100 * row['model']:.1f} | "

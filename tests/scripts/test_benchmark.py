@@ -250,13 +250,14 @@ def test_a_pruned_student_is_compared_with_the_narrower_one_that_computes_most_i
     assert rival in fast and measure(rival).size_mb == max(measure(shape).size_mb for shape in fast)
     assert rival.stage_dims != measure.config.stage_dims
 
-    methods = {"not pruned": [0.9, 0.9], "pruned once": [0.8, 0.7], "narrower": [0.6, 0.6]}
+    methods = {"student": [0.9, 0.9], "pruned once": [0.8, 0.7], "narrower": [0.6, 0.6]}
     trainings, done = [], {}
     for method, accuracies in methods.items():
-        budget = 1.0 if method == "not pruned" else 0.5
+        budget = 1.0 if method == "student" else 0.5
         for seed, accuracy in enumerate(accuracies):
-            trainings.append(benchmark_prune.Training(method, budget, seed, 8, 4, 0.004, "folder", "24 epochs at 0.002"))
-            shape = {"not pruned": measure.config, "pruned once": pruned, "narrower": rival}[method].to_dict()
+            shape = {"student": measure.config, "pruned once": pruned, "narrower": rival}[method].to_dict()
+            of_training = (method, budget, seed, 8, 4, 0.004, "folder", "24 epochs at 0.002")
+            trainings.append(benchmark_prune.Training(*of_training, shape if method == "narrower" else None))
             done[trainings[-1].key] = {"model": accuracy, "program": accuracy, "config": shape}
     rows = benchmark_prune.rows_of(trainings, done, arguments)
     assert [row["method"] for row in rows] == list(methods) and "gain" not in rows[0] and "gain" not in rows[2]
