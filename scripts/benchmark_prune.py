@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 import time
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,12 +27,11 @@ from transformers import set_seed
 from distill.compress.teachers import Teachers, load_classifier
 from distill.compress.weight_selection import select_weights
 from distill.data.examples import EvaluationImages
-from distill.pruning.apply import apply_plan
+from distill.pruning.apply import apply_plan, changed
 from distill.pruning.budgets import plan_pruning
 from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, measure_importance
 from distill.pruning.search import TOLERANCE
-from distill.pruning.shapes import scaled
 from distill.pruning.targets import BOTTLENECK, Target, parse_targets, steps_towards
 from distill.training.finetune import find_training_images, finetune, look_through, make_objective
 from distill.training.tasks.distillation import Distillation, DistillationSettings
@@ -44,10 +42,9 @@ from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
-STUDENT, ONE_SHOT, ITERATIVE, RIVAL = "student", "pruned once", "pruned in steps", "narrower"
+STUDENT, ONE_SHOT, ITERATIVE, RIVAL = "student", "pruned once", "pruned in steps", "thin from the start"
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
 STEPS, ROUND_TO = 3, 4
-HIDDEN_FACTORS = (1.0, 0.5)  # of narrower students
 BATCHES, BATCH_SIZE = 20, 64
 HALVED = ("swin_tiny", "swinv2_tiny", "tiny_vit_21m")  # of 224 pixels, to half their latency
 STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), STUDENT: ("0.2", "*")}
@@ -57,8 +54,8 @@ STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), STU
 class Training:
     """A training to run.
 
-    shape: the config of a rival, as JSON values. folder: with the teacher and the students of all seeds.
-    teaching: how long and at which learning rate the teacher was trained.
+    folder: with the teacher and the students of all seeds. teaching: how long and at which learning rate the teacher was
+        trained.
     """
 
     method: str
@@ -69,13 +66,10 @@ class Training:
     learning_rate: float
     folder: str
     teaching: str
-    shape: dict | None = None
 
     @property
     def key(self) -> str:
-        how = f" to {self.budget:g} of the operations" if self.method in (ONE_SHOT, ITERATIVE) else ""
-        if self.method == RIVAL:  # one for all budgets of its latency
-            how = f" with widths of {self.shape['stage_dims']} and {self.shape['block_mlp_dim']}"
+        how = f" to {self.budget:g} of the operations" if self.method != STUDENT else ""
         return (
             f"{self.method}{how}, seed {self.seed}, {self.epochs} + {self.recovery} epochs at {self.learning_rate:g}; "
             f"teacher of {self.teaching}"
@@ -83,7 +77,7 @@ class Training:
 
     @property
     def student(self) -> Path:
-        return Path(self.folder) / f"seed {self.seed}, {self.epochs} epochs"
+        return Path(self.folder) / self.teaching / f"student, seed {self.seed}, {self.epochs} epochs at {self.learning_rate:g}"
 
     @property
     def teacher(self) -> Path:
@@ -148,15 +142,9 @@ def budgets(arguments: argparse.Namespace, report: dict) -> None:
         for budget in BUDGETS
     ]
     run_all("prune-worker", pruned, done, arguments, report)
-    rivals = report.setdefault("rivals", {})
-    if missing := [budget for budget in BUDGETS if str(budget) not in rivals]:
-        shapes = [done[replace(students[0], method=ONE_SHOT, budget=budget).key]["config"] for budget in missing]
-        found = rivals_of([SwinHfConfig.from_dict(shape) for shape in shapes], arguments)
-        rivals |= {str(budget): shape.to_dict() for budget, shape in zip(missing, found)}
-        write_json(arguments.output_file, report)
-    narrower = [replace(own, method=RIVAL, budget=budget, shape=rivals[str(budget)]) for own in students for budget in BUDGETS]
-    run_all("prune-worker", narrower, done, arguments, report)
-    report["rows"] = rows_of([*students, *pruned, *narrower], done, arguments)
+    thin = [replace(own, method=RIVAL, budget=budget) for own in students for budget in BUDGETS]
+    run_all("prune-worker", thin, done, arguments, report)
+    report["rows"] = rows_of([*students, *pruned, *thin], done, arguments)
 
 
 def program_costs(arguments: argparse.Namespace) -> ProgramCosts:
@@ -164,35 +152,34 @@ def program_costs(arguments: argparse.Namespace) -> ProgramCosts:
     return ProgramCosts(middle_hybrid().config, RECIPES["int8"], arguments.threads, arguments.repeats)
 
 
-def rivals_of(pruned: list[SwinHfConfig], arguments: argparse.Namespace) -> list[SwinHfConfig]:
-    """For each pruned shape, of the narrower ones whose program takes at most 3 % longer, the one that computes most.
+def thin_student(budget: float) -> SwinHfConfig:
+    """The student with the same share of its hidden channels, queries, keys and values in all blocks, that the budget allows.
 
     Raises:
-        ExplainedError: none is as fast.
+        ExplainedError: no such student is within 3 % of the budget.
     """
     student = middle_hybrid().config
     costs = Costs(SwinHfForImageClassification, student, student.image_height_width)
-    with program_costs(arguments) as measure:
-        found = []
-        for ratio in [measure(shape).ratio for shape in pruned]:
-            longest = ratio * (1 + TOLERANCE)
-            fast = [own for row in narrower_ones(student) if (own := first_within(row, longest, measure)) is not None]
-            if not fast:
-                raise ExplainedError(f"no narrower student takes {longest:.3f} of the student's time or less")
-            found.append(max(fast, key=lambda shape: costs.of(shape, "macs")))
-    return found
+    row = [with_thin_blocks(student, 1 - 0.01 * step) for step in range(100)]
+    shapes = list({shape.to_json_string(): shape for shape in row}.values())
+    shares = [costs.of(shape, "macs") / costs.of(student, "macs") for shape in shapes]
+    share, shape = min(zip(shares, shapes), key=lambda own: abs(own[0] - budget))
+    if abs(share / budget - 1) > TOLERANCE:
+        raise ExplainedError(f"no student with equally thin blocks is within 3 % of {budget:g} of the operations: {share:.3f}")
+    return shape
 
 
-def narrower_ones(student: SwinHfConfig) -> list[list[SwinHfConfig]]:
-    """The student in smaller and smaller widths: a row with as many hidden channels for each of the others, one with fewer."""
-    rows = [[scaled(student, factor, hidden, ROUND_TO) for factor in np.arange(1, 0.25, -0.04)] for hidden in HIDDEN_FACTORS]
-    return [list({shape.to_json_string(): shape for shape in row}.values()) for row in rows]
+def with_thin_blocks(config: SwinHfConfig, factor: float) -> SwinHfConfig:
+    def thinner(width: int) -> int:
+        return max(round(width * factor / ROUND_TO), 1) * ROUND_TO
 
-
-def first_within(row: list[SwinHfConfig], longest: float, measure: ProgramCosts) -> SwinHfConfig | None:
-    """The first of shapes that get faster and faster whose latency, as a share of the student's, is at most `longest`."""
-    at = bisect_left(row, True, key=lambda shape: measure(shape).ratio <= longest)
-    return row[at] if at < len(row) else None
+    fields: dict[str, list[list[int]]] = {"block_mlp_dim": [], "block_head_dim": [], "block_value_head_dim": []}
+    for stage, depth in enumerate(config.depths):
+        own, has_heads = [config.block_widths(stage, block) for block in range(depth)], not config.is_convolutional(stage)
+        fields["block_mlp_dim"].append([thinner(widths.mlp_dim) for widths in own])
+        for name in ("head_dim", "value_head_dim"):
+            fields[f"block_{name}"].append([thinner(getattr(widths, name)) if has_heads else 0 for widths in own])
+    return changed(config, fields)
 
 
 # -- workers -------------------------------------------------------------------------------------------------------------
@@ -218,7 +205,7 @@ def work_prune(arguments: argparse.Namespace) -> None:
 def started(own: Training) -> SwinHfForImageClassification:
     """A dense model that starts with some of the teacher's weights."""
     teacher = SwinHfForImageClassification.from_pretrained(own.teacher)
-    model = SwinHfForImageClassification(SwinHfConfig.from_dict(own.shape)) if own.method == RIVAL else middle_hybrid()
+    model = SwinHfForImageClassification(thin_student(own.budget)) if own.method == RIVAL else middle_hybrid()
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     select_weights(model, teacher)
     return model

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-ALIGNMENT = 64  # bytes, as PyTorch's allocator; in a file of safetensors, a tensor may begin at any multiple of 4
+ALIGNMENT = (
+    64  # bytes, as PyTorch's allocator; in a file of safetensors, a tensor begins at any multiple of its elements' size
+)
 
 
 class AlignsWeights:

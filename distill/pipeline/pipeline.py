@@ -14,8 +14,8 @@ from distill.pipeline.report import read_report
 from distill.pipeline.report_pages import text_table
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import OWN_TEACHER, Settings
-from distill.pipeline.stages import Stage, explained_damage, run_stages, stages_to_build
-from distill.pipeline.steps import is_used_unchanged, stages_of
+from distill.pipeline.stages import MANIFEST, Stage, explained_damage, run_stages, stages_to_build
+from distill.pipeline.steps import STEPS, is_used_unchanged, stages_of
 from distill.pipeline.student_shape import check_shape
 from distill.precision import device_in_words
 from distill.training.finetune import build_model
@@ -49,9 +49,17 @@ def run_pipeline(settings: Settings) -> str:
         stages = stages_of(run)
         with explained_damage(stages, run.folder):
             check(run, stages)
-            run_stages(stages, settings.stage_names, run.folder, settings.run.force, before=Announcement(run))
+            if left := folders_left(run):
+                print(f"no longer of this run, and left as they are: {', '.join(left)} in {run.folder}", flush=True)
+            run_stages(stages, settings.chosen_stages, run.folder, settings.run.force, before=Announcement(run))
         lay_out(run.folder)
     return closing_words(run)
+
+
+def folders_left(run: Run) -> list[str]:
+    """Folders of stages that the run had with other settings and does not have now."""
+    others = [step.folder for step in STEPS if step.name not in run.settings.all_stages]
+    return [folder for folder in others if (run.folder / folder / MANIFEST).is_file()]
 
 
 class Announcement:
@@ -77,7 +85,7 @@ class Announcement:
 def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
-    to_build = stages_to_build(stages, settings.stage_names, run.folder, settings.run.force)
+    to_build = stages_to_build(stages, settings.chosen_stages, run.folder, settings.run.force)
     teacher, names = None, None
     if "data" in to_build:
         labeller, found = run.labeller(), run.found
@@ -98,7 +106,7 @@ def check(run: Run, stages: list[Stage]) -> None:
         starts_with_teacher = choice.init_from == OWN_TEACHER
         student = check_model(run, replace(choice, init_from="") if starts_with_teacher else choice, names)
         if not isinstance(student, SwinHfForImageClassification):
-            raise ModelError(f"--student {choice.name} must be a Swin of ours to be pruned, got {type(student).__name__}")
+            raise ModelError(f"--student {choice.name} must be a Swin of ours to be exported, got {type(student).__name__}")
         if starts_with_teacher:
             source = settings.teacher.choice
             larger = teacher if "teacher" in to_build and source.is_preset else None

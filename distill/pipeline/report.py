@@ -36,7 +36,7 @@ from edge.device.environment import describe_machine, installed_versions
 from edge.device.runner import Runner, softmax
 from edge.device.scores import largest_class_share
 
-TRAINED, OF_PRUNING = ("teacher", "student"), ("pruned", "recovered")  # folders; the latter where something is pruned
+CHECKPOINTS = ("teacher", "student", "pruned", "recovered")  # folders; the last two where something is pruned
 PYTORCH = "PyTorch eager"
 
 
@@ -190,14 +190,13 @@ def times(ratio: float, more: str, less: str) -> str:
     return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
 
 
-def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str, command: str, prunes: bool) -> Report:
+def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str, command: str, last_model: str) -> Report:
     """Measure all steps in `run_dir` on its test images.
 
-    name, dataset: what the report calls the run and its data set. command: that repeats the run. prunes: whether it has
-        a pruned and a recovered student.
+    name, dataset: what the report calls the run and its data set. command: that repeats the run. last_model: of
+        `CHECKPOINTS`, that from which the program was exported.
     """
-    checkpoints = (*TRAINED, *(OF_PRUNING if prunes else ()))
-    last = checkpoints[-1]  # from which the program was exported
+    checkpoints = CHECKPOINTS[: CHECKPOINTS.index(last_model) + 1]
     data_facts = read_data_facts(run_dir / "data")
     examples, class_names = stored_examples(run_dir / "data"), data_facts["class_names"]
     test, validation = examples["test"], examples["validation"]
@@ -228,7 +227,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
     rows = []
     for step in top:
         is_program = step == program_step
-        model_step = last if is_program else step
+        model_step = last_model if is_program else step
         file = run_dir / "edge" / "model.pte" if is_program else run_dir / step / "model.safetensors"
         measured = accuracy_with_interval(top[step], labels)
         rows.append(
@@ -254,7 +253,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         num_skipped=len(data_facts["skipped"]),
         rows=rows,
         largest_class_share=largest_class_share(labels),
-        program_agreement=float((top[program_step] == top[last]).mean()),
+        program_agreement=float((top[program_step] == top[last_model]).mean()),
         confusion=confusion_matrix(labels, top[program_step], labels=range(len(class_names))).tolist(),
         machine=machine,
         versions=installed_versions("swin-hf", "torch", "transformers", "torch-pruning", "executorch", "torchao", "datasets"),
@@ -265,10 +264,12 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
             robustness_of(step, top[step][some], answer, [test[at] for at in some]) for step, answer in answers.items()
         ],
         changes=changes_of(top, labels, class_names),
-        pruning=pruning_steps(json.loads((run_dir / "pruned" / METRICS).read_text()), rows[-2].accuracy) if prunes else [],
+        pruning=pruning_steps(json.loads((run_dir / "pruned" / METRICS).read_text()), rows[-2].accuracy)
+        if "pruned" in checkpoints
+        else [],
         classes=classes_of(top["teacher"], top[program_step], labels, class_names),
         mistakes=mistakes_of(sure, top["teacher"], labels, class_names),
-        flips=flips_of(top[last], top[program_step], labels, class_names),
+        flips=flips_of(top[last_model], top[program_step], labels, class_names),
         reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
         history={step: history_of(run_dir / step / METRICS) for step in checkpoints if step != "pruned"},
         stages=[stage_cost(run_dir / folder) for folder in ("data", *checkpoints, "edge")],

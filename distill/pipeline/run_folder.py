@@ -31,7 +31,7 @@ class Run:
 
     @property
     def last_model(self) -> Path:
-        """The folder of the model that becomes the program."""
+        """The folder of the model that becomes the program: the student, recovered if it was pruned."""
         return self.folder / ("recovered" if self.settings.prunes else "student")
 
     @cached_property

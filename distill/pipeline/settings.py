@@ -10,13 +10,13 @@ from typing import Any
 from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
-from distill.errors import require
+from distill.errors import SettingsError, require
 from distill.pruning.targets import (
     AUTO,
     AUTO_PRESETS,
     CRITERIA,
     LATENCIES,
-    NOTHING,
+    NO_TARGET,
     ROUND_TO,
     SCOPES,
     Target,
@@ -43,7 +43,7 @@ from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
 STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
-OF_PRUNING = ("prune", "recover")  # left out where nothing is pruned
+STAGES_OF_PRUNING = ("prune", "recover")  # left out where nothing is pruned
 ALL = "all"
 CONFIG_DIR = Path(__file__).parent / "configs"
 # What the stages set themselves, and what does not concern a classifier.
@@ -86,8 +86,8 @@ class RunSettings:
 
     def __post_init__(self):
         unknown = [stage for stage in self.named_stages if stage not in STAGES]
-        hint = did_you_mean(unknown[0], STAGES).removeprefix("; ") if unknown else ""
-        require(not unknown, "stages", f"name stages out of {','.join(STAGES)}", self.stages, hint)
+        hint = did_you_mean(unknown[0], (*STAGES, ALL)).removeprefix("; ") if unknown else ""
+        require(not unknown, "stages", f"name stages out of {','.join(STAGES)}, or be {ALL}", self.stages, hint)
 
     @property
     def named_stages(self) -> list[str]:
@@ -188,7 +188,7 @@ class PruneSettings:
         metadata={
             "help": "What the pruned student may cost: macs=0.5, params=2M, latency=0.5x (of its program on this machine), "
             "latency_ms=5 or size_mb=1.5, several joined by commas; a number up to 1 is a share. "
-            f"{NOTHING}: nothing is pruned, without the stages prune and recover."
+            f"{NO_TARGET}: nothing is pruned, without the stages prune and recover."
         },
     )
     scopes: str = field(
@@ -209,16 +209,19 @@ class PruneSettings:
         require(self.criterion in CRITERIA, "criterion", f"be one of {', '.join(CRITERIA)}", self.criterion)
         for name in ("round_to", "prune_batches", "prune_steps", "prune_step_epochs"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
-        if self.target != NOTHING:
-            read_flag("target", parse_targets, self.target)
+        if self.target != NO_TARGET:
+            try:
+                read_flag("target", parse_targets, self.target)
+            except SettingsError as error:
+                raise SettingsError(f"{error}; or give {NO_TARGET}, to prune nothing") from error
         read_flag("scopes", parse_scopes, self.scopes)
-        has_effect = not self.latency_table or any(target.measure in LATENCIES for target in self.targets)
-        require(has_effect, "latency_table", "come with a target of latency or latency_ms", self.target)
+        is_read = not self.targets or any(target.measure in LATENCIES for target in self.targets)
+        require(is_read or not self.latency_table, "latency_table", "come with a target of latency or latency_ms", self.target)
 
     @property
     def targets(self) -> tuple[Target, ...]:
         """Empty where nothing is pruned."""
-        return () if self.target == NOTHING else parse_targets(self.target)
+        return () if self.target == NO_TARGET else parse_targets(self.target)
 
     @property
     def scope_names(self) -> tuple[str, ...]:
@@ -311,18 +314,14 @@ class Settings:
         return bool(self.prune.targets) and not self.student.is_auto
 
     @property
-    def stages(self) -> list[str]:
-        """The stages of the run, of which `stage_names` are to be done."""
-        return [stage for stage in STAGES if self.prunes or stage not in OF_PRUNING]
+    def all_stages(self) -> list[str]:
+        """The stages that the run has."""
+        return [stage for stage in STAGES if self.prunes or stage not in STAGES_OF_PRUNING]
 
     @property
-    def stage_names(self) -> list[str]:
-        return self.run.named_stages or self.stages
-
-    @property
-    def last_training(self) -> str:
-        """The stage whose model becomes the program."""
-        return "recover" if self.prunes else "student"
+    def chosen_stages(self) -> list[str]:
+        """Those of them that are to be done."""
+        return self.run.named_stages or self.all_stages
 
     @cached_property
     def is_unlabelled(self) -> bool:
@@ -359,15 +358,16 @@ def check_unpruned(settings: Settings) -> None:
     """Check that nothing was typed that concerns pruning where nothing is pruned, and that a student's size can be found.
 
     Raises:
-        SettingsError: something was, or the target is none of numbers.
+        SettingsError: something was, or the target of a student to be found is no number.
     """
-    why = f"--student {AUTO}" if settings.student.is_auto else f"--target {NOTHING}"
-    left_out = [stage for stage in settings.stage_names if stage not in settings.stages]
-    require(not left_out, "stages", f"have no {' and no '.join(OF_PRUNING)} with {why}", settings.run.stages)
-    flags = {word.partition("=")[0].removeprefix("--") for word in settings.typed}
+    why = f"--student {AUTO}" if settings.student.is_auto else f"--target {NO_TARGET}"
+    left_out = [stage for stage in settings.chosen_stages if stage not in settings.all_stages]
+    require(not left_out, "stages", f"have no {' and no '.join(STAGES_OF_PRUNING)} with {why}", settings.run.stages)
+    flags = {word.partition("=")[0].removeprefix("--") for word in settings.typed if word.startswith("--")}
+    of_size = ("target", "latency_table") if settings.student.is_auto else ("target",)
     for part in (settings.prune, settings.recover):
         for own in fields(part):
-            has_effect = own.name not in flags or own.name in ("target", "latency_table")
+            has_effect = own.name not in flags or own.name in of_size
             require(has_effect, own.name, f"be left out with {why}, which prunes nothing", getattr(part, own.name))
     if settings.student.is_auto:
         numbers, shares = settings.prune.targets, [str(target) for target in settings.prune.targets if target.is_share]

@@ -36,7 +36,7 @@ def build_data(run: Run, work_dir: Path) -> None:
     """Split the images, leave out unreadable ones, and store them at the size of the models."""
     settings = run.settings
     store_images(run.found, settings.images, settings.task.image_size, work_dir, run.stream, run.labeller())
-    if "edge" in settings.stage_names:  # which would refuse them only after all trainings
+    if "edge" in settings.chosen_stages:  # which would refuse them only after all trainings
         export_settings = ExportSettings(recipe=settings.edge.recipe, dataset=work_dir / "calibration")
         images_to_compare_on(export_settings, read_data_facts(work_dir)["class_names"])
 
@@ -100,7 +100,9 @@ def build_edge(run: Run, work_dir: Path) -> None:
 def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
     names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
-    report = make_report(run.folder, run.settings.report, **names, command=run.settings.command, prunes=run.settings.prunes)
+    report = make_report(
+        run.folder, run.settings.report, **names, command=run.settings.command, last_model=run.last_model.name
+    )
     write_report(report, work_dir, pictures_of(report, run.folder))
 
 
@@ -237,8 +239,9 @@ def stages_of(run: Run) -> list[Stage]:
     settings = run.settings
 
     def inputs_of(step: Step) -> tuple[str, ...]:
-        names = [settings.last_training if name == LAST else name for name in step.inputs]
-        return tuple(name for name in names if name in settings.stages)
+        last = next(own.name for own in STEPS if own.folder == run.last_model.name)
+        names = [last if name == LAST else name for name in step.inputs]
+        return tuple(name for name in names if name in settings.all_stages)
 
     return [
         Stage(
@@ -250,5 +253,5 @@ def stages_of(run: Run) -> list[Stage]:
             build=partial(step.build, run),
         )
         for step in STEPS
-        if step.name in settings.stages
+        if step.name in settings.all_stages
     ]

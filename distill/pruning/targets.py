@@ -24,7 +24,7 @@ SCOPES = {
     "stages": "channels of the residual stream of each stage",
     "blocks": "whole blocks",
 }
-NOTHING = "none"  # a target: nothing is pruned
+NO_TARGET = "none"  # nothing is pruned
 AUTO, AUTO_PRESETS = "auto", ("swin_edge_small", "swin_edge_medium", "swin_edge_large")  # a student's size, and of what
 BOTTLENECK = ("hidden", "heads", "scores", "values")  # what leaves the residual stream as it is
 ROUND_TO = 8  # matrix kernels work in tiles of 8 channels

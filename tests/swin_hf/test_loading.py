@@ -90,7 +90,8 @@ def test_loaded_weights_lie_where_new_ones_would(make_model, make_config, tmp_pa
             assert any(file.get_tensor(name).data_ptr() % 64 for name in file.keys())  # noqa: SIM118  it is no dict
         loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
-        for name, tensor in loaded.state_dict().items():
+        tensors = [*loaded.state_dict().items(), *type(model).from_pretrained(tmp_path).state_dict().items()]
+        for name, tensor in tensors:
             assert tensor.data_ptr() % 64 == 0 and torch.equal(tensor, model.state_dict()[name]), name
 
 

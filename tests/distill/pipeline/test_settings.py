@@ -135,14 +135,20 @@ def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):
     assert step.settings(parse_settings(["--recipe", "fp32"])) == step.settings(parse_settings([]))  # counted, not timed
 
 
+def test_a_file_may_say_how_it_would_be_pruned(tmp_path):
+    (tmp_path / "mine.yaml").write_text("target: latency_ms=5\nlatency_table: pi.json\nprune_steps: 3\nrecover_epochs: 7\n")
+    assert not parse_settings(["--config", str(tmp_path / "mine.yaml"), "--target", "none"]).prunes
+
+
 def test_a_run_that_prunes_nothing_has_neither_of_its_stages():
-    """Not pruned: no target, or a student that was chosen by its size. Files may say how it would be pruned."""
+    """No target, or a student that was chosen by its size."""
     every = ["data", "teacher", "student", "edge", "report"]
     for flags in (["--target", "none"], ["--student", "auto", "--target", "macs=5M"]):
         settings = parse_settings(flags)
         stages = {stage.name: stage.inputs for stage in stages_of(Run(settings))}
-        assert list(stages) == settings.stage_names == every and Run(settings).last_model.name == "student"
+        assert list(stages) == settings.chosen_stages == every and Run(settings).last_model.name == "student"
         assert stages["edge"] == ("data", "student") and stages["report"] == ("data", "teacher", "student", "edge")
+    assert parse_settings(["--target", "none", "--output_dir", "scopes"]).prunes is False  # a value, no flag
     pruned = parse_settings([])
     stages = {stage.name: stage.inputs for stage in stages_of(Run(pruned))}
     assert stages["edge"] == ("data", "recover") and stages["recover"] == ("data", "teacher", "prune")
@@ -180,7 +186,9 @@ def test_options_have_one_spelling():
         (["--target", "none", "--stages", "data,recover"], "have no prune and no recover with --target none, got 'data,rec"),
         (["--target", "none", "--prune_steps=3"], "--prune_steps must be left out with --target none, which prunes nothing"),
         (["--target", "none", "--recover_epochs", "3"], "--recover_epochs must be left out with --target none"),
-        (["--target", "none", "--latency_table", "pi.json"], "--latency_table must come with a target of latency"),
+        (["--target", "none", "--latency_table", "pi.json"], "--latency_table must be left out with --target none"),
+        (["--target", "non"], "--target: a target must be one of macs=.., .* got 'non'; or give none, to prune nothing"),
+        (["--stages", "al"], "--stages must name stages out of data,.*report, or be all, got 'al'; did you mean all"),
         (["--latency_table", "pi.json"], "--latency_table must come with a target of latency or latency_ms, got 'macs=0.7'"),
         (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),

@@ -122,7 +122,7 @@ def test_a_student_of_another_kind_is_refused(image_folder, tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
     PLAIN_PROCESSOR.save_pretrained(tmp_path / "resnet")
-    with pytest.raises(ModelError, match="--student .*resnet must be a Swin of ours to be pruned, got ResNetFor"):
+    with pytest.raises(ModelError, match="--student .*resnet must be a Swin of ours to be exported, got ResNetFor"):
         run(image_folder, tmp_path, "--student", str(tmp_path / "resnet"), "--student_args", "{}")
     assert not (tmp_path / "run").exists()
 

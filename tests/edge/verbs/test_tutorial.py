@@ -1,5 +1,6 @@
 """Every command of the tutorial, on small pictures, as it is written but for the models that it would fetch."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -48,7 +49,12 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
             command = [sys.executable, str(ROOT / words[0]), *words[1:-1], "tiny.yaml"]
             subprocess.run(command, check=True, capture_output=True, timeout=600)
             assert (tmp_path / "runs" / "my_photos" / "report.html").is_file()
-            assert not (tmp_path / "runs" / "my_photos" / "pruned").exists()
+            report = json.loads((tmp_path / "runs" / "my_photos" / "report.json").read_text())
+            parameters = {row["step"]: row["parameters"] for row in report["rows"]}
+            assert list(parameters) == ["teacher", "student", "int8 .pte"] and report["pruning"] == []
+            assert parameters["int8 .pte"] == parameters["student"] != parameters["teacher"]
+            assert [own["stage"] for own in report["stages"]] == ["data", "teacher", "student", "edge"]
+            assert list(report["history"]) == ["teacher", "student"] and (tmp_path / "runs/my_photos/edge/model.pte").is_file()
         elif words[2] == "demo":  # test_demo.py opens it
             with pytest.raises(SystemExit):
                 cli.main(["demo", "--help"])
