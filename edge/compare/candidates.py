@@ -26,8 +26,8 @@ from edge.lower.recipes import Recipe
 from edge.quiet import quieten
 from swin_hf import SwinHfConfig, SwinHfForImageClassification, SwinHfImageProcessorPil
 
-ROUNDS, REPEATS = 10, 100  # turns of each program at least, and runs in so many
-SECONDS = 1.0  # of each program, about: what else the machine does comes in bursts, in which a short turn may lie
+ROUNDS, REPEATS = 10, 100  # turns of each program at least, and the runs in ten turns
+SECONDS = 1.0  # that turns of the faster program go on for: other work of the machine comes in bursts
 MOST_ROUNDS = 1000
 
 

@@ -41,8 +41,9 @@ from distill.data.examples import UNKNOWN, Example
 from distill.pipeline.other_runs import on_the_frontier
 from distill.pruning.costs import Costs
 from edge.compare.candidates import ProgramCost
+from edge.device.errors import ExplainedError
 from edge.lower.recipes import RECIPES
-from swin_hf import SwinHfConfig, SwinHfForImageClassification
+from swin_hf import SwinHfForImageClassification
 
 
 def test_paired_difference_by_hand():
@@ -218,7 +219,7 @@ def test_a_folder_is_judged_split_by_split():
 
 
 class ByOperations:
-    """In place of measured programs: the share of the multiply-accumulates, and half as much again for narrower heads."""
+    """In place of measured programs: the share of the student's operations."""
 
     def __init__(self, *_):
         self.config = benchmark_students.middle_hybrid().config
@@ -231,38 +232,39 @@ class ByOperations:
 
     def __call__(self, shape):
         share = self.costs.of(shape, "macs") / self.costs.of(self.config, "macs")
-        ratio = share * (1 if shape.block_head_dim in (None, self.config.block_head_dim) else 1.5)
-        return ProgramCost(latency_ms=ratio, ratio=ratio, size_mb=share)
+        return ProgramCost(latency_ms=share, ratio=share, size_mb=share)
 
 
-def test_a_pruned_student_is_compared_with_the_narrower_one_that_computes_most_in_its_time(monkeypatch, tmp_path):
+def test_a_student_that_was_thin_from_the_start_has_the_operations_of_the_budget():
+    share = ByOperations()
+    for budget in (0.8, 0.3):
+        thin = benchmark_prune.thin_student(budget)
+        assert share(thin).ratio == pytest.approx(budget, rel=0.03) and thin.stage_dims == share.config.stage_dims
+        widths = [thin.block_widths(stage, block) for stage, depth in enumerate(thin.depths) for block in range(depth)]
+        full = [share.config.block_widths(stage, block) for stage, depth in enumerate(thin.depths) for block in range(depth)]
+        shares = [own.mlp_dim / other.mlp_dim for own, other in zip(widths, full)]
+        assert max(shares) - min(shares) < 0.05  # all blocks alike, but for widths that are multiples of 4
+        assert all(own.num_heads == other.num_heads for own, other in zip(widths, full))
+    with pytest.raises(ExplainedError, match="within 3 % of 0.01 of the operations, got 0.2"):
+        benchmark_prune.thin_student(0.01)
+
+
+def test_pruned_students_are_compared_with_thin_ones_seed_by_seed(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark_prune, "ProgramCosts", ByOperations)
-    arguments, measure = argparse.Namespace(threads=1, repeats=1), ByOperations()
-    own = measure.config.to_dict() | {"block_mlp_dim": [[32] * 4, [64], [128] * 2]}
-    pruned = SwinHfConfig.from_dict(own)
-    (rival,) = benchmark_prune.rivals_of([pruned], arguments)
-    fast = [
-        shape
-        for row in benchmark_prune.narrower_ones(measure.config)
-        for shape in row
-        if measure(shape).ratio <= 1.03 * measure(pruned).ratio
-    ]
-    assert rival in fast and measure(rival).size_mb == max(measure(shape).size_mb for shape in fast)
-    assert rival.stage_dims != measure.config.stage_dims
-
-    methods = {"student": [0.9, 0.9], "pruned once": [0.8, 0.7], "narrower": [0.6, 0.6]}
+    shapes = {"student": ByOperations().config, "pruned once": benchmark_prune.thin_student(0.5)}
+    shapes["thin from the start"] = shapes["pruned once"]
+    methods = {"student": [0.9, 0.9], "pruned once": [0.8, 0.7], "thin from the start": [0.6, 0.6]}
     trainings, done = [], {}
     for method, accuracies in methods.items():
         budget = 1.0 if method == "student" else 0.5
         for seed, accuracy in enumerate(accuracies):
-            shape = {"student": measure.config, "pruned once": pruned, "narrower": rival}[method].to_dict()
-            of_training = (method, budget, seed, 8, 4, 0.004, "folder", "24 epochs at 0.002")
-            trainings.append(benchmark_prune.Training(*of_training, shape if method == "narrower" else None))
-            done[trainings[-1].key] = {"model": accuracy, "program": accuracy, "config": shape}
-    rows = benchmark_prune.rows_of(trainings, done, arguments)
+            trainings.append(benchmark_prune.Training(method, budget, seed, 8, 4, 0.004, "folder", "24 epochs at 0.002"))
+            done[trainings[-1].key] = {"model": accuracy, "program": accuracy, "config": shapes[method].to_dict()}
+    assert len(done) == 6
+    rows = benchmark_prune.rows_of(trainings, done, argparse.Namespace(threads=1, repeats=1))
     assert [row["method"] for row in rows] == list(methods) and "gain" not in rows[0] and "gain" not in rows[2]
     half = 12.7062 * 0.0707107 / 2**0.5  # Student's t for 1 degree of freedom; differences of 0.2 and 0.1
-    assert rows[1]["gain"] == pytest.approx(0.15)
+    assert rows[1]["gain"] == pytest.approx(0.15) and rows[1]["latency_share"] == pytest.approx(0.5, rel=0.03)
     assert rows[1]["gain_interval"] == pytest.approx([0.15 - half, 0.15 + half], abs=1e-4)
     assert "| pruned once, 50% | " in benchmark_prune.described(rows)
     benchmark_prune.plot_budgets(rows, tmp_path / "picture.png")

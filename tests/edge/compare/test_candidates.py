@@ -12,17 +12,18 @@ BEFORE, OTHER = SwinHfConfig(embed_dim=24), SwinHfConfig(embed_dim=48)
 
 
 class FakeEngine:
-    """Runs of `usual` milliseconds, of which those of the turns that are named in `disturbed` take three times as long."""
+    """Turns of runs of `usual` milliseconds, a few slower and one faster; those in `disturbed` take three times as long."""
 
     def __init__(self, usual, disturbed=()):
-        self.usual, self.disturbed, self.turns = usual, disturbed, []
+        self.usual, self.disturbed, self.turns, self.is_closed = usual, disturbed, [], False
 
     def turn(self, runs):
         took = self.usual * (3 if len(self.turns) in self.disturbed else 1)
         self.turns.append(runs)
-        return [took] * (runs - runs // 3) + [10 * took] * (runs // 3)  # some runs of any turn are slow
+        return [took / 2] + [took] * (runs - 1 - runs // 3) + [10 * took] * (runs // 3)
 
-    def close(self): ...
+    def close(self):
+        self.is_closed = True
 
 
 def costs_of(monkeypatch, before, other):
@@ -36,6 +37,7 @@ def test_disturbances_change_no_latency(monkeypatch):
     with costs_of(monkeypatch, before, other) as measure:
         cost = measure(OTHER)
         assert cost.latency_ms == pytest.approx(0.2) and cost.ratio == pytest.approx(0.4) and cost.size_mb == 0.005
+        assert other.is_closed and not before.is_closed
         assert measure(BEFORE).ratio == 1.0 and measure(BEFORE).latency_ms == pytest.approx(0.5)
 
 
@@ -43,11 +45,15 @@ def test_short_programs_have_more_turns_and_long_ones_ten(monkeypatch):
     short, long = FakeEngine(0.1), FakeEngine(30.0)
     with costs_of(monkeypatch, short, FakeEngine(0.1)) as measure:
         measure(OTHER)
-    seconds = sum(0.1e-3 * runs for runs in short.turns)  # but for the runs that are slow
-    assert set(short.turns) == {10} and 0.2 < seconds < 2 and len(short.turns) <= candidates.MOST_ROUNDS + 1
+    of_a_turn = 1e-4 * (0.5 + 6 + 30)
+    assert set(short.turns) == {10} and len(short.turns) == pytest.approx(candidates.SECONDS / of_a_turn + 1, abs=1)
+    tiny = FakeEngine(0.0001)
+    with costs_of(monkeypatch, tiny, FakeEngine(0.0001)) as measure:
+        measure(OTHER)
+    assert len(tiny.turns) == candidates.MOST_ROUNDS + 1  # and a warm-up
     with costs_of(monkeypatch, long, FakeEngine(20.0)) as measure:
         measure(OTHER)
-    assert long.turns == [10] * (candidates.ROUNDS + 1)  # and a warm-up
+    assert long.turns == [10] * (candidates.ROUNDS + 1)
 
 
 def test_a_program_that_ends_is_said_to_be_unfit(monkeypatch):
@@ -59,3 +65,4 @@ def test_a_program_that_ends_is_said_to_be_unfit(monkeypatch):
     timed = pytest.raises(CandidateError, match="cannot be timed on this machine: killed")
     with costs_of(monkeypatch, FakeEngine(1.0), engine) as measure, timed:
         measure(OTHER)
+    assert engine.is_closed
