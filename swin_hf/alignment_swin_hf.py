@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-ALIGNMENT = (
-    64  # bytes, as PyTorch's allocator; in a file of safetensors, a tensor begins at any multiple of its elements' size
-)
+# In bytes, as PyTorch's allocator; in a file of safetensors, a tensor begins at any multiple of its elements' size.
+ALIGNMENT = 64
 
 
 class AlignsWeights:

@@ -10,7 +10,7 @@ from typing import Any
 from distill.data.finding import has_no_classes
 from distill.data.splits import ImageSettings
 from distill.data.transforms import TransformSettings
-from distill.errors import SettingsError, require
+from distill.errors import require
 from distill.pruning.targets import (
     AUTO,
     AUTO_PRESETS,
@@ -210,10 +210,7 @@ class PruneSettings:
         for name in ("round_to", "prune_batches", "prune_steps", "prune_step_epochs"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         if self.target != NO_TARGET:
-            try:
-                read_flag("target", parse_targets, self.target)
-            except SettingsError as error:
-                raise SettingsError(f"{error}; or give {NO_TARGET}, to prune nothing") from error
+            read_flag("target", parse_targets, self.target, hint=f"or give {NO_TARGET}, to prune nothing")
         read_flag("scopes", parse_scopes, self.scopes)
         is_read = not self.targets or any(target.measure in LATENCIES for target in self.targets)
         require(is_read or not self.latency_table, "latency_table", "come with a target of latency or latency_ms", self.target)

@@ -107,8 +107,8 @@ def described_costs(metrics: Mapping[str, Any]) -> str:
     return ", ".join([*shown, *([f"{metrics['latency']:.1%} of the latency"] if "latency" in metrics else [])])
 
 
-def read_flag(flag: str, parse: Callable[[str], Value], text: str) -> Value:
-    """What a flag says, by one of the parsers here.
+def read_flag(flag: str, parse: Callable[[str], Value], text: str, hint: str = "") -> Value:
+    """What a flag says, by one of the parsers here. hint: what else can be given, for the message.
 
     Raises:
         SettingsError: it cannot be read; the message names the flag.
@@ -116,7 +116,7 @@ def read_flag(flag: str, parse: Callable[[str], Value], text: str) -> Value:
     try:
         return parse(text)
     except TargetError as error:
-        raise SettingsError(f"--{flag}: {error}") from error
+        raise SettingsError(f"--{flag}: {error}{hint and f'; {hint}'}") from error
 
 
 def parse_scopes(text: str) -> tuple[str, ...]:
