@@ -13,7 +13,8 @@ from distill.pipeline.prune_stage import check_prunable
 from distill.pipeline.report import read_report
 from distill.pipeline.report_pages import text_table
 from distill.pipeline.run_folder import Run
-from distill.pipeline.settings import OWN_TEACHER, Settings
+from distill.pipeline.settings import Settings
+from distill.pipeline.stage_settings import OWN_TEACHER
 from distill.pipeline.stages import MANIFEST, Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import STEPS, is_used_unchanged, stages_of
 from distill.pipeline.student_shape import check_shape

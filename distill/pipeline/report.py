@@ -27,7 +27,7 @@ from distill.pipeline.pruning_table import PruningStep, pruning_steps
 from distill.pipeline.report_plots import EXECUTORCH
 from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
 from distill.pipeline.run_folder import read_data_facts, stored_examples
-from distill.pipeline.settings import ReportSettings
+from distill.pipeline.stage_settings import ReportSettings
 from distill.pipeline.stages import MANIFEST
 from distill.training.figures import AGREEMENT, accuracy_with_interval
 from distill.training.finetune import METRICS

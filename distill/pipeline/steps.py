@@ -18,7 +18,8 @@ from distill.pipeline.report import make_report
 from distill.pipeline.report_pages import write_report
 from distill.pipeline.report_pictures import pictures_of
 from distill.pipeline.run_folder import Run, read_data_facts
-from distill.pipeline.settings import OWN_TEACHER, TEACHER_IF_IT_FITS, Settings, StudentSettings, TeacherSettings
+from distill.pipeline.settings import Settings
+from distill.pipeline.stage_settings import OWN_TEACHER, TEACHER_IF_IT_FITS, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.pipeline.student_shape import student_choice

@@ -13,7 +13,8 @@ from test_teacher_choice import SHARED, SMALL
 from distill.data.sources import DataError
 from distill.pipeline.layout import check_layout, lay_out
 from distill.pipeline.pipeline import run_pipeline
-from distill.pipeline.settings import STAGES, parse_settings
+from distill.pipeline.settings import parse_settings
+from distill.pipeline.stage_settings import STAGES
 from distill.pipeline.stages import StageError
 from edge.export.images import CalibrationError
 from swin_hf.output_folders import OutputError, list_files, write_json

@@ -8,7 +8,8 @@ from accelerate.state import PartialState
 
 from distill.errors import SettingsError
 from distill.pipeline.run_folder import Run
-from distill.pipeline.settings import CONFIG_DIR, STAGES, parse_settings
+from distill.pipeline.settings import CONFIG_DIR, parse_settings
+from distill.pipeline.stage_settings import STAGES
 from distill.pipeline.steps import STEPS, stages_of
 from distill.precision import device_in_words, mixed_precision
 from distill.training.settings import parse_finetune_settings
