@@ -9,7 +9,7 @@ remove = if [ -f "$(1)/$(2)" ] && [ ! -L "$(1)" ]; then rm -rf "$(1)"; elif [ -e
 .PHONY: demo test test-arm64 conformance docs lint clean
 .DEFAULT_GOAL := demo
 
-demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> pruned -> .pte -> report
+demo: $(VENV)/.installed  ## images of digits -> teacher -> student -> .pte -> report
 	@echo "== Running the demo: handwritten digits, from a teacher to a .pte (python distill/run.py)"
 	@$(BIN)/python distill/run.py
 

@@ -1,12 +1,12 @@
 """Command line of the device side.
 
-python -m edge export runs/demo/recovered --output_dir my_model --dataset runs/demo/data/calibration --recipe int8
+python -m edge export runs/demo/student --output_dir my_model --dataset runs/demo/data/calibration --recipe int8
 python -m edge predict runs/demo/edge runs/demo/samples/7_0.png
-python -m edge evaluate runs/demo/recovered --dataset runs/demo/samples
+python -m edge evaluate runs/demo/student --dataset runs/demo/samples
 python -m edge bench runs/demo/edge --compare
 python -m edge verify runs/demo/edge --dataset runs/demo/samples
 python -m edge self-test runs/demo/edge
-python -m edge sensitivity runs/demo/recovered --dataset runs/demo/data/calibration
+python -m edge sensitivity runs/demo/student --dataset runs/demo/data/calibration
 python -m edge app android runs/demo/edge --output_dir my_app
 python -m edge publish runs/demo/edge org/digits-phone --upload
 

@@ -180,7 +180,7 @@ def add_distillation(commands) -> None:
 
 def add_pruning(commands) -> None:
     command = commands.add_parser("prune", help="a student pruned to budgets against one as thin from the start")
-    command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["widths", "half", "budgets"])
+    command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["widths", "table", "half", "budgets"])
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=8, help="of the student")
     command.add_argument("--recovery_epochs", type=positive, default=4, help="after pruning, over all steps")

@@ -2,9 +2,10 @@
 
 All learn from one teacher, as in distill/run.py: they start with some of its weights, and are distilled by the default losses.
 All see the same augmented images, for the same number of epochs: those of the student, which is shown as well, and of its
-recovery together. Budgets are shares of the multiply-accumulates. The thin rival has as many, with the same share of hidden
-channels, queries, keys and values in each block: what pruning decides is only which channels are left where. Latencies are
-those of the first seed's shapes. Accuracies are those of the test scenes.
+recovery together. Budgets are shares of the multiply-accumulates. Rivals have as many: the thin one with the same share of
+hidden channels, queries, keys and values in each block, so that pruning only decides which channels are left where; the
+narrow one with the same share of all channels, those of the residual stream too. Latencies are those of the first seed's
+shapes. Accuracies are those of the test scenes.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 import time
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from benchmark_distill import HYBRID, Teaching, shown, teacher_folder, teaching_
 from benchmark_outputs import picture_beside
 from benchmark_programs import size_of
 from benchmark_students import SIDE, judged, middle_hybrid, save_start, settings_of
+from benchmark_table import described_table, measure_table
 from benchmark_trainings import begin_report, mean_and_interval, run_all
 from benchmark_widths import described_widths, measure_widths
 from transformers import set_seed
@@ -34,6 +37,7 @@ from distill.pruning.budgets import plan_pruning
 from distill.pruning.costs import Costs
 from distill.pruning.importance import Importance, measure_importance
 from distill.pruning.search import TOLERANCE
+from distill.pruning.shapes import scaled
 from distill.pruning.targets import BOTTLENECK, Target, parse_targets, steps_towards
 from distill.training.finetune import find_training_images, finetune, look_through, make_objective
 from distill.training.tasks.distillation import Distillation, DistillationSettings
@@ -44,12 +48,15 @@ from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
-STUDENT, ONE_SHOT, ITERATIVE, RIVAL = "student", "pruned once", "pruned in steps", "thin from the start"
+STUDENT, ONE_SHOT, ITERATIVE = "student", "pruned once", "pruned in steps"
+THIN, NARROW = "thin from the start", "narrow from the start"
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
+GAINS = (ONE_SHOT, ITERATIVE, NARROW)  # of which the difference to the thin student is shown
 STEPS, ROUND_TO = 3, 4
 BATCHES, BATCH_SIZE = 20, 64
 HALVED = ("swin_tiny", "swinv2_tiny", "tiny_vit_21m")  # of 224 pixels, to half their latency
-STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), RIVAL: ("C7", "o"), STUDENT: ("0.2", "*")}
+HIDDEN_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a narrow student, tried in this order
+STYLES = {ONE_SHOT: ("C0", "s"), ITERATIVE: ("C2", "D"), THIN: ("C7", "o"), NARROW: ("C1", "v"), STUDENT: ("0.2", "*")}
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,10 @@ def benchmark_prune(arguments: argparse.Namespace) -> None:
         report["widths"] = measure_widths(arguments)
         write_json(arguments.output_file, report)
         print(described_widths(report["widths"]))
+    if "table" in arguments.parts:
+        report["table"] = measure_table(arguments)
+        write_json(arguments.output_file, report)
+        print(described_table(report["table"]))
     if "half" in arguments.parts:
         rows = report["half"] = []
         for name in HALVED:
@@ -144,9 +155,9 @@ def budgets(arguments: argparse.Namespace, report: dict) -> None:
         for budget in BUDGETS
     ]
     run_all("prune-worker", pruned, done, arguments, report)
-    thin = [replace(own, method=RIVAL, budget=budget) for own in students for budget in BUDGETS]
-    run_all("prune-worker", thin, done, arguments, report)
-    report["rows"] = rows_of([*students, *pruned, *thin], done, arguments)
+    rivals = [replace(own, method=method, budget=budget) for method in SHAPES for own in students for budget in BUDGETS]
+    run_all("prune-worker", rivals, done, arguments, report)
+    report["rows"] = rows_of([*students, *pruned, *rivals], done, arguments)
 
 
 def program_costs(arguments: argparse.Namespace) -> ProgramCosts:
@@ -161,20 +172,45 @@ def thin_student(budget: float) -> SwinHfConfig:
         ExplainedError: no such student is within 3 % of the budget.
     """
     student = middle_hybrid().config
+    return nearest([with_thin_blocks(student, 1 - 0.01 * step) for step in range(100)], student, budget)
+
+
+def narrow_student(budget: float) -> SwinHfConfig:
+    """The student with the same share of all channels, those of its residual stream too, that the budget allows.
+
+    Where no such shape is near the budget, it has fewer hidden channels yet.
+
+    Raises:
+        ExplainedError: no such student is within 3 % of the budget.
+    """
+    student = middle_hybrid().config
+    for hidden in HIDDEN_SHARES[:-1]:
+        with suppress(ExplainedError):
+            return nearest(narrow_row(student, hidden), student, budget)
+    return nearest(narrow_row(student, HIDDEN_SHARES[-1]), student, budget)
+
+
+def narrow_row(student: SwinHfConfig, hidden: float) -> list[SwinHfConfig]:
+    return [scaled(student, 1 - 0.01 * step, hidden, ROUND_TO) for step in range(100)]
+
+
+def nearest(row: list[SwinHfConfig], student: SwinHfConfig, budget: float) -> SwinHfConfig:
+    """The shape of a row, the largest first, whose operations are nearest to a share of the student's.
+
+    Raises:
+        ExplainedError: it is not within 3 % of it.
+    """
     costs = Costs(SwinHfForImageClassification, student, student.image_height_width)
-    row = [with_thin_blocks(student, 1 - 0.01 * step) for step in range(100)]
     shapes = list({shape.to_json_string(): shape for shape in row}.values())
 
     def share(shape: SwinHfConfig) -> float:
         return costs.of(shape, "macs") / costs.of(student, "macs")
 
     at = bisect_left(shapes, True, key=lambda shape: share(shape) <= budget)
-    nearest = min(shapes[max(at - 1, 0) : at + 1], key=lambda shape: abs(share(shape) - budget))
-    if abs(share(nearest) / budget - 1) > TOLERANCE:
-        raise ExplainedError(
-            f"a student with equally thin blocks must be within 3 % of {budget:g} of the operations, got {share(nearest):.3f}"
-        )
-    return nearest
+    found = min(shapes[max(at - 1, 0) : at + 1], key=lambda shape: abs(share(shape) - budget))
+    if abs(share(found) / budget - 1) > TOLERANCE:
+        raise ExplainedError(f"a student must be within 3 % of {budget:g} of the operations, got {share(found):.3f}")
+    return found
 
 
 def with_thin_blocks(config: SwinHfConfig, factor: float) -> SwinHfConfig:
@@ -188,6 +224,9 @@ def with_thin_blocks(config: SwinHfConfig, factor: float) -> SwinHfConfig:
         for name in ("head_dim", "value_head_dim"):
             fields[f"block_{name}"].append([thinner(getattr(widths, name)) if has_heads else 0 for widths in own])
     return changed(config, fields)
+
+
+SHAPES = {THIN: thin_student, NARROW: narrow_student}
 
 
 # -- workers -------------------------------------------------------------------------------------------------------------
@@ -213,7 +252,8 @@ def work_prune(arguments: argparse.Namespace) -> None:
 def started(own: Training) -> SwinHfForImageClassification:
     """A dense model that starts with some of the teacher's weights."""
     teacher = SwinHfForImageClassification.from_pretrained(own.teacher)
-    model = SwinHfForImageClassification(thin_student(own.budget)) if own.method == RIVAL else middle_hybrid()
+    is_rival = own.method in SHAPES
+    model = SwinHfForImageClassification(SHAPES[own.method](own.budget)) if is_rival else middle_hybrid()
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     select_weights(model, teacher)
     return model
@@ -283,8 +323,8 @@ def rows_of(trainings: list[Training], done: dict[str, dict], arguments: argpars
             row |= size_of(SwinHfForImageClassification(shape), SIDE)
             for figure in ("model", "program"):
                 row[figure], row[f"{figure}_interval"] = mean_and_interval([run[figure] for run in runs])
-            if method in (ONE_SHOT, ITERATIVE):
-                rivals = [done[training.key] for training in cases[RIVAL, budget]]
+            if method in GAINS:
+                rivals = [done[training.key] for training in cases[THIN, budget]]
                 differences = [run["program"] - rival["program"] for run, rival in zip(runs, rivals, strict=True)]
                 row["gain"], row["gain_interval"] = mean_and_interval(differences)
             rows.append(row)

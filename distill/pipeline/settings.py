@@ -21,7 +21,7 @@ from distill.pipeline.stage_settings import (
     StudentSettings,
     TeacherSettings,
 )
-from distill.pruning.targets import AUTO, NO_TARGET
+from distill.pruning.targets import AUTO
 from distill.public_names import public_name
 from distill.training.command_line import CommandLine
 from distill.training.models import ModelChoice
@@ -157,15 +157,17 @@ def check_unpruned(settings: Settings) -> None:
     Raises:
         SettingsError: something was, or the target of a student to be found is no number.
     """
-    why = f"--student {AUTO}" if settings.student.is_auto else f"--target {NO_TARGET}"
+    auto, target = f"--student {AUTO}", "--target, such as macs=0.7 or latency=0.7x"
+    why = f"with {auto}" if settings.student.is_auto else f"without {target}"
     left_out = [stage for stage in settings.chosen_stages if stage not in settings.all_stages]
-    require(not left_out, "stages", f"have no {' and no '.join(STAGES_OF_PRUNING)} with {why}", settings.run.stages)
+    require(not left_out, "stages", f"have no {' and no '.join(STAGES_OF_PRUNING)} {why}", settings.run.stages)
+    rule = f"be left out with {auto}" if settings.student.is_auto else f"come with {target}"
     flags = {word.partition("=")[0].removeprefix("--") for word in settings.typed if word.startswith("--")}
     of_size = ("target", "latency_table") if settings.student.is_auto else ("target",)
     for part in (settings.prune, settings.recover):
         for own in fields(part):
             has_effect = own.name not in flags or own.name in of_size
-            require(has_effect, own.name, f"be left out with {why}, which prunes nothing", getattr(part, own.name))
+            require(has_effect, own.name, f"{rule}, as nothing is pruned", getattr(part, own.name))
     if settings.student.is_auto:
         numbers, shares = settings.prune.targets, [str(target) for target in settings.prune.targets if target.is_share]
         rule = f"be a number for --student {AUTO}, such as latency_ms=5"

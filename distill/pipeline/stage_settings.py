@@ -142,11 +142,11 @@ class PruneSettings:
     heading = 'stage "prune"'
 
     target: str = field(
-        default="macs=0.7",
+        default=NO_TARGET,
         metadata={
-            "help": "What the pruned student may cost: macs=0.5, params=2M, latency=0.5x (of its program on this machine), "
-            "latency_ms=5 or size_mb=1.5, several joined by commas; a number up to 1 is a share. "
-            f"{NO_TARGET}: nothing is pruned, without the stages prune and recover."
+            "help": "What the student may cost once it is pruned: macs=0.5, params=2M, latency=0.5x (of its program on this "
+            "machine), latency_ms=5 or size_mb=1.5, several joined by commas; a number up to 1 is a share. "
+            f"{NO_TARGET}: nothing is pruned, and the stages prune and recover are left out."
         },
     )
     scopes: str = field(

@@ -18,6 +18,7 @@ import benchmark_folder
 import benchmark_prune
 import benchmark_steps
 import benchmark_students
+import benchmark_table
 from benchmark import main
 from benchmark_edge import paired_difference
 from benchmark_frontier import plot_frontier
@@ -269,6 +270,40 @@ def test_pruned_students_are_compared_with_thin_ones_seed_by_seed(monkeypatch, t
     assert "| pruned once, 50% | " in benchmark_prune.described(rows)
     benchmark_prune.plot_budgets(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+class TableByOperations:
+    """A latency table by which a model takes a millisecond for a million multiply-accumulates."""
+
+    num_programs, median_error, largest_error, prices = 20, 0.01, 0.05, {"the rest": 1.0}
+
+    def __call__(self, shape):
+        return Costs(SwinHfForImageClassification, shape, shape.image_height_width).of(shape, "macs") / 1e6
+
+    def described(self):
+        return "by operations"
+
+
+def test_what_a_latency_table_promises_is_compared_with_programs(monkeypatch):
+    monkeypatch.setattr(benchmark_table, "table_of_this_machine", lambda folder, arguments: TableByOperations())
+    monkeypatch.setattr(benchmark_table, "SHARES", (0.6,))
+
+    class OffByATenth(ByOperations):
+        def __init__(self, before, *_):
+            self.config, self.costs = before, Costs(SwinHfForImageClassification, before, before.image_height_width)
+
+        def __call__(self, shape):
+            share = super().__call__(shape).ratio
+            return ProgramCost(latency_ms=200 * share, ratio=1.1 * share, size_mb=share)
+
+    monkeypatch.setattr(benchmark_table, "ProgramCosts", OffByATenth)
+    report = benchmark_table.measure_table(argparse.Namespace(threads=1, repeats=1, processes=1))
+    (row,) = report["pruned"]
+    assert row["by_table"] == pytest.approx(0.6, rel=0.03) and row["measured"] == pytest.approx(1.1 * row["by_table"])
+    before = TableByOperations()(benchmark_table.PRESETS[benchmark_table.MODEL]())
+    assert row["by_table_ms"] == pytest.approx(row["by_table"] * before) and row["measured_ms"] > 100
+    text = benchmark_table.described_table(report)
+    assert "a table of 20 programs, off by 1.0% in the median and 5.0% at worst" in text and "| 0.6x | 0." in text
 
 
 def test_widths_are_compared_with_the_line_through_the_multiples_of_16():

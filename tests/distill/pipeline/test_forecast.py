@@ -18,7 +18,8 @@ TEACHER = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_he
 def test_trainings_are_counted_before_they_begin(image_folder, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("distill.pipeline.forecast.seconds_per_step", lambda model, run: 0.75)
     monkeypatch.setattr("distill.pipeline.forecast.seconds_per_inference", lambda classifier, run: 0.5)
-    arguments = [*SHARED, "--dataset", str(image_folder), "--output_dir", str(tmp_path / "run"), "--recover_epochs", "3"]
+    arguments = [*SHARED, "--dataset", str(image_folder), "--output_dir", str(tmp_path / "run")]
+    arguments += ["--target", "macs=0.7", "--recover_epochs", "3"]
     fresh = [*arguments, "--teacher", "swin_tiny", "--teacher_args", TEACHER, "--student_epochs", "2"]
     run_pipeline(parse_settings([*fresh, "--stages", "data"]))
     run, state = Run(parse_settings(fresh)), torch.get_rng_state()

@@ -75,7 +75,7 @@ def test_files_of_others_in_a_run_are_left_alone(image_folder, run_dir):
     run(image_folder, run_dir, "--test_share", "0.3")  # which builds the data stage again
     assert {name: (run_dir / name).read_text() for name in own} == own
     with pytest.raises(OutputError, match=r"the folder of a stage must be .*report with final\.docx in it; move it elsewhere"):
-        run(image_folder, run_dir, "--test_share", "0.3", "--stages", "data,teacher,student,prune,recover,edge,report")
+        run(image_folder, run_dir, "--test_share", "0.3", "--stages", "all")
     (run_dir / "data" / "mine.txt").write_text("mine")
     run(image_folder, run_dir, "--test_share", "0.3")  # nothing to do
     for more in (["--force"], ["--test_share", "0.2"]):

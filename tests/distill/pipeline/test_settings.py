@@ -133,7 +133,8 @@ def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):
         of("table.json", "{}", "--recipe", "fp32"),
         of("table.json", "{}", "--threads", "2"),
     )
-    assert step.settings(parse_settings(["--recipe", "fp32"])) == step.settings(parse_settings([]))  # counted, not timed
+    counted = ["--target", "macs=0.7"]  # and not timed
+    assert step.settings(parse_settings([*counted, "--recipe", "fp32"])) == step.settings(parse_settings(counted))
 
 
 def test_a_file_may_say_how_it_would_be_pruned(tmp_path):
@@ -144,13 +145,13 @@ def test_a_file_may_say_how_it_would_be_pruned(tmp_path):
 def test_a_run_that_prunes_nothing_has_neither_of_its_stages():
     """No target, or a student that was chosen by its size."""
     every = ["data", "teacher", "student", "edge", "report"]
-    for flags in (["--target", "none"], ["--student", "auto", "--target", "macs=5M"]):
+    for flags in ([], ["--target", "none"], ["--student", "auto", "--target", "macs=5M"]):
         settings = parse_settings(flags)
         stages = {stage.name: stage.inputs for stage in stages_of(Run(settings))}
         assert list(stages) == settings.chosen_stages == every and Run(settings).last_model.name == "student"
         assert stages["edge"] == ("data", "student") and stages["report"] == ("data", "teacher", "student", "edge")
     assert parse_settings(["--target", "none", "--output_dir", "scopes"]).prunes is False  # a value, no flag
-    pruned = parse_settings([])
+    pruned = parse_settings(["--target", "macs=0.7"])
     stages = {stage.name: stage.inputs for stage in stages_of(Run(pruned))}
     assert stages["edge"] == ("data", "recover") and stages["recover"] == ("data", "teacher", "prune")
     assert Run(pruned).last_model.name == "recovered"
@@ -181,16 +182,17 @@ def test_options_have_one_spelling():
             "--target: macs must be a share above 0 and up to 1, or a number with K, M or G, got '1.5'",
         ),
         (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
-        (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'macs=0.7x'"),
-        (["--student", "auto", "--target", "none"], "--target must be a number for --student auto, .* got 'none'"),
+        (["--student", "auto", "--target", "macs=0.7"], "--target must be a number for --student auto, .* got 'macs=0.7x'"),
+        (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'none'"),
         (["--student", "auto", "--target", "macs=5M", "--stages", "prune"], "--stages must have no prune and no recover with"),
-        (["--target", "none", "--stages", "data,recover"], "have no prune and no recover with --target none, got 'data,rec"),
-        (["--target", "none", "--prune_steps=3"], "--prune_steps must be left out with --target none, which prunes nothing"),
-        (["--target", "none", "--recover_epochs", "3"], "--recover_epochs must be left out with --target none"),
-        (["--target", "none", "--latency_table", "pi.json"], "--latency_table must be left out with --target none"),
+        (["--student", "auto", "--target", "macs=5M", "--prune_steps", "3"], "must be left out with --student auto, as noth"),
+        (["--stages", "data,recover"], "--stages must have no prune and no recover without --target, such as macs=0.7"),
+        (["--prune_steps=3"], "--prune_steps must come with --target, such as macs=0.7 or .*, as nothing is pruned, got 3"),
+        (["--target", "none", "--recover_epochs", "3"], "--recover_epochs must come with --target, such as macs=0.7"),
+        (["--latency_table", "pi.json"], "--latency_table must come with --target, such as macs=0.7 or latency=0.7x"),
         (["--target", "non"], "--target: a target must be one of macs=.., .* got 'non'; or give none, to prune nothing"),
         (["--stages", "al"], "--stages must name stages out of data,.*report, or be all, got 'al'; did you mean all"),
-        (["--latency_table", "pi.json"], "--latency_table must come with a target of latency or latency_ms, got 'macs=0.7'"),
+        (["--latency_table", "a", "--target", "macs=0.7"], "--latency_table must come with a target of latency or latency_ms"),
         (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
         (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),

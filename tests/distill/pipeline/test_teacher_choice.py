@@ -67,7 +67,7 @@ def test_several_teachers_teach_a_student(image_folder, checkpoint, make_model, 
     seen, forward = [], Teachers.forward
     monkeypatch.setattr(Teachers, "forward", lambda self, pixels: seen.append(len(self.classifiers)) or forward(self, pixels))
     arguments = ["--teacher", str(checkpoint), "--more_teachers", str(tmp_path / "second")]
-    run(image_folder, tmp_path, *arguments, "--stages", "data,teacher,student,prune")
+    run(image_folder, tmp_path, *arguments, "--target", "macs=0.7", "--stages", "data,teacher,student,prune")
     assert set(seen) == {2}
     with pytest.raises(TeacherError, match="nowhere must be a checkpoint folder or Hub id"):
         run(image_folder, tmp_path / "other", *arguments[:3], str(tmp_path / "nowhere"))
@@ -236,7 +236,8 @@ def test_a_run_trains_on_a_stream(parquet_folder, tmp_path):
     arguments = ["--streaming", "true", "--max_steps", "4", "--shuffle_buffer", "6"]
     for what in ("eval", "save", "logging"):
         arguments += [f"--{what}_strategy", "steps", f"--{what}_steps", "2"]
-    arguments += ["--teacher", "swin_edge_small", "--teacher_args", SMALL, "--stages", "data,teacher,student,prune"]
+    arguments += ["--teacher", "swin_edge_small", "--teacher_args", SMALL, "--target", "macs=0.7"]
+    arguments += ["--stages", "data,teacher,student,prune"]
     folder = run(parquet_folder, tmp_path, *arguments)
     stored = datasets.load_from_disk(str(folder / "data"))
     assert {split: len(rows) for split, rows in stored.items()} == {"train": 24, "validation": 4, "test": 5}

@@ -24,7 +24,8 @@ from swin_hf.model_card import read_metrics
 
 SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
 SHARED = ["--image_size", "16", "--per_device_train_batch_size", "8", "--use_cpu", "true", "--dataloader_num_workers", "0"]
-SHARED += ["--student", "swin_edge_small", "--student_args", SMALL, "--student_epochs", "1", "--recover_epochs", "1"]
+SHARED += ["--student", "swin_edge_small", "--student_args", SMALL, "--student_epochs", "1", "--target", "macs=0.7"]
+SHARED += ["--recover_epochs", "1"]
 
 
 @pytest.fixture
