@@ -327,8 +327,8 @@ def test_readme_names_every_folder_of_code():
 
 
 def test_readme_has_the_table_of_the_demo():
-    rows = re.findall(r"^\| (?:teacher|student|pruned|recovered|int8 \.pte) \| .*$", TEXTS[README], re.M)
-    assert len(rows) == 5
+    rows = re.findall(r"^\| (?:teacher|student|int8 \.pte) \| .*$", TEXTS[README], re.M)
+    assert len(rows) == 3
     assert "\n".join(rows) in TEXTS[ROOT / "docs" / "distillation-and-pruning.md"]
 
 
