@@ -191,7 +191,7 @@ def narrow_student(budget: float) -> SwinHfConfig:
 
 
 def narrow_row(student: SwinHfConfig, hidden: float) -> list[SwinHfConfig]:
-    return [scaled(student, 1 - 0.01 * step, hidden, ROUND_TO) for step in range(100)]
+    return [scaled(student, 1 - 0.01 * step, 1.0, hidden, ROUND_TO) for step in range(100)]
 
 
 def nearest(row: list[SwinHfConfig], student: SwinHfConfig, budget: float) -> SwinHfConfig:

@@ -6,7 +6,7 @@ import numpy as np
 
 from distill.pruning.apply import pruned_config
 from distill.pruning.importance import uniform_importance
-from distill.pruning.shapes import NARROWEST, NARROWEST_HIDDEN, WIDEST, scaled
+from distill.pruning.shapes import BETWEEN, NARROWEST, THINNEST, WIDEST, scaled
 from distill.pruning.targets import SCOPES
 from distill.pruning.units import Unit, plan_without, units_of
 from swin_hf.configuration_swin_hf import SwinHfConfig
@@ -42,14 +42,15 @@ def _drawn(units: list[Unit], rng: np.random.Generator, by_block: bool) -> list[
 
 
 def shapes_of_family(configs: list[SwinHfConfig], round_to: int, seed: int) -> Iterator[SwinHfConfig]:
-    """The widest and the narrowest of each model's scaled shapes, and others between, without end."""
+    """The largest and the smallest of each model's scaled shapes, and others between, without end."""
+    least = (NARROWEST, THINNEST, BETWEEN)
     for config in configs:
-        yield scaled(config, WIDEST, 1.0, round_to)
-        yield scaled(config, NARROWEST, NARROWEST_HIDDEN, round_to)
+        yield scaled(config, WIDEST, round_to=round_to)
+        yield scaled(config, *least, round_to)
     rng = np.random.default_rng(seed)
     while True:
         for config in configs:
-            yield scaled(config, rng.uniform(NARROWEST, WIDEST), rng.uniform(NARROWEST_HIDDEN, 1.0), round_to)
+            yield scaled(config, *rng.uniform(least, (WIDEST, 1.0, 1.0)), round_to)
 
 
 def different(shapes: Iterator[SwinHfConfig], count: int) -> list[SwinHfConfig]:

@@ -187,8 +187,8 @@ def test_a_table_of_the_students_covers_all_that_auto_chooses_from():
     table = table_of(different(shapes_of_family(configs, 8, seed=0), 44), prices)
     costs = Costs(SwinHfForImageClassification, configs[0], (32, 32), table=table)
     for config in configs:
-        for factor, hidden in ((1.5, 1.0), (1.0, 0.7), (0.7, 1.0), (0.5, 0.5)):
-            shape = scaled(config, factor, hidden)
+        for factors in ((1.5, 1.0, 1.0), (1.0, 0.7, 1.0), (1.0, 0.2, 1.0), (0.7, 0.2, 0.8), (0.5, 0.2, 0.5)):
+            shape = scaled(config, *factors)
             assert table(shape) == pytest.approx(priced(prices, shape), rel=1e-3)
     target = 0.6 * priced(prices, configs[1])
     found = shape_for(configs, parse_targets(f"latency_ms={target}"), costs)

@@ -39,11 +39,39 @@ def test_widths_are_scaled_and_heads_keep_theirs(name, factor):
         assert SwinHfForImageClassification(shape).config.depths == config.depths
 
 
-def test_a_row_of_shapes_has_no_gaps():
+@pytest.mark.parametrize("factor", [0.2, 0.5, 0.86])
+@pytest.mark.parametrize("name", [*EDGE, "swin_tiny"])
+def test_thin_blocks_leave_the_residual_stream_as_it_is(name, factor):
+    config = PRESETS[name](num_labels=3, num_heads=[1, 2, 4, 8], stage_dims=None, embed_dim=32)
+    shape = scaled(config, 1.0, factor, 0.9)
+    again = scaled(shape, 1.0)  # single heads, which some have become, stay as thin
+    for stage, depth in enumerate(config.depths):
+        assert shape.stage_dim(stage) == config.stage_dim(stage)
+        for block in range(depth):
+            own, before = shape.block_widths(stage, block), config.block_widths(stage, block)
+            assert abs(own.mlp_dim - 0.9 * factor * before.mlp_dim) <= 8
+            if before.num_heads > 1:
+                assert own.head_dim == own.value_head_dim == 32 and abs(own.num_heads - factor * before.num_heads) <= 1
+            elif before.num_heads == 1:
+                assert own.num_heads == 1 and abs(own.head_dim - factor * 32) <= 8
+            assert again.block_widths(stage, block) == own
+    with torch.device("meta"):
+        SwinHfForImageClassification(shape)
+
+
+def test_a_row_of_shapes_has_no_gaps_and_thins_blocks_before_it_narrows():
     costs = costs_of(CONFIGS[0])
-    macs = [costs.of(shape, "macs") for shape in family(CONFIGS, costs)]
-    assert macs == sorted(macs, reverse=True) and macs[0] > 3 * macs[-1]
-    assert max(before / after for before, after in itertools.pairwise(macs)) < 1.15
+    row = family(CONFIGS, costs)
+    macs = [costs.of(shape, "macs") for shape in row]
+    assert macs == sorted(macs, reverse=True) and macs[0] > 10 * macs[-1]
+    assert max(before / after for before, after in itertools.pairwise(macs)) < 1.2
+    full, shallow = CONFIGS[1].stage_dim(3), costs.of(CONFIGS[0], "macs")
+    kinds = [
+        ("wider" if shape.stage_dim(3) > full else "narrower" if shape.stage_dim(3) < full else "thin", sum(shape.depths))
+        for shape in row
+    ]
+    assert list(dict.fromkeys(kinds)) == [("wider", 6), ("thin", 6), ("thin", 4), ("narrower", 4)]
+    assert min(cost for cost, kind in zip(macs, kinds) if kind == ("thin", 6)) > shallow
 
 
 @pytest.mark.parametrize("text", ["params=1M", "params=1.13M", "params=0.31M", "latency_ms=1"])
