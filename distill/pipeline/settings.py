@@ -189,7 +189,8 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     stages = (RunSettings, TeacherSettings, StudentSettings, PruneSettings, RecoverSettings, EdgeSettings, ReportSettings)
     command_line = CommandLine(
         program="distill/run.py",
-        description="From labelled images to a small Swin in a .pte: data, teacher, student, prune, recover, edge, report. "
+        description="From labelled images to a small Swin in a .pte: data, teacher, student, edge, report; with --target, the student is "
+        "pruned and recovered. "
         "Every setting of scripts/finetune.py holds for all trainings of the run.",
         folder=CONFIG_DIR,
         parts=[*stages, TaskSettings, *SHARED_PARTS],
