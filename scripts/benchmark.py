@@ -10,7 +10,8 @@ python scripts/benchmark.py students                               # accuracy an
 python scripts/benchmark.py distill                                # what a teacher is worth (hours)
 python scripts/benchmark.py distill-folder --dataset FOLDER        # what a teacher is worth on a folder of few images
 python scripts/benchmark.py distill-steps                          # what a teacher costs in a step
-python scripts/benchmark.py prune                                  # pruned students against thin ones (two hours)
+python scripts/benchmark.py prune                                  # pruned students against thin and narrow ones (hours)
+python scripts/benchmark.py prune --parts widths table             # what kernels like; how far a latency table is off
 python scripts/benchmark.py segmenters CHECKPOINT                  # mean IoU and latency of programs of segmenters
 python scripts/benchmark.py explain CHECKPOINT                     # whether explanations point at digits in scenes
 python scripts/benchmark.py weight-init                            # two initialisations of a narrow model
@@ -179,7 +180,7 @@ def add_distillation(commands) -> None:
 
 
 def add_pruning(commands) -> None:
-    command = commands.add_parser("prune", help="a student pruned to budgets against one as thin from the start")
+    command = commands.add_parser("prune", help="a student pruned to budgets against those that are as small from the start")
     command.add_argument("--parts", nargs="+", default=["half", "budgets"], choices=["widths", "table", "half", "budgets"])
     command.add_argument("--seeds", nargs="+", type=seed, action=Distinct, default=[0, 1, 2])
     command.add_argument("--epochs", type=positive, default=8, help="of the student")

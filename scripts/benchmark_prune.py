@@ -209,7 +209,7 @@ def nearest(row: list[SwinHfConfig], student: SwinHfConfig, budget: float) -> Sw
     at = bisect_left(shapes, True, key=lambda shape: share(shape) <= budget)
     found = min(shapes[max(at - 1, 0) : at + 1], key=lambda shape: abs(share(shape) - budget))
     if abs(share(found) / budget - 1) > TOLERANCE:
-        raise ExplainedError(f"a student must be within 3 % of {budget:g} of the operations, got {share(found):.3f}")
+        raise ExplainedError(f"no such student is within 3 % of {budget:g} of the operations: {share(found):.3f}")
     return found
 
 

@@ -157,11 +157,11 @@ def check_unpruned(settings: Settings) -> None:
     Raises:
         SettingsError: something was, or the target of a student to be found is no number.
     """
-    auto, target = f"--student {AUTO}", "--target, such as macs=0.7 or latency=0.7x"
-    why = f"with {auto}" if settings.student.is_auto else f"without {target}"
-    left_out = [stage for stage in settings.chosen_stages if stage not in settings.all_stages]
-    require(not left_out, "stages", f"have no {' and no '.join(STAGES_OF_PRUNING)} {why}", settings.run.stages)
-    rule = f"be left out with {auto}" if settings.student.is_auto else f"come with {target}"
+    auto, target = f"with --student {AUTO}", "with a --target, such as macs=0.7 or latency=0.7x"
+    names = " and ".join(stage for stage in settings.chosen_stages if stage not in settings.all_stages)
+    rule = f"not name {names} {auto}" if settings.student.is_auto else f"name {names} only {target}"
+    require(not names, "stages", f"{rule}, as nothing is pruned", settings.run.stages)
+    rule = f"be left out {auto}" if settings.student.is_auto else f"come {target}"
     flags = {word.partition("=")[0].removeprefix("--") for word in settings.typed if word.startswith("--")}
     of_size = ("target", "latency_table") if settings.student.is_auto else ("target",)
     for part in (settings.prune, settings.recover):
@@ -189,8 +189,8 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     stages = (RunSettings, TeacherSettings, StudentSettings, PruneSettings, RecoverSettings, EdgeSettings, ReportSettings)
     command_line = CommandLine(
         program="distill/run.py",
-        description="From labelled images to a small Swin in a .pte: data, teacher, student, edge, report; with --target, the student is "
-        "pruned and recovered. "
+        description="From labelled images to a small Swin in a .pte: data, teacher, student, edge, report. With a --target, a "
+        "student that is there is pruned and recovered, and --student auto is chosen by it. "
         "Every setting of scripts/finetune.py holds for all trainings of the run.",
         folder=CONFIG_DIR,
         parts=[*stages, TaskSettings, *SHARED_PARTS],

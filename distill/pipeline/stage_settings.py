@@ -144,7 +144,7 @@ class PruneSettings:
     target: str = field(
         default=NO_TARGET,
         metadata={
-            "help": "What the student may cost once it is pruned: macs=0.5, params=2M, latency=0.5x (of its program on this "
+            "help": "What the student is pruned to, or chosen by: macs=0.5, params=2M, latency=0.5x (of its program on this "
             "machine), latency_ms=5 or size_mb=1.5, several joined by commas; a number up to 1 is a share. "
             f"{NO_TARGET}: nothing is pruned, and the stages prune and recover are left out."
         },

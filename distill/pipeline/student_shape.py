@@ -37,7 +37,7 @@ def student_choice(run: Run, work_dir: Path) -> ModelChoice:
 
 
 def find_shape(run: Run) -> SwinHfConfig:
-    """The largest student of the family that meets the target.
+    """The first student of the family that meets the target, from the one that computes most on.
 
     Raises:
         PruningError: none does.

@@ -86,7 +86,8 @@ class LatencyTable:
             if not low * (1 - 1e-6) <= amount <= high * (1 + 1e-6):
                 raise LatencyTableError(
                     f"the latency table is of programs with {part} from {low:g} to {high:g} {unit_of(part)}, and this shape "
-                    f"has {amount:g}; make one with the pruning's --scopes and --round_to, or of 'auto' for --student auto"
+                    f"has {amount:g}; make one anew with the pruning's --scopes and --round_to, or of 'auto' for --student "
+                    "auto, which then has no --student_args"
                 )
 
     def described(self) -> str:

@@ -41,16 +41,16 @@ def _drawn(units: list[Unit], rng: np.random.Generator, by_block: bool) -> list[
     return [unit for key, own in places.items() for unit in own[: round(shares[cases[key]] * len(own))]]
 
 
-def shapes_of_family(configs: list[SwinHfConfig], round_to: int, seed: int) -> Iterator[SwinHfConfig]:
+def shapes_of_family(configs: list[SwinHfConfig], seed: int) -> Iterator[SwinHfConfig]:
     """The largest and the smallest of each model's scaled shapes, and others between, without end."""
     least = (NARROWEST, THINNEST, BETWEEN)
     for config in configs:
-        yield scaled(config, WIDEST, round_to=round_to)
-        yield scaled(config, *least, round_to)
+        yield scaled(config, WIDEST)
+        yield scaled(config, *least)
     rng = np.random.default_rng(seed)
     while True:
         for config in configs:
-            yield scaled(config, *rng.uniform(least, (WIDEST, 1.0, 1.0)), round_to)
+            yield scaled(config, *rng.uniform(least, (WIDEST, 1.0, 1.0)))
 
 
 def different(shapes: Iterator[SwinHfConfig], count: int) -> list[SwinHfConfig]:

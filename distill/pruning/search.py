@@ -1,4 +1,4 @@
-"""The search for the shape that meets a target, among shapes in a row of which each costs less than the one before."""
+"""The search for the shape that meets a target, among shapes in a row of which each computes less than the one before."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class MissedError(PruningError):
 
 
 class Search:
-    """The place in a row of shapes, from 0 to `last`, where the targets are met.
+    """The place in a row of shapes, from 0 to `last`, where the targets are met, as far as costs follow what is computed.
 
     config_at: the shape at a place. advice: how an error ends that says what can be reached.
     """
@@ -87,26 +87,24 @@ class Search:
         points = {0: (self._macs(0), start)}
         exponent = EXPONENT
         while len(points) <= MAX_PROGRAMS:
-            above = [place for place, (_, excess) in points.items() if excess > 1]
-            below = [place for place, (_, excess) in points.items() if excess <= 1]
-            low, high = max(above), min(below, default=self.last + 1)
-            if high - low <= 1 and (below or self.last in points):
+            low, high = _around(points)
+            if (high is not None and high - low <= 1) or low == self.last:
                 break
             macs, excess = points[low]
-            if below:
+            if high is not None:
                 other_macs, other_excess = points[high]
                 exponent = math.log(excess / other_excess) / max(math.log(macs / other_macs), 1e-9)
             wanted = macs * excess ** (-1 / max(exponent, MIN_EXPONENT))
-            place = min(max(self._place_of(wanted), low + 1), high - 1)
+            place = min(max(self._place_of(wanted), low + 1), self.last if high is None else high - 1)
             points[place] = (self._macs(place), self.excess(place))
             if abs(points[place][1] - 1) <= CLOSE_ENOUGH:
                 return place
+        nearest = min(points, key=lambda place: abs(points[place][1] - 1))
+        if abs(points[nearest][1] - 1) <= TOLERANCE:
+            return nearest
         if self.last in points:
             self._require(points[self.last][1])
-        excesses = sorted(((place, excess) for place, (_, excess) in points.items()), key=lambda point: abs(point[1] - 1))
-        if abs(excesses[0][1] - 1) <= TOLERANCE:
-            return excesses[0][0]
-        raise self._missed(*excesses[:2])
+        raise self._missed(*((place, points[place][1]) for place in _around(points) if place is not None))
 
     def _place_of(self, macs: float) -> int:
         """The first place with no more multiply-accumulates; the last, if there is none."""
@@ -123,3 +121,9 @@ class Search:
             f"of these as the target, or {self._advice}"
         )
         return MissedError(message, max((place for place, excess in nearest if excess > 1), default=0))
+
+
+def _around(points: dict[int, tuple[float, float]]) -> tuple[int, int | None]:
+    """The last place that costs too much, and the next that is known not to; of each place (what it computes, its excess)."""
+    above = max(place for place, (_, excess) in points.items() if excess > 1)
+    return above, min((place for place in points if place > above), default=None)

@@ -1,4 +1,4 @@
-"""Students of any size: models with thinner blocks, in a row by what they compute, and the one of them that meets a target.
+"""Students of any size: models with thinner blocks, in a row by what they compute, and the first that meets a target.
 
 At equal cost, thin blocks are better than a narrow residual stream: docs/distillation-and-pruning.md, "What pruning is worth".
 """
@@ -65,7 +65,7 @@ def family(configs: Iterable[SwinHfConfig], costs: Costs) -> list[SwinHfConfig]:
     for config, smaller in pairwise([*ordered, None]):
         thin = [scaled(config, 1.0, 1 - THIN_STEP * number) for number in range(round((1 - THINNEST) / THIN_STEP) + 1)]
         if smaller is not None:
-            enough = macs(smaller)
+            enough = macs(scaled(smaller, 1.0))
             thin = thin[: bisect_left(thin, True, key=lambda shape: macs(shape) <= enough)]
         row += thin
     row += [scaled(ordered[-1], factor, THINNEST) for factor in powers(1.0, NARROWEST)]

@@ -14,7 +14,7 @@ from distill.compress.teachers import TeacherError
 from distill.errors import require
 from distill.pruning.latency_table import LatencyTable, LatencyTableError, fit_table, programs_needed
 from distill.pruning.sampling import different, shapes_of_family, shapes_of_pruning
-from distill.pruning.targets import AUTO, AUTO_PRESETS
+from distill.pruning.targets import AUTO, AUTO_PRESETS, ROUND_TO
 from distill.published import loadable
 from edge.compare.candidates import write_candidates
 from edge.lower.recipes import find_recipe
@@ -60,7 +60,7 @@ class TablePrograms:
         size = self.image_size or DEFAULT_SIDE
         if self.model == AUTO:
             presets = [PRESETS[name](image_size=size) for name in AUTO_PRESETS]
-            return shapes_of_family(presets, self.round_to, self.seed)
+            return shapes_of_family(presets, self.seed)
         config = config_of(self.model) if self.is_checkpoint else PRESETS[self.model](image_size=size)
         return shapes_of_pruning(config, self.scopes, self.round_to, self.seed)
 
@@ -78,6 +78,8 @@ def write_programs(settings: TablePrograms) -> int:
     require(
         not (has_own and settings.image_size), "image_size", "be left to the checkpoint, which has one", settings.image_size
     )
+    is_usual = settings.model != AUTO or settings.round_to == ROUND_TO
+    require(is_usual, "round_to", f"be left out with {AUTO}, whose widths are multiples of {ROUND_TO}", settings.round_to)
     check_apart(settings.output_dir, "DIR", model=settings.model if has_own else None)
     with new_folder(settings.output_dir) as work_dir:
         needed = programs_needed(different(settings.shapes(), MANY_SHAPES))

@@ -84,6 +84,16 @@ def test_files_of_others_in_a_run_are_left_alone(image_folder, run_dir):
     assert (run_dir / "data" / "mine.txt").read_text() == "mine"
 
 
+def test_folders_of_pruning_are_left_where_nothing_is_pruned_any_more(image_folder, run_dir, capsys):
+    shutil.copytree(run_dir / "data", run_dir / "pruned")  # a folder that a stage wrote
+    before = contents(run_dir)
+    run(image_folder, run_dir)
+    assert f"no longer of this run, and left as they are: pruned in {run_dir}" in capsys.readouterr().out
+    assert contents(run_dir) == before
+    run(image_folder, run_dir, "--target", "macs=0.7")
+    assert "no longer" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["train", "data.json", "samples/blue_0.png", "dataset_dict.json"])
 def test_a_stage_that_lost_or_changed_files_is_built_again(image_folder, run_dir, capsys, damage):
     before = contents(run_dir)

@@ -23,7 +23,7 @@ from distill.pruning.latency_table import (
     parts_of,
 )
 from distill.pruning.sampling import different, shapes_of_family, shapes_of_pruning
-from distill.pruning.shapes import scaled, shape_for
+from distill.pruning.shapes import BETWEEN, family, scaled, shape_for
 from distill.pruning.table_files import read_shapes, read_times
 from distill.pruning.targets import BOTTLENECK, parse_targets
 from edge.compare.candidates import write_candidates
@@ -123,7 +123,7 @@ def test_what_no_program_had_is_refused(make_config):
     shapes = different(shapes_of_pruning(config, BOTTLENECK, 2, seed=0), 30)
     table = table_of(shapes, random_prices(config))
     with pytest.raises(
-        LatencyTableError, match="with stage 1: blocks from 2 to 2 blocks, and this shape has 4; make one with"
+        LatencyTableError, match="with stage 1: blocks from 2 to 2 blocks, and this shape has 4; make one anew with"
     ):
         table(make_config(depths=[1, 4]))
     with pytest.raises(LatencyTableError, match=r"with stem from .* M MACs, and this shape has"):
@@ -184,12 +184,11 @@ def test_targets_are_met_by_the_table_without_programs(make_config):
 def test_a_table_of_the_students_covers_all_that_auto_chooses_from():
     configs = [PRESETS["swin_edge_small"](num_labels=10, image_size=32, depths=[1, 1, depth, 1]) for depth in (1, 2)]
     prices = random_prices(configs[0])
-    table = table_of(different(shapes_of_family(configs, 8, seed=0), 44), prices)
+    table = table_of(different(shapes_of_family(configs, seed=0), 44), prices)
     costs = Costs(SwinHfForImageClassification, configs[0], (32, 32), table=table)
-    for config in configs:
-        for factors in ((1.5, 1.0, 1.0), (1.0, 0.7, 1.0), (1.0, 0.2, 1.0), (0.7, 0.2, 0.8), (0.5, 0.2, 0.5)):
-            shape = scaled(config, *factors)
-            assert table(shape) == pytest.approx(priced(prices, shape), rel=1e-3)
+    row = family(configs, costs)
+    for shape in [*row, *(scaled(shape, 1.0, hidden_factor=BETWEEN) for shape in (row[0], row[-1]))]:
+        assert table(shape) == pytest.approx(priced(prices, shape), rel=1e-3)
     target = 0.6 * priced(prices, configs[1])
     found = shape_for(configs, parse_targets(f"latency_ms={target}"), costs)
     assert priced(prices, found) == pytest.approx(target, rel=0.03)
@@ -291,6 +290,7 @@ def test_bad_times_and_programs_are_refused(programs, tmp_path, capsys):
         "--image_size must be left to the checkpoint, which has one, got 64", "programs", checkpoint, no, "--image_size", 64
     )
     refused("must be a checkpoint folder, a Hub id, a preset or auto", "programs", tmp_path / "none", no)
+    refused("--round_to must be left out with auto, whose widths are multiples of 8", "programs", "auto", no, "--round_to", 16)
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"depths": "x"}))
     refused("must be a checkpoint folder, a Hub id, a preset or auto", "programs", checkpoint, no)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.pruning.costs import Costs
-from distill.pruning.search import Search
+from distill.pruning.search import MissedError, Search
 from distill.pruning.shapes import family, scaled, shape_for
 from distill.pruning.targets import PruningError, TargetError, parse_targets
 from edge.compare.candidates import ProgramCost
@@ -74,6 +74,14 @@ def test_a_row_of_shapes_has_no_gaps_and_thins_blocks_before_it_narrows():
     assert min(cost for cost, kind in zip(macs, kinds) if kind == ("thin", 6)) > shallow
 
 
+def test_a_row_computes_less_at_every_place_though_widths_are_rounded():
+    args = {"num_labels": 10, "image_size": 64, "embed_dim": 44, "num_heads": [1, 2, 4, 8], "stage_dims": [44, 88, 176, 352]}
+    configs = [PRESETS["swin_edge_small"](**args, depths=[1, 1, depth, 1]) for depth in (1, 2)]
+    costs = costs_of(configs[0])
+    macs = [costs.of(shape, "macs") for shape in family(configs, costs)]
+    assert all(before > after for before, after in itertools.pairwise(macs))
+
+
 @pytest.mark.parametrize("text", ["params=1M", "params=1.13M", "params=0.31M", "latency_ms=1"])
 def test_the_shape_that_meets_a_target_is_found(text):
     counted = costs_of(CONFIGS[0])
@@ -93,6 +101,22 @@ def test_targets_that_say_nothing_or_cannot_be_met_are_refused():
         shape_for(CONFIGS, parse_targets("macs=0.5"), costs_of(CONFIGS[0]))
     with pytest.raises(PruningError, match="params=2000 cannot be met: the smallest model in reach costs .*--student_args"):
         shape_for(CONFIGS, parse_targets("params=2000"), costs_of(CONFIGS[0]))
+
+
+def test_the_shape_before_a_gap_is_known_though_two_beyond_it_are_nearer():
+    """What costs less on both sides of the gap: a search that begins at 0 is no help to whom wants what lies in it."""
+    shapes = [PRESETS["swin_edge_small"](num_labels=3, image_size=64, mbconv_ratio=ratio) for ratio in (6, 5, 4, 3, 2, 1)]
+    latencies = dict(zip((shape.to_json_string() for shape in shapes), (9.0, 8.0, 7.0, 4.8, 4.7, 4.6)))
+
+    def measure(shape) -> ProgramCost:
+        return ProgramCost(latency_ms=latencies[shape.to_json_string()], ratio=1.0, size_mb=1.0)
+
+    costs = costs_of(shapes[0], measure)
+    for wanted in (5.0, 5.6, 6.5):
+        search = Search(shapes.__getitem__, len(shapes) - 1, parse_targets(f"latency_ms={wanted}"), costs, "give another")
+        with pytest.raises(MissedError, match="the nearest steps cost ") as missed:
+            search.place()
+        assert missed.value.before == 2
 
 
 def test_a_search_that_falls_between_two_shapes_names_both():

@@ -23,7 +23,6 @@ teacher_epochs: 2
 student: swin_edge_small
 student_args: "{patch_size: 2, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], window_size: 4, stage_blocks: null}"
 student_epochs: 2
-target: none
 per_device_train_batch_size: 8
 dataloader_drop_last: false
 save_total_limit: 1
