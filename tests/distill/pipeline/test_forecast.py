@@ -1,11 +1,14 @@
 """What a run says of its trainings before the first of them."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_teacher_choice import SHARED
 
 from distill.errors import SettingsError
-from distill.pipeline.forecast import Forecast, describe, forecasts, seconds_per_inference, seconds_per_step
+from distill.pipeline.forecast import Forecast, _seconds_of, describe, forecasts, seconds_per_inference, seconds_per_step
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import parse_settings
@@ -40,6 +43,12 @@ def test_trainings_are_counted_before_they_begin(image_folder, checkpoint, tmp_p
     told = capsys.readouterr().out
     assert told.index("to be trained here, on the CPU") < told.index("is trained from scratch")
     assert f"1 epochs of {images} images: about {round(images * 0.75)} s" in told
+
+
+def test_a_step_that_other_work_stopped_does_not_count(monkeypatch):
+    clock = itertools.accumulate(itertools.cycle((0.0, 9.0, 0.0, 0.25, 0.0, 40.0)))  # from a reading to the next
+    monkeypatch.setattr("distill.pipeline.forecast.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert _seconds_of(lambda: None, torch.device("cpu")) == 0.25
 
 
 def test_a_long_run_without_a_gpu_names_what_suits_it():
