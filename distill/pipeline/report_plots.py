@@ -66,7 +66,7 @@ def accuracy_latency(report: "Report") -> Figure:
     axes.set_xlabel(f"median latency of one image, ms ({report.rows[0].latency.threads} thread(s))")
     axes.set_ylabel(f"{report.figure}, % (test images, n = {report.rows[0].n}, 95 % interval)")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(framealpha=0)
+    figure.legend(loc="outside upper center", ncols=2, framealpha=0)  # inside, it would lie on intervals
     return figure
 
 
