@@ -14,7 +14,6 @@ from distill.data.sources import DataError
 from distill.pipeline.layout import check_layout, lay_out
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.settings import parse_settings
-from distill.pipeline.stage_settings import STAGES
 from distill.pipeline.stages import StageError
 from edge.export.images import CalibrationError
 from swin_hf.output_folders import OutputError, list_files, write_json
@@ -201,5 +200,5 @@ def test_images_of_one_colour_are_refused_before_any_training(tmp_path):
             level = 20 + 5 * copy + 60 * number
             Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(tmp_path / "plain" / name / f"{copy}.png")
     with pytest.raises(CalibrationError, match="must show something, most of these are of one colour"):
-        run(tmp_path / "plain", tmp_path / "run", "--stages", ",".join(STAGES))
+        run(tmp_path / "plain", tmp_path / "run", "--stages", "all")
     assert not (tmp_path / "run" / "data").exists()
