@@ -1,6 +1,7 @@
 """The search for the shape that meets a target, among shapes in a row of which each computes less than the one before."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 
 from distill.pruning.costs import Costs
@@ -24,7 +25,8 @@ class MissedError(PruningError):
 class Search:
     """The place in a row of shapes, from 0 to `last`, where the targets are met, as far as costs follow what is computed.
 
-    config_at: the shape at a place. advice: how an error ends that says what can be reached.
+    config_at: the shape at a place. advice: how an error ends that says what can be reached. start: the place whose program is
+    measured first, where costs are measured; programs of large shapes take long.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Search:
         targets: tuple[Target, ...],
         costs: Costs,
         advice: str,
+        start: int = 0,
     ):
-        self.config_at, self.last, self.targets, self.costs, self._advice = config_at, last, targets, costs, advice
+        self.config_at, self.last, self.targets, self.costs = config_at, last, targets, costs
+        self._advice, self._start = advice, start
         self._wanted = ", ".join(map(str, targets))
 
     def place(self) -> int:
@@ -45,12 +49,7 @@ class Search:
             PruningError: the last shape costs too much.
             MissedError: the steps between shapes are too large.
         """
-        start = self.excess(0)
-        if start <= 1 + TOLERANCE:
-            return 0
-        if self.costs.are_measured(self.targets):
-            return self._by_measuring(start)
-        return self._by_counting(start)
+        return self._by_measuring() if self.costs.are_measured(self.targets) else self._by_counting()
 
     def excess(self, place: int) -> float:
         """What a shape costs, over what it may cost."""
@@ -69,9 +68,12 @@ class Search:
     def _macs(self, place: int) -> float:
         return self.costs.of(self.config_at(place), "macs")
 
-    def _by_counting(self, start: float) -> int:
+    def _by_counting(self) -> int:
         """Bisection."""
-        low, high = (0, start), (self.last, self.excess(self.last))
+        low = (0, self.excess(0))
+        if low[1] <= 1 + TOLERANCE:
+            return 0
+        high = (self.last, self.excess(self.last))
         self._require(high[1])
         while high[0] - low[0] > 1:
             place = (low[0] + high[0]) // 2
@@ -82,23 +84,15 @@ class Search:
                 return place
         raise self._missed(low, high)
 
-    def _by_measuring(self, start: float) -> int:
+    def _by_measuring(self) -> int:
         """Few measurements: the next is where the costs so far, as a power of the multiply-accumulates, meet the target."""
-        points = {0: (self._macs(0), start)}
-        exponent = EXPONENT
-        while len(points) <= MAX_PROGRAMS:
-            low, high = _around(points)
-            if (high is not None and high - low <= 1) or low == self.last:
-                break
-            macs, excess = points[low]
-            if high is not None:
-                other_macs, other_excess = points[high]
-                exponent = math.log(excess / other_excess) / max(math.log(macs / other_macs), 1e-9)
-            wanted = macs * excess ** (-1 / max(exponent, MIN_EXPONENT))
-            place = min(max(self._place_of(wanted), low + 1), self.last if high is None else high - 1)
-            points[place] = (self._macs(place), self.excess(place))
-            if abs(points[place][1] - 1) <= CLOSE_ENOUGH:
+        points: dict[int, tuple[float, float]] = {}
+        place: int | None = self._start
+        while place is not None and len(points) < MAX_PROGRAMS:
+            macs, excess = points[place] = (self._macs(place), self.excess(place))
+            if abs(excess - 1) <= CLOSE_ENOUGH or (place == 0 and excess <= 1 + TOLERANCE):
                 return place
+            place = self._next(points)
         nearest = min(points, key=lambda place: abs(points[place][1] - 1))
         if abs(points[nearest][1] - 1) <= TOLERANCE:
             return nearest
@@ -106,13 +100,25 @@ class Search:
             self._require(points[self.last][1])
         raise self._missed(*((place, points[place][1]) for place in _around(points) if place is not None))
 
+    def _next(self, points: dict[int, tuple[float, float]]) -> int | None:
+        """The place to measure after those of `points`; none if they leave nothing between them."""
+        below, above = _around(points)
+        first, last = 0 if below is None else below + 1, self.last if above is None else above - 1
+        if first > last:
+            return None
+        known = sorted(points)
+        around = [below, above] if None not in (below, above) else known[-2:] if above is None else known[:2]
+        exponent = EXPONENT
+        if len(around) == 2:
+            (macs, excess), (other_macs, other_excess) = (points[place] for place in around)
+            exponent = math.log(excess / other_excess) / max(math.log(macs / other_macs), 1e-9)
+        macs, excess = min((points[place] for place in around), key=lambda point: abs(math.log(point[1])))
+        wanted = macs * excess ** (-1 / max(exponent, MIN_EXPONENT))
+        return min(max(self._place_of(wanted), first), last)
+
     def _place_of(self, macs: float) -> int:
         """The first place with no more multiply-accumulates; the last, if there is none."""
-        low, high = 0, self.last
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._macs(middle) <= macs else (middle, high)
-        return high
+        return min(bisect_left(range(self.last + 1), True, key=lambda place: self._macs(place) <= macs), self.last)
 
     def _missed(self, *nearest: tuple[int, float]) -> MissedError:
         shown = " and ".join(f"{excess:.3f}" for excess in sorted({excess for _, excess in nearest}))
@@ -123,7 +129,7 @@ class Search:
         return MissedError(message, max((place for place, excess in nearest if excess > 1), default=0))
 
 
-def _around(points: dict[int, tuple[float, float]]) -> tuple[int, int | None]:
+def _around(points: dict[int, tuple[float, float]]) -> tuple[int | None, int | None]:
     """The last place that costs too much, and the next that is known not to; of each place (what it computes, its excess)."""
-    above = max(place for place, (_, excess) in points.items() if excess > 1)
-    return above, min((place for place in points if place > above), default=None)
+    below = max((place for place, (_, excess) in points.items() if excess > 1), default=None)
+    return below, min((place for place in points if below is None or place > below), default=None)

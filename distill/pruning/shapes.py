@@ -96,14 +96,14 @@ def shape_for(configs: Iterable[SwinHfConfig], targets: tuple[Target, ...], cost
 
 
 def search_for(configs: Iterable[SwinHfConfig], targets: tuple[Target, ...], costs: Costs) -> Search:
-    """The search among the models of the family.
+    """The search among the models of the family, which begins with the smallest: its program is lowered soonest.
 
     Raises:
         TargetError: a target is a share.
     """
     require_numbers(targets)
     row = family(configs, costs)
-    return Search(row.__getitem__, len(row) - 1, targets, costs, ADVICE)
+    return Search(row.__getitem__, len(row) - 1, targets, costs, ADVICE, start=len(row) - 1)
 
 
 def require_numbers(targets: tuple[Target, ...]) -> None:

@@ -1,12 +1,14 @@
 """Students of any size: scaled widths, a row of shapes without gaps, and the shape that meets a target."""
 
 import itertools
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 
 from distill.pruning.costs import Costs
-from distill.pruning.search import MissedError, Search
+from distill.pruning.search import MAX_PROGRAMS, MissedError, Search
 from distill.pruning.shapes import family, scaled, shape_for
 from distill.pruning.targets import PruningError, TargetError, parse_targets
 from edge.compare.candidates import ProgramCost
@@ -101,6 +103,61 @@ def test_targets_that_say_nothing_or_cannot_be_met_are_refused():
         shape_for(CONFIGS, parse_targets("macs=0.5"), costs_of(CONFIGS[0]))
     with pytest.raises(PruningError, match="params=2000 cannot be met: the smallest model in reach costs .*--student_args"):
         shape_for(CONFIGS, parse_targets("params=2000"), costs_of(CONFIGS[0]))
+
+
+class MeasuredRow:
+    """Costs of a row of 100 places, each with 5 % fewer operations than the one before, and the places that were measured."""
+
+    def __init__(self, latency_of):
+        self.macs = [1e9 * 0.95**place for place in range(100)]
+        self.latencies, self.measured = [latency_of(macs / 1e6) for macs in self.macs], []
+
+    def are_measured(self, targets) -> bool:
+        return True
+
+    def of(self, place, measure) -> float:
+        return self.macs[place]
+
+    def excess(self, place, targets) -> float:
+        self.measured.append(place)
+        return targets[0].excess(self.latencies[place], 1.0)
+
+    def search(self, wanted, start) -> Search:
+        return Search(lambda place: place, 99, parse_targets(f"latency_ms={wanted}"), self, "give another", start)
+
+
+@pytest.mark.parametrize(("floor", "power"), [(0.0, 1.0), (0.2, 0.8), (0.05, 0.6), (0.1, 1.1)])
+@pytest.mark.parametrize("wanted_at", [3, 30, 60, 90])
+@pytest.mark.parametrize("start", [0, 50, 99])
+def test_a_search_begins_anywhere_and_lowers_few_programs(start, wanted_at, floor, power):
+    row = MeasuredRow(lambda macs: floor + 0.02 * macs**power)
+    wanted = row.latencies[wanted_at]
+    place = row.search(wanted, start).place()
+    assert row.latencies[place] == pytest.approx(wanted, rel=0.03)
+    assert row.measured[0] == start and len(row.measured) == len(set(row.measured)) <= 7
+    if start == 99:
+        assert max(row.latencies[place] for place in row.measured) < 3 * wanted
+
+
+def test_a_search_ends_with_the_largest_where_all_meet_the_target_and_with_the_smallest_where_none_does():
+    row = MeasuredRow(lambda macs: 0.02 * macs)
+    assert row.search(1000, start=99).place() == 0 and row.measured == [99, 0]
+    row.measured.clear()
+    assert row.search(1000, start=0).place() == 0 and row.measured == [0]
+    row.measured.clear()
+    with pytest.raises(PruningError, match="latency_ms=0.0001 cannot be met: the smallest model in reach costs 1246.43 of it"):
+        row.search(0.0001, start=99).place()
+    assert row.measured == [99]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_search_ends_though_latencies_are_disturbed(seed):
+    random = np.random.default_rng(seed)
+    row = MeasuredRow(lambda macs: 0.02 * macs**0.8 * random.uniform(0.8, 1.25))
+    with suppress(MissedError):
+        place = row.search(1.0, start=99).place()
+        assert row.latencies[place] == pytest.approx(1.0, rel=0.03)
+    assert len(row.measured) <= MAX_PROGRAMS
 
 
 def test_the_shape_before_a_gap_is_known_though_two_beyond_it_are_nearer():
