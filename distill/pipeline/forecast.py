@@ -12,6 +12,7 @@ from distill.compress.teachers import Classifier, load_classifier
 from distill.pipeline.models import is_used_unchanged
 from distill.pipeline.report_pages import duration
 from distill.pipeline.run_folder import Run
+from distill.pipeline.student_shape import student_choice
 from distill.precision import mixed_precision
 from distill.training.finetune import build_model
 from distill.training.settings import settled
@@ -40,7 +41,7 @@ def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
     images = len(data.examples["train"]) * settings.transforms.repeated_augmentation
     own = {
         "teacher": (settings.teacher.choice, settings.teacher.teacher_epochs),
-        "student": (settings.student.choice, settings.student.student_epochs),
+        "student": (student_choice(run), settings.student.student_epochs),
         "recover": (settings.student.choice, settings.recover.recover_epochs),
     }
     unchanged = is_used_unchanged(settings.teacher.choice, run.class_names)

@@ -71,7 +71,7 @@ class Announcement:
 
     def __call__(self, stage: str, to_build: list[str]) -> None:
         settings = self.run.settings
-        if self.is_told or stage not in TRAININGS or settings.images.streaming or settings.student.is_auto:
+        if self.is_told or stage not in TRAININGS or settings.images.streaming:
             return
         self.is_told = True
         try:
@@ -91,8 +91,10 @@ def check(run: Run, stages: list[Stage]) -> None:
     if "data" in to_build:
         labeller, found = run.labeller(), run.found
         names = found.class_names if labeller is None else labeller.class_names
-    if names is None and {"teacher", "student"} & set(to_build):
+    if names is None and {"shape", "teacher", "student"} & set(to_build):
         names = run.class_names
+    if "shape" in to_build:
+        check_shape(run, len(names))
     if "teacher" in to_build:
         choice = settings.teacher.choice
         if is_used_unchanged(choice, names):
@@ -115,9 +117,7 @@ def check(run: Run, stages: list[Stage]) -> None:
                 checkpoint = source.name if "teacher" in to_build else str(run.folder / "teacher")
                 larger = load_larger(replace(choice, init_from=checkpoint))
             start_with(student, larger, choice, announce=False)
-        if settings.student.is_auto:
-            check_shape(run, len(names))
-        elif "prune" in to_build:
+        if "prune" in to_build:
             check_prunable(run, student.config)
     elif "prune" in to_build:
         check_prunable(run, SwinHfConfig.from_pretrained(run.folder / "student"))

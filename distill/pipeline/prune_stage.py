@@ -25,7 +25,7 @@ from distill.pruning.targets import Target, steps_towards
 from distill.training.finetune import METRICS, make_objective, write_metrics
 from distill.training.models import ModelChoice
 from distill.training.tasks.distillation import Distillation, DistillationSettings
-from edge.compare.candidates import ProgramCosts
+from edge.compare.candidates import ProgramCost, ProgramCosts
 from edge.lower.recipes import find_recipe
 from swin_hf import SwinHfConfig, SwinHfForImageClassification
 from swin_hf.output_folders import write_json
@@ -141,17 +141,27 @@ def batches(run: Run, student: Classifier, batch_size: int | None = None) -> Ite
         yield collate([images[number] for number in used[start : start + size]])
 
 
-def program_costs(run: Run, before: SwinHfConfig) -> ProgramCosts:
-    """Measures programs by the recipe of the run, with the threads of its report."""
+def program_costs(run: Run, before: SwinHfConfig | None) -> ProgramCosts:
+    """Measures programs by the recipe of the run, with the threads of its report, beside that of `before` if it is given."""
     return ProgramCosts(before, find_recipe(run.settings.edge.recipe), run.settings.report.threads)
 
 
-def costs_of(run: Run, before: SwinHfConfig, measure: ProgramCosts) -> Costs:
+def costs_of(run: Run, before: SwinHfConfig, measure: ProgramCosts, programs: dict[str, ProgramCost] | None = None) -> Costs:
     """Costs of classifiers; their latencies are those of the run's table, if it has one.
+
+    programs: see `Costs`.
 
     Raises:
         LatencyTableError: the table cannot be read, or is of another recipe or number of threads.
     """
     file = run.settings.prune.latency_table
     table = LatencyTable.load(Path(file), run.settings.edge.recipe, run.settings.report.threads) if file else None
-    return Costs(SwinHfForImageClassification, before, before.image_height_width, measure, table)
+    return Costs(
+        SwinHfForImageClassification,
+        before,
+        before.image_height_width,
+        measure,
+        table,
+        programs=programs,
+        announce=lambda line: print(f"      {line}", flush=True),
+    )

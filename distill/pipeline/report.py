@@ -190,11 +190,19 @@ def times(ratio: float, more: str, less: str) -> str:
     return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
 
 
-def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str, command: str, last_model: str) -> Report:
+def make_report(
+    run_dir: Path,
+    settings: ReportSettings,
+    name: str,
+    dataset: str,
+    command: str,
+    last_model: str,
+    stages: list[StageCost],
+) -> Report:
     """Measure all steps in `run_dir` on its test images.
 
     name, dataset: what the report calls the run and its data set. command: that repeats the run. last_model: of
-        `CHECKPOINTS`, that from which the program was exported.
+        `CHECKPOINTS`, that from which the program was exported. stages: what those before it cost.
     """
     checkpoints = CHECKPOINTS[: CHECKPOINTS.index(last_model) + 1]
     data_facts = read_data_facts(run_dir / "data")
@@ -272,7 +280,7 @@ def make_report(run_dir: Path, settings: ReportSettings, name: str, dataset: str
         flips=flips_of(top[last_model], top[program_step], labels, class_names),
         reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
         history={step: history_of(run_dir / step / METRICS) for step in checkpoints if step != "pruned"},
-        stages=[stage_cost(run_dir / folder) for folder in ("data", *checkpoints, "edge")],
+        stages=stages,
         test_images=test_images,
         others=other_runs(run_dir, test_images, machine, settings.threads),
         command=command,

@@ -17,6 +17,7 @@ from distill.data.streaming import Stream, open_stream
 from distill.data.targets import CLASSES, NOTHING
 from distill.pipeline.settings import Settings
 from distill.training.finetune import TrainingData
+from edge.compare.candidates import ProgramCost
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Run:
     def last_model(self) -> Path:
         """The folder of the model that becomes the program: the student, recovered if it was pruned."""
         return self.folder / ("recovered" if self.settings.prunes else "student")
+
+    @cached_property
+    def programs(self) -> dict[str, ProgramCost]:
+        """What programs cost that were measured in search of a student, by the JSON of their shapes."""
+        return {}
 
     @cached_property
     def found(self) -> FoundImages:

@@ -38,6 +38,7 @@ from distill.training.tasks.distillation import DistillationSettings
 from edge.lower.process_device import kept_device
 
 STAGES_OF_PRUNING = ("prune", "recover")  # left out where nothing is pruned
+STAGES_OF_AUTO = ("shape",)  # left out where the shape of the student is given
 CONFIG_DIR = Path(__file__).parent / "configs"
 # What the stages set themselves, and what does not concern a classifier.
 LEFT_OUT = {
@@ -113,7 +114,8 @@ class Settings:
     @property
     def all_stages(self) -> list[str]:
         """The stages that the run has."""
-        return [stage for stage in STAGES if self.prunes or stage not in STAGES_OF_PRUNING]
+        left_out = (() if self.prunes else STAGES_OF_PRUNING) + (() if self.student.is_auto else STAGES_OF_AUTO)
+        return [stage for stage in STAGES if stage not in left_out]
 
     @property
     def chosen_stages(self) -> list[str]:
@@ -151,17 +153,30 @@ class Settings:
         return parts | {"trainer": changed, "image_size": self.task.image_size}
 
 
+WITH_AUTO, WITH_TARGET = f"with --student {AUTO}", "with a --target, such as macs=0.7 or latency=0.7x"
+
+
+def check_stages(settings: Settings) -> None:
+    """Check that the run has the stages that were named.
+
+    Raises:
+        SettingsError: it does not have one.
+    """
+    missing = [stage for stage in settings.chosen_stages if stage not in settings.all_stages]
+    names, is_of_auto = " and ".join(missing), bool(set(missing) & set(STAGES_OF_AUTO))
+    rule = f"not name {names} {WITH_AUTO}, as nothing is pruned"
+    if not settings.student.is_auto:
+        rule = f"name {names} only {WITH_AUTO if is_of_auto else f'{WITH_TARGET}, as nothing is pruned'}"
+    require(not missing, "stages", rule, settings.run.stages)
+
+
 def check_unpruned(settings: Settings) -> None:
     """Check that nothing was typed that concerns pruning where nothing is pruned, and that a student's size can be found.
 
     Raises:
         SettingsError: something was, or the target of a student to be found is no number.
     """
-    auto, target = f"with --student {AUTO}", "with a --target, such as macs=0.7 or latency=0.7x"
-    names = " and ".join(stage for stage in settings.chosen_stages if stage not in settings.all_stages)
-    rule = f"not name {names} {auto}" if settings.student.is_auto else f"name {names} only {target}"
-    require(not names, "stages", f"{rule}, as nothing is pruned", settings.run.stages)
-    rule = f"be left out {auto}" if settings.student.is_auto else f"come {target}"
+    rule = f"be left out {WITH_AUTO}" if settings.student.is_auto else f"come {WITH_TARGET}"
     flags = {word.partition("=")[0].removeprefix("--") for word in settings.typed if word.startswith("--")}
     of_size = ("target", "latency_table") if settings.student.is_auto else ("target",)
     for part in (settings.prune, settings.recover):
@@ -221,6 +236,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
         typed=tuple(argv),
         config=command_line.glance(argv, "config") or config,
     )
+    check_stages(settings)
     if not settings.prunes:
         check_unpruned(settings)
     streams = settings.is_unlabelled and images.streaming

@@ -21,7 +21,7 @@ from edge.device.names import did_you_mean
 from edge.lower.recipes import RECIPES
 from swin_hf.presets_swin_hf import PRESETS
 
-STAGES = ("data", "teacher", "student", "prune", "recover", "edge", "report")
+STAGES = ("data", "shape", "teacher", "student", "prune", "recover", "edge", "report")
 ALL = "all"
 LABELS = ("auto", "given", "teacher")
 # What a student starts with, beside a checkpoint: weights of the run's teacher, those if all of its blocks can, new ones.

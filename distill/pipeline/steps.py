@@ -14,7 +14,7 @@ from distill.pipeline.inputs import checkpoint_files, content_of, data_files
 from distill.pipeline.measure import program_logits
 from distill.pipeline.models import evaluate, is_used_unchanged, save_classifier, train
 from distill.pipeline.prune_stage import build_pruned
-from distill.pipeline.report import make_report
+from distill.pipeline.report import make_report, stage_cost
 from distill.pipeline.report_pages import write_report
 from distill.pipeline.report_pictures import pictures_of
 from distill.pipeline.run_folder import Run, read_data_facts
@@ -22,7 +22,7 @@ from distill.pipeline.settings import Settings
 from distill.pipeline.stage_settings import OWN_TEACHER, TEACHER_IF_IT_FITS, StudentSettings, TeacherSettings
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
-from distill.pipeline.student_shape import student_choice
+from distill.pipeline.student_shape import build_shape, student_choice
 from distill.pruning.targets import MEASURED
 from distill.public_names import public_name
 from distill.training.finetune import write_metrics
@@ -58,7 +58,7 @@ def build_teacher(run: Run, work_dir: Path) -> None:
 
 def build_student(run: Run, work_dir: Path) -> None:
     """Distill the teacher into a small model."""
-    own, choice = run.settings.student, with_start(run, student_choice(run, work_dir))
+    own, choice = run.settings.student, with_start(run, student_choice(run))
     settings = run.settings.training(choice, own.student_epochs, own.student_learning_rate, work_dir)
     train(settings, run, run.teachers())
 
@@ -100,9 +100,15 @@ def build_edge(run: Run, work_dir: Path) -> None:
 
 def build_report(run: Run, work_dir: Path) -> None:
     """Measure every step on the same test images."""
-    names = {"name": run.folder.resolve().name, "dataset": run.settings.images.public_name}
+    before = [step for step in STEPS if step.name in run.settings.all_stages and step.name != "report"]
     report = make_report(
-        run.folder, run.settings.report, **names, command=run.settings.command, last_model=run.last_model.name
+        run.folder,
+        run.settings.report,
+        name=run.folder.resolve().name,
+        dataset=run.settings.images.public_name,
+        command=run.settings.command,
+        last_model=run.last_model.name,
+        stages=[stage_cost(run.folder / step.folder) for step in before],
     )
     write_report(report, work_dir, pictures_of(report, run.folder))
 
@@ -114,7 +120,7 @@ def build_report(run: Run, work_dir: Path) -> None:
 class Step:
     """A stage before it belongs to a run.
 
-    inputs: other stages, those of pruning only where something is pruned, or `LAST`.
+    inputs: other stages, of which those count that the run has, or `LAST`.
     settings: what its outcome depends on beside its inputs, as JSON values.
     """
 
@@ -152,8 +158,8 @@ def _distilled(settings: Settings) -> dict[str, Any]:
 
 
 def _sized(settings: Settings) -> dict[str, Any]:
-    """What the size of a student depends on that is to be found."""
-    return {"target": settings.prune.target} | _timed(settings) if settings.student.is_auto else {}
+    """What the shape of a student depends on that is to be found."""
+    return {"target": settings.prune.target, "student_args": settings.student.choice.args} | _timed(settings)
 
 
 def _pruned(settings: Settings) -> dict[str, Any]:
@@ -185,6 +191,14 @@ STEPS = (
         build=build_data,
     ),
     Step(
+        name="shape",
+        title="find the student that meets the target",
+        folder="shape",
+        inputs=("data",),
+        settings=_sized,
+        build=build_shape,
+    ),
+    Step(
         name="teacher",
         title="have a large model that knows the classes",
         folder="teacher",
@@ -196,8 +210,8 @@ STEPS = (
         name="student",
         title="distill the teacher into a small model",
         folder="student",
-        inputs=("data", "teacher"),
-        settings=lambda settings: _distilled(settings) | _with_model(settings.student) | _sized(settings),
+        inputs=("data", "shape", "teacher"),
+        settings=lambda settings: _distilled(settings) | _with_model(settings.student),
         build=build_student,
     ),
     Step(
@@ -228,7 +242,7 @@ STEPS = (
         name="report",
         title="measure every step on the test images",
         folder="report",
-        inputs=("data", "teacher", "student", "prune", "recover", "edge"),
+        inputs=("data", "shape", "teacher", "student", "prune", "recover", "edge"),
         settings=lambda settings: asdict(settings.report) | {"dataset": settings.images.public_name},
         build=build_report,
     ),

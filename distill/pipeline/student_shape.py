@@ -1,7 +1,8 @@
-"""The student of `--student auto`: as large as the target allows."""
+"""The student of `--student auto`: as large as the target allows, found before anything is trained."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from distill.pipeline.prune_stage import costs_of, program_costs
 from distill.pipeline.run_folder import Run
+from distill.pruning.costs import Costs
 from distill.pruning.shapes import search_for, shape_for
 from distill.pruning.targets import AUTO_PRESETS
 from distill.training.models import ModelChoice
@@ -23,48 +25,53 @@ FIELDS = (  # of a config, which say how large a model is
 )
 
 
-def student_choice(run: Run, work_dir: Path) -> ModelChoice:
-    """The student of the run; one that is to be found is found once, and written to `work_dir`."""
+def student_choice(run: Run) -> ModelChoice:
+    """The student of the run, in the shape that was found for it if it had to be."""
     own = run.settings.student
     if not own.is_auto:
         return own.choice
-    file = work_dir / SHAPE
-    if not file.is_file():
-        found = find_shape(run)
-        write_json(file, {name: getattr(found, name) for name in FIELDS})
-    found = json.loads(file.read_text())
+    found = json.loads((run.folder / "shape" / SHAPE).read_text())
     return replace(own.choice, args=own.choice.args | {name: found[name] for name in FIELDS})
 
 
-def find_shape(run: Run) -> SwinHfConfig:
-    """The first student of the family that meets the target, from the one that computes most on.
+def build_shape(run: Run, work_dir: Path) -> None:
+    """Find the first student of the family that meets the target, from the one that computes most on.
 
     Raises:
         PruningError: none does.
     """
     configs, targets = family_of(run, len(run.class_names)), run.settings.prune.targets
-    with program_costs(run, configs[0]) as measure:
-        costs = costs_of(run, configs[0], measure)
+    with family_costs(run, configs[0]) as costs:
         found = shape_for(configs, targets, costs)
         source = costs.latency_source(targets)
-        figures = ", ".join(f"{target.measure} {costs.of(found, target.measure):.4g}" for target in targets)
+        figures = {target.measure: costs.of(found, target.measure) for target in targets}
         print(
-            f"      {', '.join(map(str, targets))}: widths {found.stage_dims}, depths {list(found.depths)}; {figures}"
-            f"{f' ({source})' if source else ''}",
+            f"      {', '.join(map(str, targets))}: widths {found.stage_dims}, depths {list(found.depths)}; "
+            f"{', '.join(f'{measure} {cost:.4g}' for measure, cost in figures.items())}{f' ({source})' if source else ''}",
             flush=True,
         )
-    return found
+    write_json(work_dir / SHAPE, {name: getattr(found, name) for name in FIELDS} | {"costs": figures})
 
 
 def check_shape(run: Run, num_classes: int) -> None:
-    """Find out before any work whether the smallest student of the family meets the target.
+    """Find out before any work whether the smallest student of the family meets the target; if costs are counted, whether any.
 
     Raises:
         PruningError: it does not.
     """
-    configs = family_of(run, num_classes)
-    with program_costs(run, configs[0]) as measure:
-        search_for(configs, run.settings.prune.targets, costs_of(run, configs[0], measure)).require_reachable()
+    configs, targets = family_of(run, num_classes), run.settings.prune.targets
+    with family_costs(run, configs[0]) as costs:
+        if costs.are_measured(targets):
+            search_for(configs, targets, costs).require_reachable()
+        else:
+            shape_for(configs, targets, costs)
+
+
+@contextmanager
+def family_costs(run: Run, config: SwinHfConfig) -> Iterator[Costs]:
+    """Costs of students, whose programs are measured once in a session of the run."""
+    with program_costs(run, None) as measure:
+        yield costs_of(run, config, measure, run.programs)
 
 
 def family_of(run: Run, num_classes: int) -> list[SwinHfConfig]:

@@ -218,7 +218,7 @@ def planned(
     if is_classifier and any(own.needs_programs(table is not None) for own in settings.targets):
         programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads)
     with programs as measure:
-        costs = Costs(partial(of_config, model), config, config.image_height_width, measure, table)
+        costs = Costs(partial(of_config, model), config, config.image_height_width, measure, table, announce=print)
         require_reachable(costs, settings.targets, settings.scopes, settings.round_to)
         importance = importance_of(settings, classifier, images)
         return plan_pruning(config, importance, settings.targets, costs, settings.scopes, settings.round_to)

@@ -89,7 +89,8 @@ class Search:
         points: dict[int, tuple[float, float]] = {}
         place: int | None = self._start
         while place is not None and len(points) < MAX_PROGRAMS:
-            macs, excess = points[place] = (self._macs(place), self.excess(place))
+            excess = self.excess(place)
+            points[place] = (self._macs(place), excess)
             if abs(excess - 1) <= CLOSE_ENOUGH or (place == 0 and excess <= 1 + TOLERANCE):
                 return place
             place = self._next(points)

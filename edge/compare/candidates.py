@@ -39,7 +39,8 @@ class CandidateError(ExplainedError):
 class ProgramCost:
     """What a program costs.
 
-    latency_ms: the median of the quietest turn. ratio: of the latency to that of the program that it was timed beside.
+    latency_ms: the median of the quietest turn. ratio: of the latency to that of the program that it was timed beside; 1 if
+    there was none.
     """
 
     latency_ms: float
@@ -142,16 +143,16 @@ def program_contender(name: str, file: Path, shape: tuple[int, ...]) -> Contende
 
 
 class ProgramCosts:
-    """Measures programs of other shapes, each timed in turns with the program of the shape `before`.
+    """Measures programs of other shapes, each timed in turns with the program of the shape `before`, or alone without one.
 
     A shape is lowered and timed once; `before` is itself at a ratio of 1. To be closed, or used in a `with`.
     """
 
-    def __init__(self, before: SwinHfConfig, recipe: Recipe, threads: int, repeats: int = REPEATS):
+    def __init__(self, before: SwinHfConfig | None, recipe: Recipe, threads: int, repeats: int = REPEATS):
         self._recipe, self._repeats, self._threads = recipe, repeats, threads
         self._folder = tempfile.TemporaryDirectory(prefix="swin-hf-programs-")
         self._known: dict[str, ProgramCost] = {}
-        self._before, self._before_key = None, before.to_json_string()
+        self._before: Engine | None = None
         self._before_config = before
 
     def __enter__(self) -> "ProgramCosts":
@@ -173,9 +174,10 @@ class ProgramCosts:
         """
         key = config.to_json_string()
         if key not in self._known:
-            if self._before is None:
+            if self._before is None and self._before_config is not None:
                 self._before, self._before_bytes = self._open(self._before_config)
-            self._known[key] = self._timed(config) if key != self._before_key else self._timed_alone()
+            is_before = self._before_config is not None and key == self._before_config.to_json_string()
+            self._known[key] = self._timed_before() if is_before else self._timed(config)
         return self._known[key]
 
     def _open(self, config: SwinHfConfig) -> tuple[Engine, int]:
@@ -184,17 +186,17 @@ class ProgramCosts:
         shape = (1, config.num_channels, *config.image_height_width)
         return Engine(program_contender("program", file, shape), self._threads), file.stat().st_size
 
-    def _timed_alone(self) -> ProgramCost:
+    def _timed_before(self) -> ProgramCost:
         (latency,) = self._latencies([self._before])
         return ProgramCost(latency_ms=latency, ratio=1.0, size_mb=self._before_bytes / 1e6)
 
     def _timed(self, config: SwinHfConfig) -> ProgramCost:
         own, size_bytes = self._open(config)
         try:
-            before, latency = self._latencies([self._before, own])
+            latencies = self._latencies([own] if self._before is None else [self._before, own])
         finally:
             own.close()
-        return ProgramCost(latency_ms=latency, ratio=latency / before, size_mb=size_bytes / 1e6)
+        return ProgramCost(latency_ms=latencies[-1], ratio=latencies[-1] / latencies[0], size_mb=size_bytes / 1e6)
 
     def _latencies(self, engines: list[Engine]) -> list[float]:
         """The latency of each program in its quietest turn, in milliseconds."""

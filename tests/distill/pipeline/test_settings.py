@@ -147,9 +147,11 @@ def test_a_run_that_prunes_nothing_has_neither_of_its_stages():
     every = ["data", "teacher", "student", "edge", "report"]
     for flags in ([], ["--target", "none"], ["--student", "auto", "--target", "macs=5M"]):
         settings = parse_settings(flags)
+        own = every if not settings.student.is_auto else ["data", "shape", *every[1:]]
         stages = {stage.name: stage.inputs for stage in stages_of(Run(settings))}
-        assert list(stages) == settings.chosen_stages == every and Run(settings).last_model.name == "student"
-        assert stages["edge"] == ("data", "student") and stages["report"] == ("data", "teacher", "student", "edge")
+        assert list(stages) == settings.chosen_stages == own and Run(settings).last_model.name == "student"
+        assert stages["edge"] == ("data", "student") and stages["report"] == tuple(own[:-1])
+        assert stages["student"] == tuple(own[: own.index("student")])
     assert parse_settings(["--target", "none", "--output_dir", "scopes"]).prunes is False  # a value, no flag
     pruned = parse_settings(["--target", "macs=0.7"])
     stages = {stage.name: stage.inputs for stage in stages_of(Run(pruned))}
@@ -183,6 +185,8 @@ def test_options_have_one_spelling():
         ),
         (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
         (["--student", "auto", "--target", "macs=0.7"], "--target must be a number for --student auto, .* got 'macs=0.7x'"),
+        (["--stages", "data,shape"], "--stages must name shape only with --student auto, got 'data,shape'"),
+        (["--stages", "shape", "--target", "macs=0.7"], "--stages must name shape only with --student auto, got 'shape'"),
         (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'none'"),
         (["--student", "auto", "--target", "macs=5M", "--stages", "prune"], "stages must not name prune with --student auto"),
         (["--student", "auto", "--target", "macs=5M", "--prune_steps", "3"], "must be left out with --student auto, as noth"),
@@ -195,7 +199,7 @@ def test_options_have_one_spelling():
         (["--latency_table", "a", "--target", "macs=0.7"], "--latency_table must come with a target of latency or latency_ms"),
         (["--criterion", "random"], "--criterion must be one of taylor, magnitude, hessian"),
         (["--test_share", "0"], "--test_share must lie between 0 and 0.5"),
-        (["--stages", "teacher,oven"], "--stages must name stages out of data,teacher"),
+        (["--stages", "teacher,oven"], "--stages must name stages out of data,shape,teacher,student"),
         (["--recipe", "int7"], "--recipe must be one of fp32, fp16, int8"),
         (["--config", "nowhere"], "--config must be a YAML file or one of digits, photos"),
     ],

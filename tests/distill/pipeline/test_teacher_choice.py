@@ -198,15 +198,19 @@ def test_trainings_of_a_run_have_all_that_a_fine_tuning_has(image_folder, checkp
 
 
 def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, capsys):
-    arguments = ["--teacher", str(checkpoint), "--student", "auto", "--stages", "data,teacher,student"]
+    arguments = ["--teacher", str(checkpoint), "--student", "auto", "--stages", "data,shape,teacher,student"]
     with pytest.raises(PruningError, match="params=1000 cannot be met: the smallest model in reach costs"):
         run(image_folder, tmp_path, *arguments, "--target", "params=1K")
+    capsys.readouterr()
     folder = run(image_folder, tmp_path, *arguments, "--target", "params=12K")
-    assert "params=12000: widths [" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "params=12000: widths [" in out and "student  0.0 M parameters" in out  # the forecast is of the one that was found
+    assert out.index("] shape:") < out.index("params=12000: widths [") < out.index("] teacher:")
     student = SwinHfForImageClassification.from_pretrained(folder / "student")
     assert student.num_parameters() == pytest.approx(12000, rel=0.03)
-    shape = json.loads((folder / "student" / "student_shape.json").read_text())
+    shape = json.loads((folder / "shape" / "student_shape.json").read_text())
     assert shape["stage_dims"] == student.config.stage_dims
+    assert shape["costs"] == {"params": student.num_parameters()}
     before = (folder / "student" / "model.safetensors").read_bytes()
     run(image_folder, tmp_path, *arguments, "--target", "params=12K", "--recipe", "fp32")
     assert (folder / "student" / "model.safetensors").read_bytes() == before  # a recipe changes no count

@@ -41,6 +41,14 @@ def test_disturbances_change_no_latency(monkeypatch):
         assert measure(BEFORE).ratio == 1.0 and measure(BEFORE).latency_ms == pytest.approx(0.5)
 
 
+def test_programs_are_timed_alone_where_there_is_none_before_them(monkeypatch):
+    own = FakeEngine(0.2)
+    monkeypatch.setattr(ProgramCosts, "_open", lambda self, config: (own, 5_000))
+    with ProgramCosts(None, RECIPES["int8"], threads=1) as measure:
+        cost = measure(OTHER)
+    assert cost.latency_ms == pytest.approx(0.2) and cost.ratio == 1.0 and cost.size_mb == 0.005 and own.is_closed
+
+
 def test_short_programs_have_more_turns_and_long_ones_ten(monkeypatch):
     short, long = FakeEngine(0.1), FakeEngine(30.0)
     with costs_of(monkeypatch, short, FakeEngine(0.1)) as measure:
