@@ -23,8 +23,7 @@ from .json_text import json_text
 from .program import sections
 from .runner import Runner
 
-WARM_UP_SHARE = 0.1  # of the repeats
-TURNS, SETTLE_RUNS = 10, 3  # of each of several programs; untimed runs at the start of a turn
+TURNS, SETTLE_RUNS = 10, 3  # of each function; untimed runs at the start of a turn
 
 
 class MeasurementError(ExplainedError):
@@ -43,17 +42,33 @@ class Latency:
 
 
 def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, Latency]:
-    """Time several functions in turn, so that a slow moment of the machine affects all of them alike.
+    """Time several functions in turns of several runs, so that slow moments of the machine affect all of them alike.
 
-    threads: recorded, not set. Each function is warmed up with a tenth of the repeats.
+    The first runs of a turn do not count: what they need is no longer in the caches, as the other functions used them.
+    threads: recorded, not set.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + max(round(repeats * WARM_UP_SHARE), 1)):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: summarise(values[-repeats:], threads) for name, values in times.items()}
+    times = _times_in_turns({name: partial(_same, run) for name, run in runs.items()}, repeats)
+    return {name: summarise(own, threads) for name, own in times.items()}
+
+
+def _same(run: Callable[[], object]) -> Callable[[], object]:
+    return run
+
+
+def _times_in_turns(begin: dict[str, Callable[[], Callable[[], object]]], repeats: int) -> dict[str, list[float]]:
+    """Times of single runs, in milliseconds. begin: begins a turn, and returns the function that is timed in it."""
+    times: dict[str, list[float]] = {name: [] for name in begin}
+    turns = min(TURNS, repeats)
+    for turn in range(turns):
+        for name, begin_turn in begin.items():
+            run = begin_turn()
+            for _ in range(SETTLE_RUNS):
+                run()
+            for _ in range(repeats // turns + (turn < repeats % turns)):
+                start = time.perf_counter()
+                run()
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
 
 
 def summarise(times_ms: list[float], threads: int) -> Latency:
@@ -180,26 +195,17 @@ def measure_here(folder: Path, repeats: int, threads: int) -> dict:
 
 
 def measure_in_turns(folders: list[Path], repeats: int, threads: int) -> list[dict]:
-    """Time programs in this process in turns of several runs.
+    """Time programs in this process in turns; in each, a program is loaded anew, as many may not fit into a small memory."""
+    inputs: dict[Path, np.ndarray] = {}
 
-    In each turn a program is loaded anew, as many do not fit into a small memory together, and is warmed up: its first runs
-    after those of others are slower than the others.
-    """
-    inputs, times = {}, {at: [] for at in range(len(folders))}
-    turns = min(TURNS, repeats)
-    for turn in range(turns):
-        for at, folder in enumerate(folders):
-            runner = Runner(folder, num_threads=threads)
-            if at not in inputs:
-                contract = runner.manifest.input
-                inputs[at] = random_pixel_values(contract.shape(), contract.dtype)
-            runs = repeats // turns + (turn < repeats % turns)
-            for _ in range(SETTLE_RUNS):
-                runner.outputs(inputs[at])
-            for _ in range(runs):
-                start = time.perf_counter()
-                runner.outputs(inputs[at])
-                times[at].append((time.perf_counter() - start) * 1e3)
+    def begin_turn(folder: Path) -> Callable[[], object]:
+        runner = Runner(folder, num_threads=threads)
+        if folder not in inputs:
+            contract = runner.manifest.input
+            inputs[folder] = random_pixel_values(contract.shape(), contract.dtype)
+        return partial(runner.outputs, inputs[folder])
+
+    times = _times_in_turns({str(at): partial(begin_turn, folder) for at, folder in enumerate(folders)}, repeats)
     return [vars(summarise(own, threads)) for own in times.values()]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,12 +21,21 @@ def test_percentiles_by_hand():
     assert summarise(times, threads=2) == Latency(p50_ms=51.0, p90_ms=91.0, p99_ms=100.0, repeats=101, threads=2)
 
 
-def test_runs_take_turns_and_the_warm_up_is_not_counted():
-    calls = []
-    runs = {name: (lambda name=name: calls.append(name)) for name in ("first", "second")}
-    measured = measure_latency(runs, repeats=20, threads=3)
-    assert calls == ["first", "second"] * 22  # a tenth more, to warm up
-    assert {(latency.repeats, latency.threads) for latency in measured.values()} == {(20, 3)}
+def test_runs_take_turns_and_those_that_begin_one_are_not_counted(monkeypatch):
+    """The caches hold what ran last: a run after another function takes 50 ms here, in place of 1."""
+    clock, calls = [0.0], []
+
+    def run(name):
+        clock[0] += 1e-3 if calls[-1:] == [name] else 50e-3
+        calls.append(name)
+
+    monkeypatch.setattr("edge.device.bench.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    measured = measure_latency({name: partial(run, name) for name in ("first", "second")}, repeats=24, threads=3)
+    long, short = (["first"] * (3 + runs) + ["second"] * (3 + runs) for runs in (3, 2))
+    assert calls == 4 * long + 6 * short
+    expected = Latency(**dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"), pytest.approx(1.0)), repeats=24, threads=3)
+    assert measured == {"first": expected, "second": expected}
+    assert measure_latency({"once": partial(run, "once")}, repeats=1, threads=1)["once"].repeats == 1
 
 
 def test_bench_measures_what_was_asked_for(artefact, capsys):
