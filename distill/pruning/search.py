@@ -11,7 +11,8 @@ from swin_hf.configuration_swin_hf import SwinHfConfig
 TOLERANCE = 0.03  # of a target
 CLOSE_ENOUGH = 0.01  # at which the search for a measured target ends
 MAX_PROGRAMS = 10  # lowered and timed in a search
-EXPONENT, MIN_EXPONENT = 0.8, 0.2  # of the multiply-accumulates, to which costs are taken to be proportional at first
+# Costs are taken to be a power of the multiply-accumulates: the first time this one, later one between the other two.
+EXPONENT, MIN_EXPONENT, MAX_EXPONENT = 0.8, 0.5, 1.3
 
 
 class MissedError(PruningError):
@@ -85,7 +86,7 @@ class Search:
         raise self._missed(low, high)
 
     def _by_measuring(self) -> int:
-        """Few measurements: the next is where the costs so far, as a power of the multiply-accumulates, meet the target."""
+        """Few measurements: the next is where a line through the two nearest, over what they compute, meets the target."""
         points: dict[int, tuple[float, float]] = {}
         place: int | None = self._start
         while place is not None and len(points) < MAX_PROGRAMS:
@@ -107,15 +108,8 @@ class Search:
         first, last = 0 if below is None else below + 1, self.last if above is None else above - 1
         if first > last:
             return None
-        known = sorted(points)
-        around = [below, above] if None not in (below, above) else known[-2:] if above is None else known[:2]
-        exponent = EXPONENT
-        if len(around) == 2:
-            (macs, excess), (other_macs, other_excess) = (points[place] for place in around)
-            exponent = math.log(excess / other_excess) / max(math.log(macs / other_macs), 1e-9)
-        macs, excess = min((points[place] for place in around), key=lambda point: abs(math.log(point[1])))
-        wanted = macs * excess ** (-1 / max(exponent, MIN_EXPONENT))
-        return min(max(self._place_of(wanted), first), last)
+        nearest = sorted(points.values(), key=lambda point: abs(math.log(point[1])))
+        return min(max(self._place_of(_macs_wanted(*nearest[:2])), first), last)
 
     def _place_of(self, macs: float) -> int:
         """The first place with no more multiply-accumulates; the last, if there is none."""
@@ -134,3 +128,14 @@ def _around(points: dict[int, tuple[float, float]]) -> tuple[int | None, int | N
     """The last place that costs too much, and the next that is known not to; of each place (what it computes, its excess)."""
     below = max((place for place, (_, excess) in points.items() if excess > 1), default=None)
     return below, min((place for place in points if below is None or place > below), default=None)
+
+
+def _macs_wanted(nearest: tuple[float, float], next_nearest: tuple[float, float] | None = None) -> float:
+    """The multiply-accumulates at which the target is met, by one or two shapes (what it computes, its excess)."""
+    macs, excess = nearest
+    guesses = {exponent: macs * excess ** (-1 / exponent) for exponent in (MIN_EXPONENT, EXPONENT, MAX_EXPONENT)}
+    if next_nearest is None or next_nearest[0] == macs:
+        return guesses[EXPONENT]
+    slope = (excess - next_nearest[1]) / (macs - next_nearest[0])
+    on_the_line = macs + (1 - excess) / slope if slope > 0 else guesses[EXPONENT]
+    return min(max(on_the_line, min(guesses.values())), max(guesses.values()))
