@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from distill.pipeline.prune_stage import costs_of, program_costs
 from distill.pipeline.run_folder import Run
 from distill.pruning.costs import Costs
+from distill.pruning.search import TOLERANCE
 from distill.pruning.shapes import search_for, shape_for
 from distill.pruning.targets import AUTO_PRESETS
 from distill.training.models import ModelChoice
@@ -50,6 +51,8 @@ def build_shape(run: Run, work_dir: Path) -> None:
             f"{', '.join(f'{measure} {cost:.4g}' for measure, cost in figures.items())}{f' ({source})' if source else ''}",
             flush=True,
         )
+        if costs.excess(found, targets) < 1 - TOLERANCE:
+            print("      this is the largest of the family: no student costs as much as the target", flush=True)
     write_json(work_dir / SHAPE, {name: getattr(found, name) for name in FIELDS} | {"costs": figures})
 
 

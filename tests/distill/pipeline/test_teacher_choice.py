@@ -211,9 +211,17 @@ def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, cap
     shape = json.loads((folder / "shape" / "student_shape.json").read_text())
     assert shape["stage_dims"] == student.config.stage_dims
     assert shape["costs"] == {"params": student.num_parameters()}
+    assert "the largest of the family" not in out
     before = (folder / "student" / "model.safetensors").read_bytes()
     run(image_folder, tmp_path, *arguments, "--target", "params=12K", "--recipe", "fp32")
     assert (folder / "student" / "model.safetensors").read_bytes() == before  # a recipe changes no count
+
+
+def test_a_target_beyond_the_family_gives_its_largest_student_and_says_so(image_folder, tmp_path, capsys):
+    folder = run(image_folder, tmp_path, "--student", "auto", "--stages", "data,shape", "--target", "params=500M")
+    assert "this is the largest of the family: no student costs as much as the target" in capsys.readouterr().out
+    shape = json.loads((folder / "shape" / "student_shape.json").read_text())
+    assert shape["stage_dims"] == [24, 48]  # 1.5 times as wide
 
 
 def test_blocks_are_pruned_from_a_greyscale_student(image_folder, tmp_path):
