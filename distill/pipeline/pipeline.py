@@ -17,7 +17,7 @@ from distill.pipeline.settings import Settings
 from distill.pipeline.stage_settings import OWN_TEACHER
 from distill.pipeline.stages import MANIFEST, Stage, explained_damage, run_stages, stages_to_build
 from distill.pipeline.steps import STEPS, is_used_unchanged, stages_of
-from distill.pipeline.student_shape import check_shape
+from distill.pipeline.student_shape import check_shape, student_choice
 from distill.precision import device_in_words
 from distill.training.finetune import build_model
 from distill.training.models import ModelChoice, ModelError, load_larger, load_processor, start_with
@@ -64,16 +64,25 @@ def folders_left(run: Run) -> list[str]:
 
 
 class Announcement:
-    """Says before the first training of a run what is to be trained, and how long that takes here."""
+    """Says before the first training of a run what is to be trained, and how long that takes here.
+
+    A student that was to be found is known by then: whether it can start with weights of its teacher is found out here.
+    """
 
     def __init__(self, run: Run):
         self.run, self.is_told = run, False
 
     def __call__(self, stage: str, to_build: list[str]) -> None:
         settings = self.run.settings
-        if self.is_told or stage not in TRAININGS or settings.images.streaming:
+        if self.is_told or stage not in TRAININGS:
             return
         self.is_told = True
+        choice, names = settings.student.choice, self.run.class_names
+        if settings.student.is_auto and choice.init_from == OWN_TEACHER and "student" in to_build:
+            student = check_model(self.run, replace(student_choice(self.run), init_from=""), names)
+            start_with(student, teacher_to_start_with(self.run, names, to_build), choice, announce=False)
+        if settings.images.streaming:
+            return
         try:
             found = forecasts(self.run, to_build)
         except (RuntimeError, ValueError, MemoryError) as error:  # of a model that takes other inputs: training will tell
@@ -87,40 +96,50 @@ def check(run: Run, stages: list[Stage]) -> None:
     """Look at everything from outside the run, so that what is wrong with it is said before any work."""
     settings = run.settings
     to_build = stages_to_build(stages, settings.chosen_stages, run.folder, settings.run.force)
-    teacher, names = None, None
+    names = None
     if "data" in to_build:
         labeller, found = run.labeller(), run.found
         names = found.class_names if labeller is None else labeller.class_names
     if names is None and {"shape", "teacher", "student"} & set(to_build):
         names = run.class_names
-    if "shape" in to_build:
-        check_shape(run, len(names))
     if "teacher" in to_build:
         choice = settings.teacher.choice
         if is_used_unchanged(choice, names):
             load_classifier(choice.name, names)
         else:
-            teacher = check_model(run, choice, names)
+            check_model(run, choice, names)
     if {"student", "prune", "recover"} & set(to_build):
         for other in settings.teacher.others:
             load_classifier(other, names or run.class_names)
-    if "student" in to_build:
+    if {"shape", "student"} & set(to_build):
         choice = settings.student.choice
         starts_with_teacher = choice.init_from == OWN_TEACHER
         student = check_model(run, replace(choice, init_from="") if starts_with_teacher else choice, names)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be exported, got {type(student).__name__}")
-        if starts_with_teacher:
-            source = settings.teacher.choice
-            larger = teacher if "teacher" in to_build and source.is_preset else None
-            if larger is None:
-                checkpoint = source.name if "teacher" in to_build else str(run.folder / "teacher")
-                larger = load_larger(replace(choice, init_from=checkpoint))
-            start_with(student, larger, choice, announce=False)
+        if starts_with_teacher and "student" in to_build:
+            larger = teacher_to_start_with(run, names, to_build)
+            if not settings.student.is_auto:  # whose shape is not known yet
+                start_with(student, larger, choice, announce=False)
+        if "shape" in to_build:
+            check_shape(run, len(names))
         if "prune" in to_build:
             check_prunable(run, student.config)
     elif "prune" in to_build:
         check_prunable(run, SwinHfConfig.from_pretrained(run.folder / "student"))
+
+
+def teacher_to_start_with(run: Run, class_names: list[str], to_build: list[str]) -> PreTrainedModel:
+    """The run's teacher, whose weights the student is to start with; one that is not trained yet has others.
+
+    Raises:
+        ModelError: it is no Swin.
+    """
+    source, choice = run.settings.teacher.choice, run.settings.student.choice
+    if "teacher" in to_build and source.is_preset:
+        return check_model(run, source, class_names)
+    checkpoint = source.name if "teacher" in to_build else str(run.folder / "teacher")
+    return load_larger(replace(choice, init_from=checkpoint))
 
 
 def check_model(run: Run, choice: ModelChoice, class_names: list[str]) -> PreTrainedModel:

@@ -224,6 +224,18 @@ def test_a_target_beyond_the_family_gives_its_largest_student_and_says_so(image_
     assert shape["stage_dims"] == [24, 48]  # 1.5 times as wide
 
 
+def test_a_student_that_was_found_must_fit_into_its_teacher_before_that_is_trained(image_folder, tmp_path, capsys):
+    arguments = ["--student", "auto", "--student_init_from", "teacher", "--stages", "data,shape,teacher,student"]
+    arguments += ["--teacher", "swin_edge_small", "--teacher_args", SMALL]
+    with pytest.raises(ModelError, match="--student_init_from teacher: the larger model must have every stage"):
+        run(image_folder, tmp_path, *arguments, "--target", "params=30K")
+    out = capsys.readouterr().out
+    assert "params=30000: widths [" in out and "test accuracy" not in out
+    assert not (tmp_path / "run" / "teacher").exists()
+    folder = run(image_folder, tmp_path, *arguments, "--target", "params=12K")
+    assert (folder / "student" / "model.safetensors").is_file()
+
+
 def test_blocks_are_pruned_from_a_greyscale_student(image_folder, tmp_path):
     student = SMALL.replace("[1, 1]", "[1, 2]")[:-1] + ", num_channels: 1}"
     arguments = [
