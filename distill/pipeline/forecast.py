@@ -39,10 +39,10 @@ def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
     """The trainings of the stages that are to be built, once the images are stored."""
     settings, data = run.settings, run.data()
     images = len(data.examples["train"]) * settings.transforms.repeated_augmentation
-    own = {
-        "teacher": (settings.teacher.choice, settings.teacher.teacher_epochs),
-        "student": (student_choice(run), settings.student.student_epochs),
-        "recover": (settings.student.choice, settings.recover.recover_epochs),
+    epochs = {
+        "teacher": settings.teacher.teacher_epochs,
+        "student": settings.student.student_epochs,
+        "recover": settings.recover.recover_epochs,
     }
     unchanged = is_used_unchanged(settings.teacher.choice, run.class_names)
     found = []
@@ -50,7 +50,8 @@ def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
     @cache
     def timed(stage: str) -> tuple[float, int]:
         """Seconds of a step for one of its images, and the number of parameters."""
-        choice = replace(own[stage][0], init_from="")  # other weights take no longer
+        own = settings.teacher.choice if stage == "teacher" else student_choice(run)
+        choice = replace(own, init_from="")  # other weights take no longer
         model = build_model(settings.training(choice, 1, 1, run.folder), run.class_names, announce=False)
         return seconds_per_step(model, run), sum(part.numel() for part in model.parameters())
 
@@ -62,10 +63,9 @@ def forecasts(run: Run, to_build: list[str]) -> list[Forecast]:
     for stage in TRAININGS:
         if stage not in to_build or (stage == "teacher" and unchanged):
             continue
-        epochs = own[stage][1]
         seconds, parameters = timed("student" if stage == "recover" else stage)
-        whole = (seconds + (0.0 if stage == "teacher" else teaching)) * images * epochs
-        found.append(Forecast(stage=stage, parameters=parameters, epochs=epochs, images=images, seconds=whole))
+        whole = (seconds + (0.0 if stage == "teacher" else teaching)) * images * epochs[stage]
+        found.append(Forecast(stage=stage, parameters=parameters, epochs=epochs[stage], images=images, seconds=whole))
     return found
 
 

@@ -21,6 +21,7 @@ from distill.data.sources import DataError
 from distill.errors import SettingsError
 from distill.pipeline.pipeline import run_pipeline
 from distill.pipeline.settings import parse_settings
+from distill.pipeline.stages import StageError
 from distill.pruning.targets import PruningError
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError
@@ -198,7 +199,8 @@ def test_trainings_of_a_run_have_all_that_a_fine_tuning_has(image_folder, checkp
 
 
 def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, capsys):
-    arguments = ["--teacher", str(checkpoint), "--student", "auto", "--stages", "data,shape,teacher,student"]
+    own = ["--teacher", str(checkpoint), "--student", "auto", "--stages"]
+    arguments = [*own, "data,shape,teacher,student"]
     with pytest.raises(PruningError, match="params=1000 cannot be met: the smallest model in reach costs"):
         run(image_folder, tmp_path, *arguments, "--target", "params=1K")
     capsys.readouterr()
@@ -214,6 +216,8 @@ def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, cap
     assert "the largest of the family" not in out
     before = (folder / "student" / "model.safetensors").read_bytes()
     run(image_folder, tmp_path, *arguments, "--target", "params=12K", "--recipe", "fp32")
+    with pytest.raises(StageError, match="reads .*shape, which was made with other settings; add shape to --stages"):
+        run(image_folder, tmp_path, *own, "student", "--target", "params=13K")
     assert (folder / "student" / "model.safetensors").read_bytes() == before  # a recipe changes no count
 
 
@@ -225,15 +229,19 @@ def test_a_target_beyond_the_family_gives_its_largest_student_and_says_so(image_
 
 
 def test_a_student_that_was_found_must_fit_into_its_teacher_before_that_is_trained(image_folder, tmp_path, capsys):
-    arguments = ["--student", "auto", "--student_init_from", "teacher", "--stages", "data,shape,teacher,student"]
-    arguments += ["--teacher", "swin_edge_small", "--teacher_args", SMALL]
+    own = ["--student", "auto", "--student_init_from", "teacher", "--teacher", "swin_edge_small", "--teacher_args", SMALL]
+
+    def found(target: str, stages: str) -> Path:
+        return run(image_folder, tmp_path, *own, "--target", target, "--stages", stages)
+
     with pytest.raises(ModelError, match="--student_init_from teacher: the larger model must have every stage"):
-        run(image_folder, tmp_path, *arguments, "--target", "params=30K")
+        found("params=30K", "data,shape,teacher,student")
     out = capsys.readouterr().out
     assert "params=30000: widths [" in out and "test accuracy" not in out
     assert not (tmp_path / "run" / "teacher").exists()
-    folder = run(image_folder, tmp_path, *arguments, "--target", "params=12K")
-    assert (folder / "student" / "model.safetensors").is_file()
+    found("params=12K", "data,teacher")
+    assert "teacher  0.0 M parameters" in capsys.readouterr().out  # the forecast does without a student
+    assert (found("params=12K", "data,shape,teacher,student") / "student" / "model.safetensors").is_file()
 
 
 def test_blocks_are_pruned_from_a_greyscale_student(image_folder, tmp_path):
