@@ -10,13 +10,16 @@ from swin_hf.configuration_swin_hf import SwinHfConfig
 
 TOLERANCE = 0.03  # of a target
 CLOSE_ENOUGH = 0.01  # at which the search for a measured target ends
-MAX_PROGRAMS = 10  # lowered and timed in a search
-# Costs are taken to be a power of the multiply-accumulates: the first time this one, later one between the other two.
+MAX_PROGRAMS, GUESSED = 12, 4  # lowered and timed in a search; of them, those up to which any guess is taken
+# The first guess takes costs to be this power of the multiply-accumulates; later ones lie between those by the other two.
 EXPONENT, MIN_EXPONENT, MAX_EXPONENT = 0.8, 0.5, 1.3
 
 
 class MissedError(PruningError):
-    """No shape in the row comes close enough to the target. before: the place of the last one that costs too much."""
+    """No shape in the row comes close enough to the target, as far as is known.
+
+    before: the place of the last one that costs too much.
+    """
 
     def __init__(self, message: str, before: int):
         super().__init__(message)
@@ -100,16 +103,28 @@ class Search:
             return nearest
         if self.last in points:
             self._require(points[self.last][1])
-        raise self._missed(*((place, points[place][1]) for place in _around(points) if place is not None))
+        below, above = _around(points)
+        if below is None:
+            raise PruningError(
+                f"the target {self._wanted} was not met within {TOLERANCE:.0%} by {len(points)} programs, the nearest of them "
+                f"costs {points[nearest][1]:.3f} of it; take that as the target, or {self._advice}"
+            )
+        raise self._missed(*((place, points[place][1]) for place in (below, above) if place is not None))
 
     def _next(self, points: dict[int, tuple[float, float]]) -> int | None:
-        """The place to measure after those of `points`; none if they leave nothing between them."""
+        """The place to measure after those of `points`; none if they leave nothing between them.
+
+        Where costs jump, guesses fall at an end of what is left, and would shrink it by one place at a time; so it is halved.
+        """
         below, above = _around(points)
         first, last = 0 if below is None else below + 1, self.last if above is None else above - 1
         if first > last:
             return None
         nearest = sorted(points.values(), key=lambda point: abs(math.log(point[1])))
-        return min(max(self._place_of(_macs_wanted(*nearest[:2])), first), last)
+        guess = self._place_of(_macs_wanted(*nearest[:2]))
+        if below is None or above is None or len(points) <= GUESSED or first < guess < last:
+            return min(max(guess, first), last)
+        return (first + last) // 2
 
     def _place_of(self, macs: float) -> int:
         """The first place with no more multiply-accumulates; the last, if there is none."""
@@ -118,10 +133,10 @@ class Search:
     def _missed(self, *nearest: tuple[int, float]) -> MissedError:
         shown = " and ".join(f"{excess:.3f}" for excess in sorted({excess for _, excess in nearest}))
         message = (
-            f"the target {self._wanted} cannot be met within {TOLERANCE:.0%}: the nearest steps cost {shown} of it; take one "
-            f"of these as the target, or {self._advice}"
+            f"the target {self._wanted} cannot be met within {TOLERANCE:.0%}: the nearest shapes that were tried cost {shown} "
+            f"of it; take one of these as the target, or {self._advice}"
         )
-        return MissedError(message, max((place for place, excess in nearest if excess > 1), default=0))
+        return MissedError(message, max(place for place, excess in nearest if excess > 1))
 
 
 def _around(points: dict[int, tuple[float, float]]) -> tuple[int | None, int | None]:

@@ -203,7 +203,7 @@ def test_what_cannot_be_met_is_explained_with_what_can(make_config):
     with pytest.raises(PruningError, match="macs=0.05x cannot be met"):
         require_reachable(costs_of(config), parse_targets("macs=0.05"), BOTTLENECK, 8)
     require_reachable(costs_of(config), parse_targets("macs=0.5"), BOTTLENECK, 8)
-    with pytest.raises(PruningError, match=r"within 3%: the nearest steps cost .* a smaller --round_to"):
+    with pytest.raises(PruningError, match=r"within 3%: the nearest shapes that were tried cost .* a smaller --round_to"):
         plan_pruning(config, uniform(config), parse_targets("macs=0.9"), costs_of(config), ("stages",))
     with pytest.raises(PruningError, match="latency is that of a lowered program, which this kind of model does not have"):
         plan_pruning(config, uniform(config), parse_targets("latency=0.5"), costs_of(config))
