@@ -2,8 +2,9 @@
 
 A stage works in a hidden folder of the run and is moved into place when it is complete, so that a folder with its plain name
 is always whole. `stage.json` in it records its files with their sizes, and the fingerprint: a hash of the settings the stage
-depends on, of the files it reads from outside the run and of the fingerprints of the stages before it. A stage that lost a
-file since is built again. Only the files that it records are ever replaced.
+depends on, of the files it reads from outside the run and of the fingerprints of the stages before it. What was measured there
+comes out differently the next time, so that it counts too. A stage that lost a file since is built again. Only the files that
+it records are ever replaced.
 """
 
 import hashlib
@@ -49,6 +50,7 @@ class Stage:
     title: what the step does, for the log.
     folder: name of the folder under the run.
     settings: everything else the outcome depends on, as JSON values.
+    is_measured: whether it depends on times or sizes too, which are measured in it.
     """
 
     name: str
@@ -57,14 +59,22 @@ class Stage:
     inputs: tuple[str, ...]
     settings: dict[str, Any]
     build: Callable[[Path], None]
+    is_measured: bool = False
 
 
-def fingerprints(stages: list[Stage]) -> dict[str, str]:
-    """Fingerprint of every stage, in order; a change of one changes those of all stages that depend on it."""
-    result = {}
+def fingerprints(stages: list[Stage], run_dir: Path) -> dict[str, str]:
+    """Fingerprint of every stage, in order; a change of one changes those of all stages that depend on it.
+
+    Those after a stage that measures are final when its files are there.
+    """
+    result, as_input = {}, {}
     for stage in stages:
-        content = [stage.name, stage.settings, [result[name] for name in stage.inputs]]
-        result[stage.name] = fingerprint_of(content)
+        own = fingerprint_of([stage.name, stage.settings, [as_input[name] for name in stage.inputs]])
+        result[stage.name] = as_input[stage.name] = own
+        if stage.is_measured:
+            record = read_record(run_dir / stage.folder, MANIFEST) or {}
+            found = record.get("sha256") if record.get("fingerprint") == own else None
+            as_input[stage.name] = fingerprint_of([own, found])
     return result
 
 
@@ -80,7 +90,7 @@ def stages_to_build(stages: list[Stage], chosen: list[str], run_dir: Path, force
         StageError: a stage that was not chosen is missing, was made with other settings, or lost files.
         OutputError: a folder of a stage holds files that are not its own.
     """
-    wanted = fingerprints(stages)
+    wanted = fingerprints(stages, run_dir)
     by_name = {stage.name: stage for stage in stages}
     chosen_stages = [stage for stage in stages if stage.name in chosen]
     for stage in chosen_stages:
@@ -167,7 +177,7 @@ def run_stages(
         StageError: a stage that was not chosen is missing or was made with other settings.
         OutputError: a folder of a stage holds files that are not its own, or the disk is full.
     """
-    wanted = fingerprints(stages)
+    wanted = fingerprints(stages, run_dir)
     to_build = stages_to_build(stages, chosen, run_dir, force)
     chosen_stages = [stage for stage in stages if stage.name in chosen]
     for number, stage in enumerate(chosen_stages, start=1):
@@ -185,6 +195,9 @@ def run_stages(
         before(stage.name, to_build)
         seconds = _build(stage, folder, wanted[stage.name])
         print(f"      done in {seconds:.0f} s -> {folder}", flush=True)
+        if stage.is_measured:
+            wanted = fingerprints(stages, run_dir)
+            to_build = stages_to_build(stages, chosen, run_dir, force)
     if {path.name for path in (run_dir / UNFINISHED).glob("*")} <= {MANIFEST}:  # no other stage was interrupted
         shutil.rmtree(run_dir / UNFINISHED, ignore_errors=True)
 

@@ -122,6 +122,7 @@ class Step:
 
     inputs: other stages, of which those count that the run has, or `LAST`.
     settings: what its outcome depends on beside its inputs, as JSON values.
+    has_target: whether the target is met in it, by measuring if that is of a latency or a size.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Step:
     inputs: tuple[str, ...]
     settings: Callable[[Settings], dict[str, Any]]
     build: Callable[[Run, Path], None]
+    has_target: bool = False
 
 
 def _of_images(settings: Settings) -> dict[str, Any]:
@@ -174,10 +176,14 @@ def _pruned(settings: Settings) -> dict[str, Any]:
 
 def _timed(settings: Settings) -> dict[str, Any]:
     """What the latency and the size of programs depend on, if the target names one."""
-    if not any(target.measure in MEASURED for target in settings.prune.targets):
+    if not _is_measured(settings):
         return {}
     table, facts = settings.prune.latency_table, {"recipe": settings.edge.recipe, "threads": settings.report.threads}
     return facts | ({"latency_table": content_of(table)} if table else {})
+
+
+def _is_measured(settings: Settings) -> bool:
+    return any(target.measure in MEASURED for target in settings.prune.targets)
 
 
 LAST = "the last training"
@@ -197,6 +203,7 @@ STEPS = (
         inputs=("data",),
         settings=_sized,
         build=build_shape,
+        has_target=True,
     ),
     Step(
         name="teacher",
@@ -221,6 +228,7 @@ STEPS = (
         inputs=("data", "teacher", "student"),
         settings=lambda settings: _distilled(settings) | _pruned(settings),
         build=build_pruned,
+        has_target=True,
     ),
     Step(
         name="recover",
@@ -266,6 +274,7 @@ def stages_of(run: Run) -> list[Stage]:
             inputs=inputs_of(step),
             settings=step.settings(settings),
             build=partial(step.build, run),
+            is_measured=step.has_target and _is_measured(settings),
         )
         for step in STEPS
         if step.name in settings.all_stages

@@ -17,22 +17,33 @@ class Kill(BaseException):
 
 @pytest.fixture
 def stages(tmp_path):
-    """Two stages that record their builds; `fail` names a stage that stops half-way, and its exception."""
+    """Two stages that record their builds; `fail` names a stage that stops half-way, and its exception.
+
+    measured: what the first one writes, if it measures.
+    """
     built, fail = [], {}
 
-    def make(first_setting=1, second_setting=1):
+    def make(first_setting=1, second_setting=1, measured=""):
         def build(name):
             def fill(work_dir):
                 built.append(name)
                 (work_dir / "half").write_text("half")
                 if name in fail:
                     raise fail[name]
-                (work_dir / "whole").write_text("whole")
+                (work_dir / "whole").write_text(measured or "whole")
 
             return fill
 
         return [
-            Stage(name="first", title="", folder="first", inputs=(), settings={"a": first_setting}, build=build("first")),
+            Stage(
+                name="first",
+                title="",
+                folder="first",
+                inputs=(),
+                settings={"a": first_setting},
+                build=build("first"),
+                is_measured=bool(measured),
+            ),
             Stage(
                 name="second", title="", folder="2nd", inputs=("first",), settings={"b": second_setting}, build=build("second")
             ),
@@ -60,6 +71,25 @@ def test_a_change_reaches_what_depends_on_it(stages):
     run(stages)
     assert run(stages, second_setting=2) == ["second"]
     assert run(stages, first_setting=2, second_setting=2) == ["first", "second"]
+
+
+def test_what_was_measured_anew_reaches_what_depends_on_it(stages):
+    assert run(stages, measured="5 ms") == ["first", "second"] and run(stages, measured="6 ms") == []
+    assert run(stages, names=["first"], force=True, measured="6 ms") == ["first"]
+    assert run(stages, measured="7 ms") == ["second"]  # which was made of the 5 ms
+    shutil.rmtree(stages.run_dir / "first")
+    assert run(stages, measured="6 ms") == ["first"]  # nothing else was found
+    shutil.rmtree(stages.run_dir / "first")
+    stages.fail["second"] = Kill()
+    with pytest.raises(Kill):
+        run(stages, measured="8 ms")
+    (left,) = (stages.run_dir / ".unfinished").glob("second-*")
+    shutil.rmtree(stages.run_dir / "first")
+    with pytest.raises(Kill):
+        run(stages, measured="9 ms")
+    assert list((stages.run_dir / ".unfinished").glob("second-*")) not in ([], [left])  # nothing of it is taken up
+    stages.fail.clear()
+    assert run(stages, measured="9 ms") == ["second"] and run(stages, measured="9 ms") == []
 
 
 def test_picked_stage_needs_its_inputs(stages):
