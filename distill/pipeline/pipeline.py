@@ -52,7 +52,7 @@ def run_pipeline(settings: Settings) -> str:
             check(run, stages)
             if left := folders_left(run):
                 print(f"no longer of this run, and left as they are: {', '.join(left)} in {run.folder}", flush=True)
-            run_stages(stages, settings.chosen_stages, run.folder, settings.run.force, before=Announcement(run))
+            run_stages(stages, settings.chosen_stages, run.folder, settings.run.force, before=BeforeFirstTraining(run))
         lay_out(run.folder)
     return closing_words(run)
 
@@ -63,33 +63,33 @@ def folders_left(run: Run) -> list[str]:
     return [folder for folder in others if (run.folder / folder / MANIFEST).is_file()]
 
 
-class Announcement:
-    """Says before the first training of a run what is to be trained, and how long that takes here.
-
-    A student that was to be found is known by then: whether it can start with weights of its teacher is found out here.
-    """
+class BeforeFirstTraining:
+    """Done before the first training of a run: by then, a student that was to be found is known."""
 
     def __init__(self, run: Run):
-        self.run, self.is_told = run, False
+        self.run, self.is_done = run, False
 
     def __call__(self, stage: str, to_build: list[str]) -> None:
-        settings = self.run.settings
-        if self.is_told or stage not in TRAININGS:
+        if self.is_done or stage not in TRAININGS:
             return
-        self.is_told = True
-        choice, names = settings.student.choice, self.run.class_names
-        if settings.student.is_auto and choice.init_from == OWN_TEACHER and "student" in to_build:
-            student = check_model(self.run, replace(student_choice(self.run), init_from=""), names)
-            start_with(student, teacher_to_start_with(self.run, names, to_build), choice, announce=False)
-        if settings.images.streaming:
-            return
-        try:
-            found = forecasts(self.run, to_build)
-        except (RuntimeError, ValueError, MemoryError) as error:  # of a model that takes other inputs: training will tell
-            print(f"      how long the trainings take is not known: {error}", flush=True)
-            return
-        if found:
-            print(describe(found, device_in_words(settings.trainer), settings.config), flush=True)
+        self.is_done = True
+        if self.run.settings.student.is_auto and "student" in to_build:
+            check_student(self.run, student_choice(self.run), self.run.class_names, to_build)
+        announce_trainings(self.run, to_build)
+
+
+def announce_trainings(run: Run, to_build: list[str]) -> None:
+    """Say what is to be trained, and how long that takes here."""
+    settings = run.settings
+    if settings.images.streaming:
+        return
+    try:
+        found = forecasts(run, to_build)
+    except (RuntimeError, ValueError, MemoryError) as error:  # of a model that takes other inputs: training will tell
+        print(f"      how long the trainings take is not known: {error}", flush=True)
+        return
+    if found:
+        print(describe(found, device_in_words(settings.trainer), settings.config), flush=True)
 
 
 def check(run: Run, stages: list[Stage]) -> None:
@@ -113,14 +113,14 @@ def check(run: Run, stages: list[Stage]) -> None:
             load_classifier(other, names or run.class_names)
     if {"shape", "student"} & set(to_build):
         choice = settings.student.choice
-        starts_with_teacher = choice.init_from == OWN_TEACHER
-        student = check_model(run, replace(choice, init_from="") if starts_with_teacher else choice, names)
+        if settings.student.is_auto:  # whether it can start with a larger one is known when its shape is
+            student = check_model(run, replace(choice, init_from=""), names)
+            if choice.init_from and "student" in to_build:
+                model_to_start_with(run, names, to_build)
+        else:
+            student = check_student(run, choice, names, to_build)
         if not isinstance(student, SwinHfForImageClassification):
             raise ModelError(f"--student {choice.name} must be a Swin of ours to be exported, got {type(student).__name__}")
-        if starts_with_teacher and "student" in to_build:
-            larger = teacher_to_start_with(run, names, to_build)
-            if not settings.student.is_auto:  # whose shape is not known yet
-                start_with(student, larger, choice, announce=False)
         if "shape" in to_build:
             check_shape(run, len(names))
         if "prune" in to_build:
@@ -129,16 +129,30 @@ def check(run: Run, stages: list[Stage]) -> None:
         check_prunable(run, SwinHfConfig.from_pretrained(run.folder / "student"))
 
 
-def teacher_to_start_with(run: Run, class_names: list[str], to_build: list[str]) -> PreTrainedModel:
-    """The run's teacher, whose weights the student is to start with; one that is not trained yet has others.
+def check_student(run: Run, choice: ModelChoice, class_names: list[str], to_build: list[str]) -> PreTrainedModel:
+    """The student, as its stage will train it; one that is to start with weights of a larger model can.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    student = check_model(run, replace(choice, init_from=""), class_names)
+    if choice.init_from:
+        start_with(student, model_to_start_with(run, class_names, to_build), choice, announce=False)
+    return student
+
+
+def model_to_start_with(run: Run, class_names: list[str], to_build: list[str]) -> PreTrainedModel:
+    """The larger model whose weights the student is to start with; the run's teacher has others if it is not trained yet.
 
     Raises:
         ModelError: it is no Swin.
     """
-    source, choice = run.settings.teacher.choice, run.settings.student.choice
-    if "teacher" in to_build and source.is_preset:
-        return check_model(run, source, class_names)
-    checkpoint = source.name if "teacher" in to_build else str(run.folder / "teacher")
+    teacher, choice = run.settings.teacher.choice, run.settings.student.choice
+    if choice.init_from != OWN_TEACHER:
+        return load_larger(choice)
+    if "teacher" in to_build and teacher.is_preset:
+        return check_model(run, teacher, class_names)
+    checkpoint = teacher.name if "teacher" in to_build else str(run.folder / "teacher")
     return load_larger(replace(choice, init_from=checkpoint))
 
 

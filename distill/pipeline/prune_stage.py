@@ -4,7 +4,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from distill.pipeline.models import evaluate, save_classifier, train
 from distill.pipeline.run_folder import Run
 from distill.pruning.apply import apply_plan
 from distill.pruning.budgets import plan_pruning, require_reachable
-from distill.pruning.costs import Costs
+from distill.pruning.costs import Costs, tell_of_program
 from distill.pruning.importance import Importance, importance_for
 from distill.pruning.latency_table import LatencyTable
 from distill.pruning.targets import Target, steps_towards
@@ -41,7 +41,15 @@ def check_prunable(run: Run, student: SwinHfConfig) -> None:
     """
     own = run.settings.prune
     with program_costs(run, student) as measure:
-        require_reachable(costs_of(run, student, measure), own.targets, own.scope_names, own.round_to)
+        costs = costs_of(run, student, measure)
+        announce_check(costs, own.targets)
+        require_reachable(costs, own.targets, own.scope_names, own.round_to)
+
+
+def announce_check(costs: Costs, targets: tuple[Target, ...]) -> None:
+    """Say what takes a while before a run begins: programs are lowered to know whether the target can be met."""
+    if costs.are_measured(targets):
+        print(f"looking whether {', '.join(map(str, targets))} can be met, by programs of this machine", flush=True)
 
 
 def build_pruned(run: Run, work_dir: Path) -> None:
@@ -141,27 +149,32 @@ def batches(run: Run, student: Classifier, batch_size: int | None = None) -> Ite
         yield collate([images[number] for number in used[start : start + size]])
 
 
-def program_costs(run: Run, before: SwinHfConfig | None) -> ProgramCosts:
-    """Measures programs by the recipe of the run, with the threads of its report, beside that of `before` if it is given."""
-    return ProgramCosts(before, find_recipe(run.settings.edge.recipe), run.settings.report.threads)
+def program_costs(
+    run: Run,
+    before: SwinHfConfig | None,
+    known: dict[str, ProgramCost] | None = None,
+    then: Callable[[], None] = lambda: None,
+) -> ProgramCosts:
+    """Measures programs by the recipe of the run, with the threads of its report, beside that of `before` if it is given.
+
+    known: see `ProgramCosts`. then: is called when a program was measured.
+    """
+
+    def announce(cost: ProgramCost) -> None:
+        tell_of_program(cost, indent="      ", with_latency=not run.settings.prune.latency_table)
+        then()
+
+    return ProgramCosts(
+        before, find_recipe(run.settings.edge.recipe), run.settings.report.threads, known=known, announce=announce
+    )
 
 
-def costs_of(run: Run, before: SwinHfConfig, measure: ProgramCosts, programs: dict[str, ProgramCost] | None = None) -> Costs:
+def costs_of(run: Run, before: SwinHfConfig, measure: ProgramCosts) -> Costs:
     """Costs of classifiers; their latencies are those of the run's table, if it has one.
-
-    programs: see `Costs`.
 
     Raises:
         LatencyTableError: the table cannot be read, or is of another recipe or number of threads.
     """
     file = run.settings.prune.latency_table
     table = LatencyTable.load(Path(file), run.settings.edge.recipe, run.settings.report.threads) if file else None
-    return Costs(
-        SwinHfForImageClassification,
-        before,
-        before.image_height_width,
-        measure,
-        table,
-        programs=programs,
-        announce=lambda line: print(f"      {line}", flush=True),
-    )
+    return Costs(SwinHfForImageClassification, before, before.image_height_width, measure, table)

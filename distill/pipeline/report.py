@@ -193,7 +193,6 @@ def times(ratio: float, more: str, less: str) -> str:
 def make_report(
     run_dir: Path,
     settings: ReportSettings,
-    name: str,
     dataset: str,
     command: str,
     last_model: str,
@@ -201,7 +200,7 @@ def make_report(
 ) -> Report:
     """Measure all steps in `run_dir` on its test images.
 
-    name, dataset: what the report calls the run and its data set. command: that repeats the run. last_model: of
+    dataset: what the report calls the data set. command: that repeats the run. last_model: of
         `CHECKPOINTS`, that from which the program was exported. stages: what those before it cost.
     """
     checkpoints = CHECKPOINTS[: CHECKPOINTS.index(last_model) + 1]
@@ -254,7 +253,7 @@ def make_report(
             )
         )
     return Report(
-        name=name,
+        name=run_dir.resolve().name,
         dataset=dataset,
         class_names=class_names,
         images={split: len(own) for split, own in examples.items()},

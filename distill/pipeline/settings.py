@@ -162,12 +162,12 @@ def check_stages(settings: Settings) -> None:
     Raises:
         SettingsError: it does not have one.
     """
-    missing = [stage for stage in settings.chosen_stages if stage not in settings.all_stages]
-    names, is_of_auto = " and ".join(missing), bool(set(missing) & set(STAGES_OF_AUTO))
-    rule = f"not name {names} {WITH_AUTO}, as nothing is pruned"
-    if not settings.student.is_auto:
-        rule = f"name {names} only {WITH_AUTO if is_of_auto else f'{WITH_TARGET}, as nothing is pruned'}"
-    require(not missing, "stages", rule, settings.run.stages)
+    is_auto, chosen = settings.student.is_auto, settings.chosen_stages
+    names = " and ".join(stage for stage in chosen if stage in STAGES_OF_AUTO)
+    require(is_auto or not names, "stages", f"name {names} only {WITH_AUTO}", settings.run.stages)
+    names = " and ".join(stage for stage in chosen if stage in STAGES_OF_PRUNING)
+    rule = f"not name {names} {WITH_AUTO}" if is_auto else f"name {names} only {WITH_TARGET}"
+    require(settings.prunes or not names, "stages", f"{rule}, as nothing is pruned", settings.run.stages)
 
 
 def check_unpruned(settings: Settings) -> None:
@@ -205,7 +205,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     command_line = CommandLine(
         program="distill/run.py",
         description="From labelled images to a small Swin in a .pte: data, teacher, student, edge, report. With a --target, a "
-        "student that is there is pruned and recovered, and --student auto is chosen by it. "
+        "student that is there is pruned and recovered, and the shape of --student auto is found by it. "
         "Every setting of scripts/finetune.py holds for all trainings of the run.",
         folder=CONFIG_DIR,
         parts=[*stages, TaskSettings, *SHARED_PARTS],

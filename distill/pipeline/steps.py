@@ -104,7 +104,6 @@ def build_report(run: Run, work_dir: Path) -> None:
     report = make_report(
         run.folder,
         run.settings.report,
-        name=run.folder.resolve().name,
         dataset=run.settings.images.public_name,
         command=run.settings.command,
         last_model=run.last_model.name,

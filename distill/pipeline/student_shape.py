@@ -1,25 +1,24 @@
 """The student of `--student auto`: as large as the target allows, found before anything is trained."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
-from distill.pipeline.prune_stage import costs_of, program_costs
+from distill.pipeline.prune_stage import announce_check, costs_of, program_costs
 from distill.pipeline.run_folder import Run
-from distill.pruning.costs import Costs
 from distill.pruning.search import TOLERANCE
 from distill.pruning.shapes import search_for, shape_for
 from distill.pruning.targets import AUTO_PRESETS
 from distill.training.models import ModelChoice
+from edge.compare.candidates import ProgramCost
 from swin_hf import SwinHfConfig
 from swin_hf.output_folders import write_json
 from swin_hf.presets_swin_hf import PRESETS
 
-SHAPE = "student_shape.json"
+SHAPE, PROGRAMS = "student_shape.json", "programs.json"
 FIELDS = (  # of a config, which say how large a model is
     *("embed_dim", "stage_dims", "depths", "num_heads", "mbconv_ratio"),
     *("block_num_heads", "block_head_dim", "block_value_head_dim", "block_mlp_dim"),
@@ -41,8 +40,15 @@ def build_shape(run: Run, work_dir: Path) -> None:
     Raises:
         PruningError: none does.
     """
-    configs, targets = family_of(run, len(run.class_names)), run.settings.prune.targets
-    with family_costs(run, configs[0]) as costs:
+    configs, targets, file = family_of(run, len(run.class_names)), run.settings.prune.targets, work_dir / PROGRAMS
+    if file.is_file():  # of a search that was interrupted
+        run.programs.update({key: ProgramCost(**cost) for key, cost in json.loads(file.read_text())["programs"].items()})
+
+    def keep() -> None:
+        write_json(file, {"programs": {key: asdict(cost) for key, cost in run.programs.items()}})
+
+    with program_costs(run, None, run.programs, then=keep) as measure:
+        costs = costs_of(run, configs[0], measure)
         found = shape_for(configs, targets, costs)
         source = costs.latency_source(targets)
         figures = {target.measure: costs.of(found, target.measure) for target in targets}
@@ -54,6 +60,7 @@ def build_shape(run: Run, work_dir: Path) -> None:
         if costs.excess(found, targets) < 1 - TOLERANCE:
             print("      this is the largest of the family: no student costs as much as the target", flush=True)
     write_json(work_dir / SHAPE, {name: getattr(found, name) for name in FIELDS} | {"costs": figures})
+    file.unlink(missing_ok=True)
 
 
 def check_shape(run: Run, num_classes: int) -> None:
@@ -63,18 +70,13 @@ def check_shape(run: Run, num_classes: int) -> None:
         PruningError: it does not.
     """
     configs, targets = family_of(run, num_classes), run.settings.prune.targets
-    with family_costs(run, configs[0]) as costs:
+    with program_costs(run, None, run.programs) as measure:
+        costs = costs_of(run, configs[0], measure)
+        announce_check(costs, targets)
         if costs.are_measured(targets):
             search_for(configs, targets, costs).require_reachable()
         else:
             shape_for(configs, targets, costs)
-
-
-@contextmanager
-def family_costs(run: Run, config: SwinHfConfig) -> Iterator[Costs]:
-    """Costs of students, whose programs are measured once in a session of the run."""
-    with program_costs(run, None) as measure:
-        yield costs_of(run, config, measure, run.programs)
 
 
 def family_of(run: Run, num_classes: int) -> list[SwinHfConfig]:

@@ -24,7 +24,7 @@ from distill.data.sources import DataError, FoundImages
 from distill.data.targets import CLASSES, MASKS, NOTHING
 from distill.pruning.apply import apply_plan, of_config
 from distill.pruning.budgets import Achieved, plan_pruning, require_reachable
-from distill.pruning.costs import Costs
+from distill.pruning.costs import Costs, tell_of_program
 from distill.pruning.importance import Importance, importance_for
 from distill.pruning.latency_table import LatencyTable
 from distill.pruning.plan import PruningPlan
@@ -216,9 +216,10 @@ def planned(
     programs = nullcontext()
     is_classifier = isinstance(model, SwinHfForImageClassification)
     if is_classifier and any(own.needs_programs(table is not None) for own in settings.targets):
-        programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads)
+        tell = partial(tell_of_program, with_latency=table is None)
+        programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads, announce=tell)
     with programs as measure:
-        costs = Costs(partial(of_config, model), config, config.image_height_width, measure, table, announce=print)
+        costs = Costs(partial(of_config, model), config, config.image_height_width, measure, table)
         require_reachable(costs, settings.targets, settings.scopes, settings.round_to)
         importance = importance_of(settings, classifier, images)
         return plan_pruning(config, importance, settings.targets, costs, settings.scopes, settings.round_to)

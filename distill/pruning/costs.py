@@ -20,8 +20,7 @@ class Costs:
 
     make: a model of a config, on the meta device. size: (height, width) of the images. measure: of programs, see
     `edge.compare.candidates.ProgramCosts`; without it latency and size cannot be asked for. table: where latencies are taken
-    from instead. programs: those that are measured already, by the JSON of their shapes; new ones are added. announce: is told
-    of each new one, in words.
+    from instead.
     """
 
     def __init__(
@@ -31,12 +30,8 @@ class Costs:
         size: tuple[int, int],
         measure: Callable[[SwinHfConfig], ProgramCost] | None = None,
         table: LatencyTable | None = None,
-        programs: dict[str, ProgramCost] | None = None,
-        announce: Callable[[str], None] = lambda line: None,
     ):
-        self._make, self._size, self._measure, self._table = make, size, measure, table
-        self._programs, self._announce = {} if programs is None else programs, announce
-        self._known: dict[tuple[str, str], float] = {}
+        self._make, self._size, self._measure, self._table, self._known = make, size, measure, table, {}
         self.before_config = before
 
     def are_measured(self, targets: Iterable[Target]) -> bool:
@@ -67,17 +62,8 @@ class Costs:
             return own if measure == "latency_ms" else own / self._table(self.before_config)
         if self._measure is None:
             raise PruningError(f"{measure} is that of a lowered program, which this kind of model does not have yet")
-        program = self._program(config)
+        program = self._measure(config)
         return {"latency": program.ratio, "latency_ms": program.latency_ms, "size_mb": program.size_mb}[measure]
-
-    def _program(self, config: SwinHfConfig) -> ProgramCost:
-        key = config.to_json_string()
-        if key not in self._programs:
-            found = self._programs[key] = self._measure(config)
-            share = f", {found.ratio:.1%} of the latency before" if found.ratio != 1 else ""
-            size = f"{found.latency_ms:.3g} ms{share}, {found.size_mb:.3g} MB"
-            self._announce(f"tried a program of {self.of(config, 'macs') / 1e6:.4g} M multiply-accumulates: {size}")
-        return self._programs[key]
 
     def excess(self, config: SwinHfConfig, targets: Iterable[Target]) -> float:
         """The largest excess over the targets."""
@@ -87,3 +73,8 @@ class Costs:
             )
             for target in targets
         )
+
+
+def tell_of_program(cost: ProgramCost, indent: str = "", with_latency: bool = True) -> None:
+    """Print what a program costs that was tried; each takes a while. with_latency: not if others count, those of a table."""
+    print(f"{indent}tried a program of {cost if with_latency else f'{cost.size_mb:.3g} MB'}", flush=True)

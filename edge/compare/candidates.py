@@ -3,7 +3,7 @@
 import copy
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -46,6 +46,10 @@ class ProgramCost:
     latency_ms: float
     ratio: float
     size_mb: float
+
+    def __str__(self) -> str:
+        share = f", {self.ratio:.1%} of the latency before" if self.ratio != 1 else ""
+        return f"{self.size_mb:.3g} MB, {self.latency_ms:.3g} ms{share}"
 
 
 def random_classifier(config: SwinHfConfig) -> SwinHfForImageClassification:
@@ -146,12 +150,23 @@ class ProgramCosts:
     """Measures programs of other shapes, each timed in turns with the program of the shape `before`, or alone without one.
 
     A shape is lowered and timed once; `before` is itself at a ratio of 1. To be closed, or used in a `with`.
+
+    known: what was measured beside the same `before`, by the JSON of the shapes; new ones are added.
+    announce: is called with each new one.
     """
 
-    def __init__(self, before: SwinHfConfig | None, recipe: Recipe, threads: int, repeats: int = REPEATS):
-        self._recipe, self._repeats, self._threads = recipe, repeats, threads
+    def __init__(
+        self,
+        before: SwinHfConfig | None,
+        recipe: Recipe,
+        threads: int,
+        repeats: int = REPEATS,
+        known: dict[str, ProgramCost] | None = None,
+        announce: Callable[[ProgramCost], None] = lambda cost: None,
+    ):
+        self._recipe, self._repeats, self._threads, self._announce = recipe, repeats, threads, announce
         self._folder = tempfile.TemporaryDirectory(prefix="swin-hf-programs-")
-        self._known: dict[str, ProgramCost] = {}
+        self._known = {} if known is None else known
         self._before: Engine | None = None
         self._before_config = before
 
@@ -178,6 +193,7 @@ class ProgramCosts:
                 self._before, self._before_bytes = self._open(self._before_config)
             is_before = self._before_config is not None and key == self._before_config.to_json_string()
             self._known[key] = self._timed_before() if is_before else self._timed(config)
+            self._announce(self._known[key])
         return self._known[key]
 
     def _open(self, config: SwinHfConfig) -> tuple[Engine, int]:

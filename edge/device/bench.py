@@ -23,7 +23,8 @@ from .json_text import json_text
 from .program import sections
 from .runner import Runner
 
-TURNS, SETTLE_RUNS = 10, 3  # of each function; untimed runs at the start of a turn
+TURNS, SETTLE_RUNS = 10, 3  # of each of several functions; untimed runs at the start of a turn
+WARM_UP_SHARE = 0.1  # of the repeats, for a function that is timed alone
 
 
 class MeasurementError(ExplainedError):
@@ -42,27 +43,26 @@ class Latency:
 
 
 def measure_latency(runs: dict[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, Latency]:
-    """Time several functions in turns of several runs, so that slow moments of the machine affect all of them alike.
+    """Time a function, or several in turns of several runs, so that slow moments of the machine affect all of them alike.
 
     The first runs of a turn do not count: what they need is no longer in the caches, as the other functions used them.
     threads: recorded, not set.
     """
-    times = _times_in_turns({name: partial(_same, run) for name, run in runs.items()}, repeats)
+    turns, settle_runs = (1, max(round(repeats * WARM_UP_SHARE), 1)) if len(runs) == 1 else (TURNS, SETTLE_RUNS)
+    times = _times_in_turns({name: lambda run=run: run for name, run in runs.items()}, repeats, turns, settle_runs)
     return {name: summarise(own, threads) for name, own in times.items()}
 
 
-def _same(run: Callable[[], object]) -> Callable[[], object]:
-    return run
-
-
-def _times_in_turns(begin: dict[str, Callable[[], Callable[[], object]]], repeats: int) -> dict[str, list[float]]:
+def _times_in_turns(
+    begin: dict[str, Callable[[], Callable[[], object]]], repeats: int, turns: int = TURNS, settle_runs: int = SETTLE_RUNS
+) -> dict[str, list[float]]:
     """Times of single runs, in milliseconds. begin: begins a turn, and returns the function that is timed in it."""
     times: dict[str, list[float]] = {name: [] for name in begin}
-    turns = min(TURNS, repeats)
+    turns = min(turns, repeats)
     for turn in range(turns):
         for name, begin_turn in begin.items():
             run = begin_turn()
-            for _ in range(SETTLE_RUNS):
+            for _ in range(settle_runs):
                 run()
             for _ in range(repeats // turns + (turn < repeats % turns)):
                 start = time.perf_counter()

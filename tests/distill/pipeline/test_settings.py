@@ -186,6 +186,7 @@ def test_options_have_one_spelling():
         (["--scopes", "hidden,widths"], "--scopes: scopes must be of hidden, heads, .* got 'widths'"),
         (["--student", "auto", "--target", "macs=0.7"], "--target must be a number for --student auto, .* got 'macs=0.7x'"),
         (["--stages", "data,shape"], "--stages must name shape only with --student auto, got 'data,shape'"),
+        (["--stages", "shape,prune"], "--stages must name shape only with --student auto, got 'shape,prune'"),
         (["--stages", "shape", "--target", "macs=0.7"], "--stages must name shape only with --student auto, got 'shape'"),
         (["--student", "auto"], "--target must be a number for --student auto, such as latency_ms=5, got 'none'"),
         (["--student", "auto", "--target", "macs=5M", "--stages", "prune"], "stages must not name prune with --student auto"),

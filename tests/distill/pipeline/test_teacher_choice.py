@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import yaml
 from conftest import PLAIN_PROCESSOR
 from safetensors.torch import load_file
 from transformers import (
@@ -19,14 +20,19 @@ from transformers import (
 from distill.compress.teachers import TeacherError, Teachers
 from distill.data.sources import DataError
 from distill.errors import SettingsError
+from distill.pipeline.forecast import forecasts
 from distill.pipeline.pipeline import run_pipeline
+from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import parse_settings
 from distill.pipeline.stages import StageError
+from distill.pipeline.steps import stages_of
 from distill.pruning.targets import PruningError
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError
 from distill.training.tasks.classification import ImageClassification
+from edge.compare.candidates import ProgramCosts
 from swin_hf import SwinHfForImageClassification
+from swin_hf.presets_swin_hf import PRESETS
 
 SMALL = "{patch_size: 2, window_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
 SHARED = ["--config", "digits", "--image_size", "16", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
@@ -200,16 +206,18 @@ def test_trainings_of_a_run_have_all_that_a_fine_tuning_has(image_folder, checkp
 
 def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, capsys):
     own = ["--teacher", str(checkpoint), "--student", "auto", "--stages"]
+    common = ["--dataset", str(image_folder), "--output_dir", str(tmp_path / "run")]
     arguments = [*own, "data,shape,teacher,student"]
     with pytest.raises(PruningError, match="params=1000 cannot be met: the smallest model in reach costs"):
         run(image_folder, tmp_path, *arguments, "--target", "params=1K")
     capsys.readouterr()
     folder = run(image_folder, tmp_path, *arguments, "--target", "params=12K")
     out = capsys.readouterr().out
-    assert "params=12000: widths [" in out and "student  0.0 M parameters" in out  # the forecast is of the one that was found
     assert out.index("] shape:") < out.index("params=12000: widths [") < out.index("] teacher:")
     student = SwinHfForImageClassification.from_pretrained(folder / "student")
     assert student.num_parameters() == pytest.approx(12000, rel=0.03)
+    (forecast,) = forecasts(Run(parse_settings([*SHARED, *arguments, *common, "--target", "params=12K"])), ["student"])
+    assert forecast.parameters == student.num_parameters()
     shape = json.loads((folder / "shape" / "student_shape.json").read_text())
     assert shape["stage_dims"] == student.config.stage_dims
     assert shape["costs"] == {"params": student.num_parameters()}
@@ -242,6 +250,59 @@ def test_a_student_that_was_found_must_fit_into_its_teacher_before_that_is_train
     found("params=12K", "data,teacher")
     assert "teacher  0.0 M parameters" in capsys.readouterr().out  # the forecast does without a student
     assert (found("params=12K", "data,shape,teacher,student") / "student" / "model.safetensors").is_file()
+
+
+def test_a_student_that_was_found_starts_with_a_checkpoint_that_is_larger_than_it(image_folder, make_model, tmp_path):
+    """And not than the preset that it is scaled from, which may be larger, or smaller than it."""
+    wide = "{patch_size: 2, window_size: 4, embed_dim: 32, depths: [1, 1], num_heads: [2, 2], stage_blocks: null}"
+    SwinHfForImageClassification(PRESETS["swin_edge_small"](**yaml.safe_load(SMALL), image_size=16)).save_pretrained(
+        tmp_path / "narrow"
+    )
+    own = ["--student", "auto", "--student_args", wide, "--student_init_from", str(tmp_path / "narrow")]
+    own += ["--teacher", "swin_edge_small", "--teacher_args", SMALL, "--stages", "data,shape,teacher,student"]
+    with pytest.raises(ModelError, match="narrow: the larger model must have every stage"):
+        run(image_folder, tmp_path, *own, "--target", "params=40K")
+    assert not (tmp_path / "run" / "teacher").exists()
+    folder = run(image_folder, tmp_path, *own, "--target", "params=11K")
+    assert SwinHfForImageClassification.from_pretrained(folder / "student").config.stage_dims == [16, 32]
+
+
+def test_a_shape_of_measured_programs_is_found_once_and_a_search_goes_on(image_folder, tmp_path, monkeypatch, capsys):
+    opened, stop_after = [], [2]
+
+    class Program:
+        def turn(self, runs):
+            return [1.0] * runs
+
+        def close(self):
+            pass
+
+    def open_program(self, config):
+        if len(opened) == stop_after[0]:
+            raise KeyboardInterrupt
+        opened.append(config.to_json_string())
+        return Program(), 100 * sum(map(sum, config.block_mlp_dim))
+
+    monkeypatch.setattr(ProgramCosts, "_open", open_program)
+    arguments = ["--student", "auto", "--target", "size_mb=0.0104", "--stages", "data,shape"]
+    with pytest.raises(KeyboardInterrupt):
+        run(image_folder, tmp_path, *arguments)
+    assert len(opened) == 2  # the smallest, before any work, and one more
+    stop_after[0] = 20
+    capsys.readouterr()
+    folder = run(image_folder, tmp_path, *arguments)
+    out = capsys.readouterr().out
+    assert "looking whether size_mb=0.0104 can be met, by programs of this machine" in out
+    assert out.count("tried a program of ") == len(opened) - 2 and "resuming an interrupted run" in out
+    assert len(opened) == len(set(opened)) + 1  # the smallest is tried before each start
+    shape = json.loads((folder / "shape" / "student_shape.json").read_text())
+    assert shape["costs"]["size_mb"] == pytest.approx(0.0104, rel=0.03)
+    assert sum(map(sum, shape["block_mlp_dim"])) == pytest.approx(104, rel=0.03)
+    assert sorted(path.name for path in (folder / "shape").iterdir()) == ["stage.json", "student_shape.json"]
+    assert [step.name for step in stages_of(Run(parse_settings([*SHARED, *arguments])))][:3] == ["data", "shape", "teacher"]
+    before = len(opened)
+    run(image_folder, tmp_path, *arguments)
+    assert len(opened) == before
 
 
 def test_blocks_are_pruned_from_a_greyscale_student(image_folder, tmp_path):

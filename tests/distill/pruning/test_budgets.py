@@ -179,23 +179,6 @@ def test_a_search_by_measurement_is_short_and_ends_near_the_target(make_config):
         plan_pruning(config, uniform(config), parse_targets("latency_ms=0.5"), costs_of(config, measure), BOTTLENECK, 2)
 
 
-def test_programs_are_told_of_once_and_known_to_other_costs(make_config):
-    config, smaller, told, programs = make_config(), make_config(block_mlp_dim=[[8], [16, 16]]), [], {}
-
-    def costs(measure) -> Costs:
-        size = config.image_height_width
-        return Costs(SwinHfForImageClassification, config, size, measure, programs=programs, announce=told.append)
-
-    first = costs(lambda own: ProgramCost(latency_ms=2.5, ratio=1.0 if own is config else 0.5, size_mb=0.25))
-    macs = first.of(config, "macs") / 1e6
-    assert (
-        first.of(config, "latency_ms") == 2.5 and first.of(smaller, "latency") == 0.5 and first.of(config, "size_mb") == 0.25
-    )
-    assert told[0] == f"tried a program of {macs:.4g} M multiply-accumulates: 2.5 ms, 0.25 MB"
-    assert len(told) == 2 and told[1].endswith("multiply-accumulates: 2.5 ms, 50.0% of the latency before, 0.25 MB")
-    assert costs(pytest.fail).of(smaller, "size_mb") == 0.25 and len(told) == len(programs) == 2
-
-
 def test_what_cannot_be_met_is_explained_with_what_can(make_config):
     config = make_config()
     with pytest.raises(PruningError, match=r"macs=0.05x cannot be met: .* costs \d+\.\d+ of it; give more scopes"):

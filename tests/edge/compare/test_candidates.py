@@ -38,15 +38,21 @@ def test_disturbances_change_no_latency(monkeypatch):
         cost = measure(OTHER)
         assert cost.latency_ms == pytest.approx(0.2) and cost.ratio == pytest.approx(0.4) and cost.size_mb == 0.005
         assert other.is_closed and not before.is_closed
+        assert str(cost) == "0.005 MB, 0.2 ms, 40.0% of the latency before"
         assert measure(BEFORE).ratio == 1.0 and measure(BEFORE).latency_ms == pytest.approx(0.5)
 
 
 def test_programs_are_timed_alone_where_there_is_none_before_them(monkeypatch):
-    own = FakeEngine(0.2)
+    own, known, told = FakeEngine(0.2), {}, []
     monkeypatch.setattr(ProgramCosts, "_open", lambda self, config: (own, 5_000))
-    with ProgramCosts(None, RECIPES["int8"], threads=1) as measure:
+    with ProgramCosts(None, RECIPES["int8"], threads=1, known=known, announce=told.append) as measure:
         cost = measure(OTHER)
+        assert measure(OTHER) is cost
     assert cost.latency_ms == pytest.approx(0.2) and cost.ratio == 1.0 and cost.size_mb == 0.005 and own.is_closed
+    assert told == [cost] and str(cost) == "0.005 MB, 0.2 ms"
+    monkeypatch.setattr(ProgramCosts, "_open", lambda self, config: pytest.fail("it is known"))
+    with ProgramCosts(None, RECIPES["int8"], threads=1, known=known) as measure:
+        assert measure(OTHER) is cost
 
 
 def test_short_programs_have_more_turns_and_long_ones_ten(monkeypatch):

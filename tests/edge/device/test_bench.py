@@ -35,6 +35,9 @@ def test_runs_take_turns_and_those_that_begin_one_are_not_counted(monkeypatch):
     assert calls == 4 * long + 6 * short
     expected = Latency(**dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"), pytest.approx(1.0)), repeats=24, threads=3)
     assert measured == {"first": expected, "second": expected}
+    calls.clear()
+    assert measure_latency({"alone": partial(run, "alone")}, repeats=30, threads=1)["alone"].p99_ms == pytest.approx(1.0)
+    assert len(calls) == 33  # a tenth more, to warm up
     assert measure_latency({"once": partial(run, "once")}, repeats=1, threads=1)["once"].repeats == 1
 
 
