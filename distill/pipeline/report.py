@@ -29,6 +29,7 @@ from distill.pipeline.robustness import CORRUPTIONS, corrupted, spread_evenly
 from distill.pipeline.run_folder import read_data_facts, stored_examples
 from distill.pipeline.stage_settings import ReportSettings
 from distill.pipeline.stages import MANIFEST
+from distill.pipeline.student_shape import found_for
 from distill.training.figures import AGREEMENT, accuracy_with_interval
 from distill.training.finetune import METRICS
 from edge.device.bench import Latency, measure_latency
@@ -94,6 +95,7 @@ class Report:
     classes, mistakes, reliability: of the program. flips: what making the program of the model changed.
     test_images: a name of the test images, the same for other runs on them. others: programs of such runs.
     history: of each training, rows of "epoch" with "loss" or "validation", an accuracy or agreement.
+    student_found_for: the target that a student's shape was found for, and what it costs, in words.
     command: that repeats the run.
     """
 
@@ -120,6 +122,7 @@ class Report:
     reliability: list[Bin] = field(default_factory=list)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     stages: list[StageCost] = field(default_factory=list)
+    student_found_for: str = ""
     test_images: str = ""
     others: list[OtherRun] = field(default_factory=list)
     command: str = ""
@@ -280,6 +283,7 @@ def make_report(
         reliability=[] if data_facts.get("labels") == "teacher" else reliability_of(sure, labels),
         history={step: history_of(run_dir / step / METRICS) for step in checkpoints if step != "pruned"},
         stages=stages,
+        student_found_for=found_for(run_dir) if any(own.stage == "shape" for own in stages) else "",
         test_images=test_images,
         others=other_runs(run_dir, test_images, machine, settings.threads),
         command=command,
@@ -318,7 +322,7 @@ def robustness_of(
 def _latency(
     classifiers: dict[str, Classifier], runner: Runner, program_step: str, pixel_values: np.ndarray, settings: ReportSettings
 ) -> dict[str, Latency]:
-    """Latency of one image in the model of every step, timed in turn with the same number of threads."""
+    """Latency of one image in the model of every step, timed in turns with the same number of threads."""
     pixels = torch.from_numpy(pixel_values)
 
     def run_model(classifier: Classifier) -> Callable[[], torch.Tensor]:

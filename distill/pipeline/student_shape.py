@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -52,15 +53,23 @@ def build_shape(run: Run, work_dir: Path) -> None:
         found = shape_for(configs, targets, costs)
         source = costs.latency_source(targets)
         figures = {target.measure: costs.of(found, target.measure) for target in targets}
-        print(
-            f"      {', '.join(map(str, targets))}: widths {found.stage_dims}, depths {list(found.depths)}; "
-            f"{', '.join(f'{measure} {cost:.4g}' for measure, cost in figures.items())}{f' ({source})' if source else ''}",
-            flush=True,
-        )
+        facts = {"targets": [str(target) for target in targets], "costs": figures, "latency_source": source}
+        print(f"      {in_words(facts)}: widths {found.stage_dims}, depths {list(found.depths)}", flush=True)
         if costs.excess(found, targets) < 1 - TOLERANCE:
             print("      this is the largest of the family: no student costs as much as the target", flush=True)
-    write_json(work_dir / SHAPE, {name: getattr(found, name) for name in FIELDS} | {"costs": figures})
+    write_json(work_dir / SHAPE, {name: getattr(found, name) for name in FIELDS} | facts)
     file.unlink(missing_ok=True)
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """The target of a shape, and what it costs."""
+    costs = ", ".join(f"{measure} {cost:.4g}" for measure, cost in facts["costs"].items())
+    return f"{', '.join(facts['targets'])} ({', '.join(part for part in (costs, facts['latency_source']) if part)})"
+
+
+def found_for(run_dir: Path) -> str:
+    """What the shape of a run's student was found for, in words."""
+    return in_words(json.loads((run_dir / "shape" / SHAPE).read_text(encoding="utf-8")))
 
 
 def check_shape(run: Run, num_classes: int) -> None:

@@ -102,6 +102,16 @@ def test_steps_of_pruning_are_shown_with_what_they_removed():
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
+def test_the_report_says_what_a_student_was_found_for(tmp_path):
+    for found in ("", "latency_ms=5 (latency_ms 4.95, by a table of 30 programs on a pi_4)"):
+        write_report(report(student_found_for=found), tmp_path)
+        text, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+        assert ("The student was found for" in text) == ("The student was found for" in page) == bool(found)
+        assert f"found for {found}." in page or not found
+        assert f"found for {found}." in text or not found
+        assert "\n\n| step |" in text
+
+
 def test_any_caption_can_be_drawn(tmp_path):
 
     draw([Panels(pictures=[np.zeros((4, 4, 3))], caption=name, right=True) for name in NAMES], tmp_path / "p.png")

@@ -26,6 +26,7 @@ from distill.pipeline.run_folder import Run
 from distill.pipeline.settings import parse_settings
 from distill.pipeline.stages import StageError
 from distill.pipeline.steps import stages_of
+from distill.pipeline.student_shape import found_for
 from distill.pruning.targets import PruningError
 from distill.training.models import ModelError
 from distill.training.optimisation import LayerError
@@ -213,14 +214,15 @@ def test_a_student_is_found_for_a_target(image_folder, checkpoint, tmp_path, cap
     capsys.readouterr()
     folder = run(image_folder, tmp_path, *arguments, "--target", "params=12K")
     out = capsys.readouterr().out
-    assert out.index("] shape:") < out.index("params=12000: widths [") < out.index("] teacher:")
+    assert out.index("] shape:") < out.index("params=12000 (params ") < out.index(": widths [") < out.index("] teacher:")
     student = SwinHfForImageClassification.from_pretrained(folder / "student")
     assert student.num_parameters() == pytest.approx(12000, rel=0.03)
     (forecast,) = forecasts(Run(parse_settings([*SHARED, *arguments, *common, "--target", "params=12K"])), ["student"])
     assert forecast.parameters == student.num_parameters()
     shape = json.loads((folder / "shape" / "student_shape.json").read_text())
     assert shape["stage_dims"] == student.config.stage_dims
-    assert shape["costs"] == {"params": student.num_parameters()}
+    assert shape["costs"] == {"params": student.num_parameters()} and shape["targets"] == ["params=12000"]
+    assert found_for(folder) == f"params=12000 (params {student.num_parameters():.4g})"
     assert "the largest of the family" not in out
     before = (folder / "student" / "model.safetensors").read_bytes()
     run(image_folder, tmp_path, *arguments, "--target", "params=12K", "--recipe", "fp32")
@@ -245,7 +247,7 @@ def test_a_student_that_was_found_must_fit_into_its_teacher_before_that_is_train
     with pytest.raises(ModelError, match="--student_init_from teacher: the larger model must have every stage"):
         found("params=30K", "data,shape,teacher,student")
     out = capsys.readouterr().out
-    assert "params=30000: widths [" in out and "test accuracy" not in out
+    assert "params=30000 (params " in out and "test accuracy" not in out
     assert not (tmp_path / "run" / "teacher").exists()
     found("params=12K", "data,teacher")
     assert "teacher  0.0 M parameters" in capsys.readouterr().out  # the forecast does without a student
