@@ -1,5 +1,6 @@
 """How the programs start and end: quietly, and with every error that a user can put right on one line."""
 
+import gc
 import os
 import signal
 import sys
@@ -58,11 +59,13 @@ def launch(work: Callable[[], None], how_to_resume: str) -> int:
 def _leave_processes() -> None:
     """End the communication of a training on several processes, all of which are here, while Python still runs.
 
-    Gloo's threads may hold tensors: freed after Python has ended, they abort the process (SIGABRT). After an error it is left:
-    other processes may wait for this one, and ending could wait for them.
+    Gloo's threads may hold tensors: freed after Python has ended, they abort the process (SIGABRT). These threads end with the
+    last model that communicates through them, and models of a training are in reference cycles. After an error all is left as
+    it is: other processes may wait for this one, and ending could wait for them.
     """
     distributed = sys.modules.get("torch.distributed")  # not loaded here: some commands do without torch
     if distributed and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # not after: what the models hold last is freed with Python's lock, for which Gloo's threads may wait
         with suppress(RuntimeError):  # what was to be done is done
             distributed.destroy_process_group()
 

@@ -18,6 +18,19 @@ from distill.training.finetune import finetune
 from distill.training.settings import parse_finetune_settings
 from swin_hf import SwinHfForImageClassification
 
+# Gloo's threads abort a process now and then if they are there when Python ends.
+TELLING_SCRIPT = """
+import atexit, runpy, sys
+from pathlib import Path
+
+def tell():
+    print("threads at the end:", [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")], flush=True)
+
+atexit.register(tell)
+sys.argv[0] = {script!r}
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
 
 def finetune_with_processes(number: int, dataset: Path, out: Path, config: dict, *arguments: str) -> None:
     settings = ["--dataset", str(dataset), "--output_dir", str(out), "--model_args", str(config), "--image_size", "16"]
@@ -25,12 +38,15 @@ def finetune_with_processes(number: int, dataset: Path, out: Path, config: dict,
     if number == 1:
         finetune(parse_finetune_settings(settings))
         return
-    script = Path(__file__).parents[3] / "scripts" / "finetune.py"
+    script = out.with_suffix(".py")
+    script.write_text(TELLING_SCRIPT.format(script=str(Path(__file__).parents[3] / "scripts" / "finetune.py")))
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
     command = [sys.executable, "-m", *launcher, str(script), *settings, "--ddp_backend", "gloo"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[:2000] + result.stderr[-2000:]
+    if sys.platform == "linux":
+        assert result.stdout.count("threads at the end: ") == number and "gloo" not in result.stdout, result.stdout
 
 
 def judged_anew(out: Path, dataset: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
