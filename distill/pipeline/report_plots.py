@@ -1,6 +1,7 @@
 """The charts of a report, each as a picture for Markdown and as SVG that takes the colour of text from its page."""
 
 import io
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from matplotlib.figure import Figure
 EXECUTORCH = "ExecuTorch"
 INK = "#010203"  # in SVG it becomes the colour of the page's text
 LINES = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
+# Latencies with a label: up to what ratio of the largest to the smallest, which numbers in each power of ten.
+LABELLED = ((10.0, (1, 2, 3, 4, 5, 6, 7, 8, 9)), (300.0, (1, 2, 5)), (math.inf, (1,)))
 MOST_COUNTS = 30  # classes up to which a confusion matrix shows its counts
 
 
@@ -61,8 +64,12 @@ def accuracy_latency(report: "Report") -> Figure:
         label = "frontier of the programs of these runs"
         axes.plot(latencies, [100 * own for own in accuracies], color="grey", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log")
-    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    left, right = axes.get_xlim()
+    labelled = next(subs for most, subs in LABELLED if right <= most * left)
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=labelled))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=range(1, 10)))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.set_xlabel(f"median latency of one image, ms ({report.rows[0].latency.threads} thread(s))")
     axes.set_ylabel(f"{report.figure}, % (test images, n = {report.rows[0].n}, 95 % interval)")
     axes.grid(alpha=0.3, which="both")

@@ -1,10 +1,12 @@
 """The report's pages: any name is shown as it is, and a run that learned nothing says so first."""
 
+import itertools
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from distill.pipeline.pruning_table import pruning_steps
 from distill.pipeline.report import Report, Row, StageCost, history_of, read_report
 from distill.pipeline.report_pages import duration, tables, write_report
 from distill.pipeline.report_pictures import Pictures, address
+from distill.pipeline.report_plots import accuracy_latency
 from distill.training.pictures import draw
 from distill.training.tasks.task import Panels
 from edge.device.bench import Latency
@@ -101,7 +104,22 @@ def test_steps_of_pruning_are_shown_with_what_they_removed():
     assert pruning_steps({"steps": [STEPS[0] | {"removed_shares": {"hidden": 0.0}}]}, recovered=0.85) == []
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize(
+    "latencies", [(0.08, 4.4), (0.08, 1.8), (1.1, 1.2), (1.0, 1.0), (0.3, 2.5), (9.0, 41.0), (0.005, 800.0)]
+)
+def test_labels_of_latencies_can_be_read(latencies):
+    made = report()
+    rows = [replace(row, latency=replace(row.latency, p50_ms=own)) for row, own in zip(made.rows, latencies)]
+    figure = accuracy_latency(replace(made, rows=rows))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    inside = [label for label in axes.get_xticklabels() if axes.get_xlim()[0] <= label.get_position()[0] <= axes.get_xlim()[1]]
+    boxes = sorted((label.get_window_extent() for label in inside), key=lambda box: box.x0)
+    assert len(boxes) >= 2 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
+    plt.close(figure)
+
+
 def test_the_report_says_what_a_student_was_found_for(tmp_path):
     for found in ("", "latency_ms=5 (latency_ms 4.95, by a table of 30 programs on a pi_4)"):
         write_report(report(student_found_for=found), tmp_path)
@@ -112,8 +130,8 @@ def test_the_report_says_what_a_student_was_found_for(tmp_path):
         assert "\n\n| step |" in text
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_any_caption_can_be_drawn(tmp_path):
-
     draw([Panels(pictures=[np.zeros((4, 4, 3))], caption=name, right=True) for name in NAMES], tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
 
