@@ -194,12 +194,7 @@ def times(ratio: float, more: str, less: str) -> str:
 
 
 def make_report(
-    run_dir: Path,
-    settings: ReportSettings,
-    dataset: str,
-    command: str,
-    last_model: str,
-    stages: list[StageCost],
+    run_dir: Path, settings: ReportSettings, dataset: str, command: str, last_model: str, stages: list[StageCost]
 ) -> Report:
     """Measure all steps in `run_dir` on its test images.
 

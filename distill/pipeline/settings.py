@@ -39,6 +39,7 @@ from edge.lower.process_device import kept_device
 
 STAGES_OF_PRUNING = ("prune", "recover")  # left out where nothing is pruned
 STAGES_OF_AUTO = ("shape",)  # left out where the shape of the student is given
+WITH_AUTO, WITH_TARGET = f"with --student {AUTO}", "with a --target, such as macs=0.7 or latency=0.7x"
 CONFIG_DIR = Path(__file__).parent / "configs"
 # What the stages set themselves, and what does not concern a classifier.
 LEFT_OUT = {
@@ -151,9 +152,6 @@ class Settings:
         changed = {name: value for name, value in own.items() if value != usual.get(name) and name not in without_effect}
         parts = {name: asdict(getattr(self, name)) for name in ("transforms", "optimisation")}
         return parts | {"trainer": changed, "image_size": self.task.image_size}
-
-
-WITH_AUTO, WITH_TARGET = f"with --student {AUTO}", "with a --target, such as macs=0.7 or latency=0.7x"
 
 
 def check_stages(settings: Settings) -> None:

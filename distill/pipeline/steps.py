@@ -23,7 +23,7 @@ from distill.pipeline.stage_settings import OWN_TEACHER, TEACHER_IF_IT_FITS, Stu
 from distill.pipeline.stages import Stage
 from distill.pipeline.storing import store_images
 from distill.pipeline.student_shape import build_shape, student_choice
-from distill.pruning.targets import MEASURED
+from distill.pruning.targets import MEASURED, need_programs
 from distill.public_names import public_name
 from distill.training.finetune import write_metrics
 from distill.training.models import ModelChoice, ModelError, load_larger
@@ -121,7 +121,7 @@ class Step:
 
     inputs: other stages, of which those count that the run has, or `LAST`.
     settings: what its outcome depends on beside its inputs, as JSON values.
-    has_target: whether the target is met in it, by measuring if that is of a latency or a size.
+    has_target: whether the target is met in it, by measuring if it takes programs to know what they cost.
     """
 
     name: str
@@ -175,14 +175,10 @@ def _pruned(settings: Settings) -> dict[str, Any]:
 
 def _timed(settings: Settings) -> dict[str, Any]:
     """What the latency and the size of programs depend on, if the target names one."""
-    if not _is_measured(settings):
+    if not any(target.measure in MEASURED for target in settings.prune.targets):
         return {}
     table, facts = settings.prune.latency_table, {"recipe": settings.edge.recipe, "threads": settings.report.threads}
     return facts | ({"latency_table": content_of(table)} if table else {})
-
-
-def _is_measured(settings: Settings) -> bool:
-    return any(target.measure in MEASURED for target in settings.prune.targets)
 
 
 LAST = "the last training"
@@ -259,6 +255,7 @@ STEPS = (
 def stages_of(run: Run) -> list[Stage]:
     """The stages of a run, each with exactly the settings that its outcome depends on."""
     settings = run.settings
+    is_measured = need_programs(settings.prune.targets, has_table=bool(settings.prune.latency_table))
 
     def inputs_of(step: Step) -> tuple[str, ...]:
         last = next(own.name for own in STEPS if own.folder == run.last_model.name)
@@ -273,7 +270,7 @@ def stages_of(run: Run) -> list[Stage]:
             inputs=inputs_of(step),
             settings=step.settings(settings),
             build=partial(step.build, run),
-            is_measured=step.has_target and _is_measured(settings),
+            is_measured=step.has_target and is_measured,
         )
         for step in STEPS
         if step.name in settings.all_stages

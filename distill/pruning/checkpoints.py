@@ -28,7 +28,7 @@ from distill.pruning.costs import Costs, tell_of_program
 from distill.pruning.importance import Importance, importance_for
 from distill.pruning.latency_table import LatencyTable
 from distill.pruning.plan import PruningPlan
-from distill.pruning.targets import PruningError, Target
+from distill.pruning.targets import PruningError, Target, need_programs
 from distill.public_names import public_name
 from distill.published import loadable
 from edge.compare.candidates import ProgramCosts
@@ -122,7 +122,7 @@ def record_of(settings: CheckpointPruning) -> dict[str, Any]:
     names = ("criterion", "round_to", "num_images", "seed")
     if settings.latency_table is not None:
         own |= {"latency_table": settings.latency_table.name}
-    if any(target.needs_programs(settings.latency_table is not None) for target in settings.targets):
+    if need_programs(settings.targets, settings.latency_table is not None):
         names += ("recipe", "threads")
     return own | {name: getattr(settings, name) for name in names}
 
@@ -215,7 +215,7 @@ def planned(
         )
     programs = nullcontext()
     is_classifier = isinstance(model, SwinHfForImageClassification)
-    if is_classifier and any(own.needs_programs(table is not None) for own in settings.targets):
+    if is_classifier and need_programs(settings.targets, table is not None):
         tell = partial(tell_of_program, with_latency=table is None)
         programs = ProgramCosts(config, find_recipe(settings.recipe), settings.threads, announce=tell)
     with programs as measure:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.pruning.latency_table import LatencyTable
-from distill.pruning.targets import COUNTED, LATENCIES, PruningError, Target
+from distill.pruning.targets import COUNTED, LATENCIES, PruningError, Target, need_programs
 from edge.compare.candidates import ProgramCost
 from edge.compare.macs import count_macs
 from swin_hf.configuration_swin_hf import SwinHfConfig
@@ -36,7 +36,7 @@ class Costs:
 
     def are_measured(self, targets: Iterable[Target]) -> bool:
         """Whether programs have to be lowered to know what a model costs by these targets, which takes long."""
-        return any(target.needs_programs(self._table is not None) for target in targets)
+        return need_programs(targets, self._table is not None)
 
     def latency_source(self, targets: Iterable[Target]) -> str:
         """Where the latencies of targets come from, in words, if not from programs on this machine."""

@@ -1,7 +1,7 @@
 """What users say about pruning: how much a model may cost, what may be removed, and by which criterion."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -53,13 +53,14 @@ class Target:
     def __str__(self) -> str:
         return f"{self.measure}={self.value:g}{'x' if self.is_share else ''}"
 
-    def needs_programs(self, has_table: bool) -> bool:
-        """Whether it is known only of a lowered program. has_table: latencies come from a table."""
-        return self.measure in MEASURED and not (has_table and self.measure in LATENCIES)
-
     def excess(self, cost: float, before: float) -> float:
         """The cost over what it may be: 1 where it is met exactly."""
         return cost / (self.value * before if self.is_share else self.value)
+
+
+def need_programs(targets: Iterable[Target], has_table: bool) -> bool:
+    """Whether it takes lowered programs to know what targets ask for. has_table: latencies come from a table."""
+    return any(target.measure in MEASURED and not (has_table and target.measure in LATENCIES) for target in targets)
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:

@@ -133,6 +133,15 @@ def test_pruning_by_a_table_depends_on_its_content_and_on_the_recipe(tmp_path):
         of("table.json", "{}", "--recipe", "fp32"),
         of("table.json", "{}", "--threads", "2"),
     )
+    for target, flags, is_measured in (
+        ("latency_ms=5", [], True),
+        ("latency_ms=5", ["--latency_table", str(tmp_path / "table.json")], False),
+        ("latency_ms=5,size_mb=2", ["--latency_table", str(tmp_path / "table.json")], True),
+        ("macs=5M", [], False),
+    ):
+        for name, student in (("prune", []), ("shape", ["--student", "auto"])):
+            stages = stages_of(Run(parse_settings([*student, *flags, "--target", target])))
+            assert [stage.name for stage in stages if stage.is_measured] == [name] * is_measured
     counted = ["--target", "macs=0.7"]  # and not timed
     assert step.settings(parse_settings([*counted, "--recipe", "fp32"])) == step.settings(parse_settings(counted))
 
